@@ -1,0 +1,339 @@
+//! Events as they travel from a source to a sink: many rows in one allocation, read through borrowed views.
+//!
+//! A [`Batch`] is filled once by a reader and never changed. Its columns lie one behind the other in one buffer, so that a
+//! batch of a thousand events costs a handful of allocations and a sink borrows what it sends.
+//!
+//! This room imports nothing of ours. What it does not do: decide anything about an event.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// An event's place in its source. Opaque outside `source/`: larger is later, nothing else may be read from it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Position(pub i64);
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How an application's own table names a row: the value of its declared unique column.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum RowKey {
+    Integer(i64),
+    Text(Box<str>),
+}
+
+impl fmt::Display for RowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RowKey::Integer(n) => n.fmt(f),
+            RowKey::Text(s) => s.fmt(f),
+        }
+    }
+}
+
+/// Why one event cannot be delivered: a closed set that metrics and dead letters name, and a sentence for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection {
+    pub reason: Reason,
+    pub detail: String,
+}
+
+impl Rejection {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// The reasons for which an event is rejected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Larger than the sink, or `event_bytes_max`, admits.
+    TooLarge,
+    /// The broker found no queue, topic or exchange for it.
+    Unroutable,
+    /// A column or the payload is not what the mapping says.
+    Undecodable,
+    /// The sink looked at it and said no.
+    Refused,
+    /// The row was deleted from the source while the event waited behind another one.
+    SourceRowGone,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 5] =
+        [Reason::TooLarge, Reason::Unroutable, Reason::Undecodable, Reason::Refused, Reason::SourceRowGone];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::TooLarge => "too_large",
+            Reason::Unroutable => "unroutable",
+            Reason::Undecodable => "undecodable",
+            Reason::Refused => "refused",
+            Reason::SourceRowGone => "source_row_gone",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|r| r.as_str() == text)
+    }
+}
+
+/// One event's columns, borrowed from its batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    pub position: Position,
+    /// The event's stable id, which every message carries.
+    pub id: &'a str,
+    /// What order is kept by; an event without one is a key of its own.
+    pub key: Option<&'a [u8]>,
+    pub stream_id: Option<&'a str>,
+    pub stream_type: Option<&'a str>,
+    pub version: Option<i64>,
+    pub kind: &'a str,
+    pub payload: Option<&'a [u8]>,
+    /// A JSON object in text, as the source holds it.
+    pub headers: Option<&'a str>,
+    /// As the source holds it.
+    pub time: Option<&'a str>,
+    /// Microseconds since 1970 UTC, when `time` could be read.
+    pub time_micros: Option<i64>,
+}
+
+impl<'a> Event<'a> {
+    /// The key under which the event is held: its own key, or one that no other event has.
+    pub fn hold_key(&self) -> Cow<'a, [u8]> {
+        match self.key {
+            Some(key) => Cow::Borrowed(key),
+            None => Cow::Owned([b"\0id:", self.id.as_bytes()].concat()),
+        }
+    }
+
+    /// One of the event's own headers, when `headers` is a JSON object that has it as a string or a number.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(self.headers?).ok()?;
+        match map.get(name)? {
+            serde_json::Value::String(s) => Some(s.clone()),
+            serde_json::Value::Number(n) => Some(n.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// What a reader hands to [`BatchBuilder::push`]: the same columns, before they are copied into the batch.
+pub type Columns<'a> = Event<'a>;
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    const ABSENT: Span = Span { start: u32::MAX, len: 0 };
+}
+
+#[derive(Debug)]
+struct Row {
+    position: Position,
+    id: Span,
+    key: Span,
+    stream_id: Span,
+    stream_type: Span,
+    kind: Span,
+    payload: Span,
+    headers: Span,
+    time: Span,
+    version: Option<i64>,
+    time_micros: Option<i64>,
+}
+
+/// A bounded run of events in the source's order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    arena: Vec<u8>,
+    rows: Vec<Row>,
+    /// For sources read by row: one key a row; empty otherwise.
+    row_keys: Vec<RowKey>,
+    /// Events that cannot be sent as they are, in ascending order of index.
+    defects: Vec<(u32, Rejection)>,
+    /// The position up to which the source was read; at or behind the last event (filtered events lie in between).
+    pub end: Position,
+    /// When the batch was read, microseconds since 1970 UTC.
+    pub read_micros: i64,
+}
+
+impl Batch {
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The bytes that the batch holds in memory for its columns.
+    pub fn bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    pub fn event(&self, index: usize) -> Event<'_> {
+        let row = &self.rows[index];
+        Event {
+            position: row.position,
+            id: self.text(row.id).unwrap_or_default(),
+            key: self.slice(row.key),
+            stream_id: self.text(row.stream_id),
+            stream_type: self.text(row.stream_type),
+            version: row.version,
+            kind: self.text(row.kind).unwrap_or_default(),
+            payload: self.slice(row.payload),
+            headers: self.text(row.headers),
+            time: self.text(row.time),
+            time_micros: row.time_micros,
+        }
+    }
+
+    pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
+        (0..self.len()).map(|index| self.event(index))
+    }
+
+    pub fn position(&self, index: usize) -> Position {
+        self.rows[index].position
+    }
+
+    pub fn row_key(&self, index: usize) -> Option<&RowKey> {
+        self.row_keys.get(index)
+    }
+
+    /// The columns' bytes of one event, for the in-flight bounds.
+    pub fn event_bytes(&self, index: usize) -> usize {
+        let row = &self.rows[index];
+        (row.id.len + row.key.len + row.payload.len + row.headers.len + row.kind.len) as usize
+    }
+
+    /// Why the event cannot be sent at all, if it cannot.
+    pub fn defect(&self, index: usize) -> Option<&Rejection> {
+        let at = self.defects.binary_search_by_key(&(index as u32), |d| d.0).ok()?;
+        Some(&self.defects[at].1)
+    }
+
+    pub fn has_defects(&self) -> bool {
+        !self.defects.is_empty()
+    }
+
+    fn slice(&self, span: Span) -> Option<&[u8]> {
+        (span.start != u32::MAX).then(|| &self.arena[span.start as usize..(span.start + span.len) as usize])
+    }
+
+    fn text(&self, span: Span) -> Option<&str> {
+        self.slice(span).map(|bytes| std::str::from_utf8(bytes).expect("BatchBuilder takes these columns as text"))
+    }
+}
+
+/// Fills a [`Batch`].
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    batch: Batch,
+}
+
+impl BatchBuilder {
+    pub fn with_capacity(events: usize, bytes: usize) -> Self {
+        Self { batch: Batch { arena: Vec::with_capacity(bytes), rows: Vec::with_capacity(events), ..Batch::default() } }
+    }
+
+    pub fn len(&self) -> usize {
+        self.batch.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.batch.rows.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.batch.arena.len()
+    }
+
+    pub fn push(&mut self, event: Columns<'_>) {
+        let row = Row {
+            position: event.position,
+            id: self.span(Some(event.id.as_bytes())),
+            key: self.span(event.key),
+            stream_id: self.span(event.stream_id.map(str::as_bytes)),
+            stream_type: self.span(event.stream_type.map(str::as_bytes)),
+            kind: self.span(Some(event.kind.as_bytes())),
+            payload: self.span(event.payload),
+            headers: self.span(event.headers.map(str::as_bytes)),
+            time: self.span(event.time.map(str::as_bytes)),
+            version: event.version,
+            time_micros: event.time_micros,
+        };
+        self.batch.rows.push(row);
+    }
+
+    /// Says how the application's table names the row pushed last (sources read by row push one key a row).
+    pub fn row_key(&mut self, key: RowKey) {
+        self.batch.row_keys.push(key);
+    }
+
+    /// Says that the row pushed last cannot be sent.
+    pub fn defect(&mut self, rejection: Rejection) {
+        let index = self.batch.rows.len() as u32 - 1;
+        self.batch.defects.push((index, rejection));
+    }
+
+    pub fn finish(mut self, end: Position, read_micros: i64) -> Batch {
+        self.batch.end = end;
+        self.batch.read_micros = read_micros;
+        self.batch
+    }
+
+    fn span(&mut self, bytes: Option<&[u8]>) -> Span {
+        let Some(bytes) = bytes else { return Span::ABSENT };
+        let start = self.batch.arena.len();
+        self.batch.arena.extend_from_slice(bytes);
+        assert!(self.batch.arena.len() < u32::MAX as usize, "a batch is bounded far below 4 GiB by its reader");
+        Span { start: start as u32, len: bytes.len() as u32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns<'a>(id: &'a str, key: Option<&'a [u8]>) -> Columns<'a> {
+        Event {
+            position: Position(7),
+            id,
+            key,
+            stream_id: None,
+            stream_type: Some("Order"),
+            version: Some(3),
+            kind: "OrderPlaced",
+            payload: Some(b"{}"),
+            headers: Some(r#"{"tenant":"a","n":7,"o":{}}"#),
+            time: None,
+            time_micros: None,
+        }
+    }
+
+    #[test]
+    fn a_batch_gives_back_what_was_pushed() {
+        let mut builder = BatchBuilder::with_capacity(2, 64);
+        builder.push(columns("a", Some(b"k")));
+        builder.push(columns("b", None));
+        builder.defect(Rejection::new(Reason::Undecodable, "no"));
+        let batch = builder.finish(Position(9), 1);
+        assert_eq!(batch.len(), 2);
+        let event = batch.event(0);
+        assert_eq!((event.id, event.key, event.stream_id, event.version), ("a", Some(&b"k"[..]), None, Some(3)));
+        assert_eq!(batch.event(1).hold_key().as_ref(), b"\0id:b");
+        assert_eq!(batch.defect(0), None);
+        assert_eq!(batch.defect(1).map(|d| d.reason), Some(Reason::Undecodable));
+        assert_eq!(event.header("tenant").as_deref(), Some("a"));
+        assert_eq!(event.header("n").as_deref(), Some("7"));
+        assert_eq!(event.header("o"), None);
+    }
+}

@@ -2,8 +2,13 @@
 //!
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
+pub mod clock;
 pub mod config;
 pub mod consumer;
 pub mod event;
+pub mod retry;
 pub mod sink;
 pub mod source;
+pub mod sqlite;
+pub mod state;
+pub mod telemetry;

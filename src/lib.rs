@@ -5,5 +5,6 @@
 pub mod config;
 pub mod consumer;
 pub mod event;
+pub mod secret;
 pub mod sink;
 pub mod source;

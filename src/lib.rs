@@ -7,6 +7,7 @@ pub mod config;
 pub mod consumer;
 pub mod event;
 pub mod retry;
+pub mod secret;
 pub mod sink;
 pub mod source;
 pub mod sqlite;

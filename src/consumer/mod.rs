@@ -1,5 +1,11 @@
 //! Consumers: each carries one source to one end.
 
+pub mod delivery;
+pub mod holds;
+pub mod status;
+pub mod verdict;
+pub mod window;
+
 use std::time::Duration;
 
 /// A resolved `[relays.X]` section.

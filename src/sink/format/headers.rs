@@ -1,0 +1,276 @@
+//! The headers that go beside a body: ours, those asked for, and the event's own.
+//!
+//! Always `id` and `type` (AMQP has properties for them) and `traceparent` when the event has one; after a failure or a
+//! crash `outboxd-attempt` and `outboxd-redelivery`; on a replay `outboxd-replay`. Each Kafka header costs about 0.9 us of
+//! CPU, so nothing else is sent unless it is asked for.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{Format, eventsource_py};
+use crate::event::{Event, Rejection};
+use crate::sink::Pick;
+
+/// Which of our own names a header asked for by the config has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeaderField {
+    StreamId,
+    StreamType,
+    Version,
+    Source,
+    Position,
+    Time,
+    /// All text and number headers of the event itself.
+    Event,
+}
+
+impl HeaderField {
+    pub const ALL: [(&'static str, HeaderField); 7] = [
+        ("stream_id", HeaderField::StreamId),
+        ("stream_type", HeaderField::StreamType),
+        ("version", HeaderField::Version),
+        ("source", HeaderField::Source),
+        ("position", HeaderField::Position),
+        ("time", HeaderField::Time),
+        ("event", HeaderField::Event),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        HeaderField::ALL.into_iter().find(|known| known.1 == self).map_or("", |known| known.0)
+    }
+
+    pub fn parse(text: &str) -> Option<HeaderField> {
+        HeaderField::ALL.into_iter().find(|known| known.0 == text).map(|known| known.1)
+    }
+}
+
+/// Whose headers they are: brokers differ in what they carry as properties, and in types.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wire {
+    Kafka,
+    Amqp,
+}
+
+/// A header's value; sinks without types write the number as text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Value<'a> {
+    Text(&'a str),
+    Integer(i64),
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(text) => f.write_str(text),
+            Value::Integer(number) => number.fmt(f),
+        }
+    }
+}
+
+/// How one sink dresses its messages.
+#[derive(Clone, Debug)]
+pub struct Dress {
+    pub format: Format,
+    pub wire: Wire,
+    pub headers: Vec<HeaderField>,
+    /// The source's name.
+    pub source: String,
+}
+
+impl Dress {
+    /// Hands every header of the message to `put`, in a fixed order. Only `eventsource-py` can reject: a payload that is
+    /// not that library's.
+    pub fn each(
+        &self,
+        event: &Event<'_>,
+        pick: Pick,
+        mut put: impl FnMut(&str, Value<'_>),
+    ) -> Result<(), Rejection> {
+        if self.format == Format::EventsourcePy {
+            eventsource_py::each(event, self.wire, &mut put)?;
+            put_traceparent(event, &mut put);
+        } else {
+            if self.wire == Wire::Kafka {
+                put("id", Value::Text(event.id));
+                put("type", Value::Text(event.kind));
+            }
+            put_traceparent(event, &mut put);
+            self.put_wanted(event, &mut put);
+        }
+        put_marks(pick, &mut put);
+        Ok(())
+    }
+
+    fn put_wanted(&self, event: &Event<'_>, put: &mut impl FnMut(&str, Value<'_>)) {
+        for field in &self.headers {
+            let value = match field {
+                HeaderField::StreamId => event.stream_id.map(Value::Text),
+                HeaderField::StreamType => event.stream_type.map(Value::Text),
+                HeaderField::Version => event.version.map(Value::Integer),
+                HeaderField::Source => Some(Value::Text(&self.source)),
+                HeaderField::Position => Some(Value::Integer(event.position.0)),
+                HeaderField::Time => event.time.map(Value::Text),
+                HeaderField::Event => {
+                    for_own(event, |name, value| {
+                        if !is_reserved(name) && !self.headers.iter().any(|f| f.as_str().eq_ignore_ascii_case(name)) {
+                            put(name, value);
+                        }
+                    });
+                    None
+                }
+            };
+            if let Some(value) = value {
+                put(field.as_str(), value);
+            }
+        }
+    }
+}
+
+/// What tells a consumer that it may have seen the event before.
+pub(super) fn put_marks(pick: Pick, put: &mut impl FnMut(&str, Value<'_>)) {
+    if pick.attempt > 1 {
+        put("outboxd-attempt", Value::Integer(pick.attempt.into()));
+    }
+    if pick.redelivery {
+        put("outboxd-redelivery", Value::Text("true"));
+    }
+    if pick.replay {
+        put("outboxd-replay", Value::Text("true"));
+    }
+}
+
+fn put_traceparent(event: &Event<'_>, put: &mut impl FnMut(&str, Value<'_>)) {
+    // Most events have none: a search is cheaper than parsing JSON to find that out.
+    if !event.headers.is_some_and(|headers| headers.contains("\"traceparent\"")) {
+        return;
+    }
+    for_own(event, |name, value| {
+        if let ("traceparent", Value::Text(_)) = (name, value) {
+            put(name, value);
+        }
+    });
+}
+
+/// Names that route a message, that brokers and we give a meaning to, or that are sent anyway.
+fn is_reserved(name: &str) -> bool {
+    let starts_with = |prefix: &str| name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    name.is_empty()
+        || name.len() > 255
+        || name.contains('\0')
+        || starts_with("x-")
+        || starts_with("outboxd-")
+        || ["cc", "bcc", "id", "type", "traceparent"].into_iter().any(is)
+}
+
+/// Hands out the event's own headers that are text or numbers; a later one of the same name is handed out again.
+fn for_own(event: &Event<'_>, mut each: impl FnMut(&str, Value<'_>)) {
+    let Some(text) = event.headers else { return };
+    // A column that is not a JSON object has no headers; `doctor` and the reader say so, a message need not fail for it.
+    let _ = serde_json::Deserializer::from_str(text).deserialize_map(Own(&mut each));
+}
+
+struct Own<'f, F>(&'f mut F);
+
+impl<'de, F: FnMut(&str, Value<'_>)> Visitor<'de> for Own<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of headers")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Word<'de>>()? {
+            match map.next_value::<OwnValue<'de>>()? {
+                OwnValue::Text(text) => (self.0)(&name.0, Value::Text(&text)),
+                OwnValue::Number(number) => match number.as_i64() {
+                    Some(number) => (self.0)(&name.0, Value::Integer(number)),
+                    None => (self.0)(&name.0, Value::Text(&number.to_string())),
+                },
+                OwnValue::Other(IgnoredAny) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Word<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum OwnValue<'a> {
+    Number(serde_json::Number),
+    #[serde(borrow)]
+    Text(Cow<'a, str>),
+    Other(IgnoredAny),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Position;
+
+    fn event() -> Event<'static> {
+        Event {
+            position: Position(7),
+            id: "e1",
+            key: None,
+            stream_id: Some("order-1"),
+            stream_type: Some("Order"),
+            version: Some(3),
+            kind: "OrderPlaced",
+            payload: Some(b"{}"),
+            headers: Some(
+                r#"{"tenant":"bl\u0075e","n":7,"f":1.5,"o":{},"x-Delay":"1","CC":"q","bcc":"q","Outboxd-Attempt":"9",
+                    "ID":"no","Stream_ID":"no","":"no","traceparent":"00-ab-cd-01"}"#,
+            ),
+            time: Some("2026-11-20T10:00:00Z"),
+            time_micros: None,
+        }
+    }
+
+    fn list(headers: &[HeaderField], wire: Wire, pick: Pick) -> Vec<String> {
+        let dress = Dress { format: Format::Plain, wire, headers: headers.to_vec(), source: "shop".into() };
+        let mut seen = Vec::new();
+        dress.each(&event(), pick, |name, value| seen.push(format!("{name}={value}"))).unwrap();
+        seen
+    }
+
+    #[test]
+    fn the_default_is_small() {
+        let pick = Pick::first(0);
+        assert_eq!(list(&[], Wire::Kafka, pick), ["id=e1", "type=OrderPlaced", "traceparent=00-ab-cd-01"]);
+        assert_eq!(list(&[], Wire::Amqp, pick), ["traceparent=00-ab-cd-01"]);
+    }
+
+    #[test]
+    fn repetition_is_marked() {
+        let pick = Pick { index: 0, attempt: 2, redelivery: true, replay: true };
+        assert_eq!(
+            list(&[], Wire::Amqp, pick)[1..],
+            ["outboxd-attempt=2", "outboxd-redelivery=true", "outboxd-replay=true"]
+        );
+    }
+
+    #[test]
+    fn what_is_asked_for_is_sent_and_nothing_that_routes_or_impersonates() {
+        let all: Vec<_> = HeaderField::ALL.into_iter().map(|known| known.1).collect();
+        assert_eq!(
+            list(&all, Wire::Amqp, Pick::first(0))[1..],
+            [
+                "stream_id=order-1",
+                "stream_type=Order",
+                "version=3",
+                "source=shop",
+                "position=7",
+                "time=2026-11-20T10:00:00Z",
+                "tenant=blue",
+                "n=7",
+                "f=1.5",
+            ]
+        );
+    }
+}

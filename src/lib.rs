@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod event;
 pub mod retry;
 pub mod secret;
+pub mod shutdown;
 pub mod sink;
 pub mod source;
 pub mod sqlite;

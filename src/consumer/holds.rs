@@ -22,6 +22,8 @@ pub struct Hold {
     /// Lots before this one must be settled before the key is released.
     pub barrier_seq: u64,
     pub releasing: bool,
+    /// When its head is tried; an older appointment of the key does not count.
+    pub due_micros: Option<i64>,
     /// More than the head may be sent: it was just delivered.
     pub flowing: bool,
 }
@@ -49,6 +51,7 @@ impl Holds {
                     since_micros: held.since_micros,
                     barrier_seq: old.map_or(barrier_seq, |old| old.barrier_seq),
                     releasing: old.is_some_and(|old| old.releasing),
+                    due_micros: None,
                     flowing: false,
                 },
             );
@@ -105,12 +108,15 @@ impl Holds {
             since_micros,
             barrier_seq,
             releasing: false,
+            due_micros: None,
             flowing: false,
         };
         self.keys.insert(key, fresh);
     }
 
     pub fn schedule(&mut self, key: Key, due_micros: i64) {
+        let Some(hold) = self.keys.get_mut(&key) else { return };
+        hold.due_micros = Some(due_micros);
         self.due.push(Reverse((due_micros, key)));
     }
 
@@ -129,7 +135,7 @@ impl Holds {
             }
             let Some(Reverse((due, key))) = self.due.pop() else { break };
             let Some(hold) = self.keys.get_mut(&key) else { continue };
-            if hold.releasing || hold.head == HeldState::Dead {
+            if hold.releasing || hold.head == HeldState::Dead || hold.due_micros != Some(due) {
                 continue;
             }
             if hold.barrier_seq > oldest_seq || (self.alone.contains(&key) && !nothing_in_flight) {
@@ -137,6 +143,7 @@ impl Holds {
                 continue;
             }
             hold.releasing = true;
+            hold.due_micros = None;
             let alone = self.alone.contains(&key);
             taken.push(key);
             if alone {
@@ -163,6 +170,14 @@ impl Holds {
     /// Some head must be tried with nothing else in flight.
     pub fn wants_silence(&self) -> bool {
         !self.alone.is_empty()
+    }
+
+    /// Something was added behind a key whose head is gone: it goes on with it.
+    pub fn follow(&mut self, key: &Key) {
+        let idle = |hold: &mut Hold| hold.head == HeldState::Waiting && !hold.releasing && hold.due_micros.is_none();
+        if self.keys.get_mut(key).is_some_and(idle) {
+            self.schedule(key.clone(), 0);
+        }
     }
 
     /// Lets the key go when nothing of it is left. Says whether it did.

@@ -1,7 +1,10 @@
 //! Consumers: each carries one source to one end.
 
+pub mod control;
 pub mod delivery;
+pub mod engine;
 pub mod holds;
+pub mod session;
 pub mod status;
 pub mod verdict;
 pub mod window;

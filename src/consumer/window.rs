@@ -75,8 +75,8 @@ impl Window {
         self.lots.is_empty()
     }
 
-    pub fn front(&self) -> Option<&Lot> {
-        self.lots.front()
+    pub fn lots(&self) -> impl Iterator<Item = &Lot> {
+        self.lots.iter()
     }
 
     pub fn lots_mut(&mut self) -> impl Iterator<Item = &mut Lot> {
@@ -205,9 +205,10 @@ impl Window {
         again
     }
 
-    /// Takes settled lots out of the window.
-    pub fn drop_settled(&mut self) {
-        while let Some(lot) = self.lots.front().filter(|lot| lot.is_submitted()) {
+    /// Takes the lots before `seq`, which are settled, out of the window.
+    pub fn drop_before(&mut self, seq: u64) {
+        while let Some(lot) = self.lots.front().filter(|lot| lot.seq < seq) {
+            assert!(lot.is_submitted(), "only settled lots leave the window");
             self.events -= lot.batch.len();
             self.bytes -= lot.batch.bytes();
             self.lots.pop_front();

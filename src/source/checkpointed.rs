@@ -40,7 +40,8 @@ impl Checkpointed {
         let head = self.sequence(connection)?;
         let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id, self.mapping.row);
         let head_id = connection.prepare_cached(&sql)?.query_row([head], |row| id_text(row, 0)).optional()?;
-        Ok(Look { head: Position(head), head_id: head_id.unwrap_or_default(), has_events: first.is_some() })
+        let mapping = self.mapping.clone();
+        Ok(Look { head: Position(head), head_id: head_id.unwrap_or_default(), has_events: first.is_some(), mapping })
     }
 
     /// The highest key that was ever given out.

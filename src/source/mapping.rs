@@ -86,6 +86,11 @@ impl Mapping {
         )
     }
 
+    /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
+    pub fn definition(&self) -> String {
+        format!("table={} row={} id={} key={} payload={}", self.table, self.row, self.id, self.key, self.payload)
+    }
+
     /// Adds the row to the batch, or only says where it stands when `admits` does not want its type.
     pub fn push(
         &self,

@@ -89,6 +89,7 @@ pub struct Look {
     pub head: Position,
     pub head_id: String,
     pub has_events: bool,
+    pub mapping: Mapping,
 }
 
 /// What stood at a position when it was read.
@@ -144,6 +145,12 @@ enum Request {
     Verify(Vec<Mark>, oneshot::Sender<Result<(), Halt>>),
     Read(ReadRequest),
     Fetch(Names, usize, oneshot::Sender<Result<Batch, Halt>>),
+}
+
+impl RowsUpdate {
+    pub fn is_empty(&self) -> bool {
+        self.settled.is_empty() && self.hold.is_empty() && self.free.is_empty() && self.dead.is_empty()
+    }
 }
 
 impl Request {
@@ -306,7 +313,7 @@ impl Desk {
         }
     }
 
-    fn admit(&mut self, request: Request) {
+    fn admit(&mut self, mut request: Request) {
         match (&self.halted, &request) {
             (Some(halt), Request::Look(_)) if !halt.is_final => {
                 // A person said "resume": look at the file as if for the first time.
@@ -319,8 +326,29 @@ impl Desk {
                 let halt = halt.clone();
                 request.refuse(&halt);
             }
-            (None, _) => self.parked.push_back(request),
+            (None, _) => {
+                if let Request::Read(read) = &mut request {
+                    self.supersede(read);
+                }
+                self.parked.push_back(request);
+            }
         }
+    }
+
+    /// A consumer has one request at a time; a later one takes the place of the one that waits, with what that one had to say.
+    fn supersede(&mut self, read: &mut ReadRequest) {
+        self.parked.retain_mut(|parked| match parked {
+            Request::Read(old) if old.reply.same_channel(&read.reply) => {
+                let mut update = std::mem::take(&mut old.update);
+                update.settled.append(&mut read.update.settled);
+                update.hold.append(&mut read.update.hold);
+                update.free.append(&mut read.update.free);
+                update.dead.append(&mut read.update.dead);
+                read.update = update;
+                false
+            }
+            _ => true,
+        });
     }
 
     fn halt(&mut self, halt: Halt) {
@@ -599,7 +627,7 @@ impl Desk {
 fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
     let connection = &open.connection;
     connection.prepare_cached("BEGIN")?.execute([])?;
-    let read = (|| {
+    let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
         let version = open::data_version(connection)?;
         let batch = match &mut open.table {
             Table::Checkpointed(table) => table.read(connection, request)?,

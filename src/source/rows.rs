@@ -93,7 +93,7 @@ impl Rows {
         let rows = self.rows();
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE {})", self.mapping.from, rows.pending);
         let has_events = connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
-        Ok(Look { head: Position::default(), head_id: String::new(), has_events })
+        Ok(Look { head: Position::default(), head_id: String::new(), has_events, mapping: self.mapping.clone() })
     }
 
     /// How many rows are pending, in flight and held ones included.
@@ -178,7 +178,7 @@ impl Rows {
         let due = self.last_full_pass.is_none_or(|last| last.elapsed() >= FULL_PASS_EVERY);
         let full = due || self.excluded().passed_over < PASSED_OVER_FEW;
         // The unary plus keeps SQLite from reading every pending row by its index where only the newest are wanted.
-        let newer = format!("+{} AND o.rowid > {}", rows.pending, self.seen_rowid);
+        let newer = format!("+{} AND o.rowid > :seen", rows.pending);
         let pending = if full { rows.pending } else { &newer };
         if full {
             self.excluded().passed_over = 0;
@@ -191,8 +191,9 @@ impl Rows {
             from = self.mapping.from,
             order = rows.order,
         );
-        let mut statement = if full { connection.prepare_cached(&sql)? } else { connection.prepare(&sql)?.into() };
-        let mut listed = statement.query([])?;
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut listed =
+            if full { statement.query([])? } else { statement.query(named_params! { ":seen": self.seen_rowid })? };
         let mut newest = 0;
         while let Some(row) = listed.next()? {
             self.pass.push_back(Mapping::row_key(row)?);

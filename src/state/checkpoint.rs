@@ -150,6 +150,22 @@ pub fn set_dirty(connection: &Connection, consumer: &str, dirty: bool) -> Result
     Ok(())
 }
 
+/// A pause outlives a restart.
+pub fn set_paused(connection: &Connection, consumer: &str, paused: bool) -> Result<(), JobError> {
+    let name = format!("paused:{consumer}");
+    if paused {
+        connection.execute("INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES (?1, '1')", [name])?;
+    } else {
+        connection.execute("DELETE FROM outboxd_meta WHERE name = ?1", [name])?;
+    }
+    Ok(())
+}
+
+pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM outboxd_meta WHERE name = ?1)";
+    Ok(connection.query_row(sql, [format!("paused:{consumer}")], |row| row.get(0))?)
+}
+
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
     connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
     connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;

@@ -7,6 +7,7 @@
 //! 3. A newer schema than ours is refused, never guessed at.
 
 pub mod checkpoint;
+pub mod files;
 pub mod held;
 pub mod resolution;
 pub mod settlement;

@@ -2,9 +2,11 @@
 //!
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod consumer;
+pub mod daemon;
 pub mod event;
 pub mod retry;
 pub mod secret;

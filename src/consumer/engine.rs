@@ -74,7 +74,7 @@ struct Recorded {
 impl Engine {
     /// Runs until shutdown.
     pub async fn run(mut self) -> Result<(), Locked> {
-        let metrics = ConsumerMetrics::new(&self.settings.name, &State::ALL, &session::reasons());
+        let metrics = ConsumerMetrics::new(&self.settings.name, &session::reasons());
         let mut repeats = Repeats::default();
         loop {
             let stop = match self.start().await {

@@ -3,6 +3,7 @@
 pub mod control;
 pub mod delivery;
 pub mod engine;
+pub mod fleet;
 pub mod holds;
 pub mod session;
 pub mod status;

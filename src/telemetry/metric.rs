@@ -95,11 +95,9 @@ pub fn source_ready(source: &str, ready: bool) {
     gauge!(SOURCE_READY, vec![label("source", source)]).set(f64::from(u8::from(ready)));
 }
 
-/// The handles of one consumer, looked up once: nothing on the hot path hashes a name.
+/// The counters of one consumer, looked up once: nothing on the hot path hashes a name.
 pub struct ConsumerMetrics {
     consumer: String,
-    pub lag: metrics::Gauge,
-    pub backlog: metrics::Gauge,
     pub delivered: metrics::Counter,
     pub retrying: metrics::Counter,
     pub dead: metrics::Counter,
@@ -107,18 +105,11 @@ pub struct ConsumerMetrics {
     pub waiting: metrics::Counter,
     pub redelivered: metrics::Counter,
     pub event_to_ack: metrics::Histogram,
-    pub held_keys: metrics::Gauge,
-    pub held_oldest: metrics::Gauge,
-    pub dead_letters: metrics::Gauge,
-    pub sink_up: metrics::Gauge,
-    pub sink_blocked: metrics::Gauge,
-    pub in_flight: metrics::Gauge,
-    states: Vec<(&'static str, metrics::Gauge)>,
 }
 
 impl ConsumerMetrics {
-    /// `states` and `reasons` are closed sets; every series stands from the start, at zero.
-    pub fn new(consumer: &str, states: &[&'static str], reasons: &[&'static str]) -> Self {
+    /// `reasons` is a closed set; every series stands from the start, at zero.
+    pub fn new(consumer: &str, reasons: &[&'static str]) -> Self {
         let own = || vec![label("consumer", consumer)];
         let outcome = |outcome| {
             let counter = counter!(EVENTS_TOTAL, vec![label("consumer", consumer), label("outcome", outcome)]);
@@ -132,8 +123,6 @@ impl ConsumerMetrics {
         redelivered.absolute(0);
         Self {
             consumer: consumer.to_owned(),
-            lag: zero(gauge!(LAG_SECONDS, own())),
-            backlog: zero(gauge!(BACKLOG_EVENTS, own())),
             delivered: outcome("delivered"),
             retrying: outcome("retrying"),
             dead: outcome("dead"),
@@ -141,25 +130,6 @@ impl ConsumerMetrics {
             waiting: outcome("waiting"),
             redelivered,
             event_to_ack: histogram!(EVENT_TO_ACK_SECONDS, own()),
-            held_keys: zero(gauge!(HELD_KEYS, own())),
-            held_oldest: zero(gauge!(HELD_OLDEST_SECONDS, own())),
-            dead_letters: zero(gauge!(DEAD_LETTERS, own())),
-            sink_up: zero(gauge!(SINK_UP, own())),
-            sink_blocked: zero(gauge!(SINK_BLOCKED, own())),
-            in_flight: zero(gauge!(IN_FLIGHT_EVENTS, own())),
-            states: states
-                .iter()
-                .map(|state| {
-                    let labels = vec![label("consumer", consumer), label("state", state)];
-                    (*state, zero(gauge!(CONSUMER_STATE, labels)))
-                })
-                .collect(),
-        }
-    }
-
-    pub fn state(&self, current: &str) {
-        for (name, gauge) in &self.states {
-            gauge.set(f64::from(u8::from(*name == current)));
         }
     }
 
@@ -168,9 +138,36 @@ impl ConsumerMetrics {
     }
 }
 
-fn zero(gauge: metrics::Gauge) -> metrics::Gauge {
-    gauge.set(0.0);
-    gauge
+/// The gauges of one consumer, set when somebody asks: a loop that has stopped does not freeze its lag.
+pub struct ConsumerGauges<'a> {
+    pub lag_seconds: f64,
+    pub backlog: u64,
+    pub in_flight: u64,
+    pub held_keys: u64,
+    pub held_oldest_seconds: f64,
+    pub dead_letters: u64,
+    pub sink_up: bool,
+    pub sink_blocked: bool,
+    pub state: &'a str,
+    pub states: &'a [&'static str],
+}
+
+impl ConsumerGauges<'_> {
+    pub fn set(&self, consumer: &str) {
+        let own = || vec![label("consumer", consumer)];
+        gauge!(LAG_SECONDS, own()).set(self.lag_seconds);
+        gauge!(BACKLOG_EVENTS, own()).set(self.backlog as f64);
+        gauge!(IN_FLIGHT_EVENTS, own()).set(self.in_flight as f64);
+        gauge!(HELD_KEYS, own()).set(self.held_keys as f64);
+        gauge!(HELD_OLDEST_SECONDS, own()).set(self.held_oldest_seconds);
+        gauge!(DEAD_LETTERS, own()).set(self.dead_letters as f64);
+        gauge!(SINK_UP, own()).set(f64::from(u8::from(self.sink_up)));
+        gauge!(SINK_BLOCKED, own()).set(f64::from(u8::from(self.sink_blocked)));
+        for state in self.states {
+            let labels = vec![label("consumer", consumer), label("state", state)];
+            gauge!(CONSUMER_STATE, labels).set(f64::from(u8::from(*state == self.state)));
+        }
+    }
 }
 
 /// Tells the recorder what each metric means. Call once, after it is installed.

@@ -13,4 +13,5 @@ pub mod barrier;
 pub mod fault;
 pub mod lockfile;
 pub mod open;
+pub mod pool;
 pub mod writer;

@@ -1,0 +1,3 @@
+//! One binary; its modules are promises.
+
+mod demo;

@@ -20,6 +20,7 @@ pub mod format;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod template;
+pub mod tls;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,3 +1,6 @@
-//! One binary; its modules are promises.
+//! The integration tests: one binary, whose modules are promises.
 
 mod demo;
+mod sink_contract;
+mod sink_speed;
+mod support;

@@ -47,6 +47,12 @@ pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Val
     Ok(())
 }
 
+/// When the event happened by its own word, in microseconds since 1970.
+pub(super) fn occurred_micros(event: &Event<'_>) -> Option<i64> {
+    let body: Body<'_> = serde_json::from_slice(event.payload?).ok()?;
+    super::envelope::micros(body.occurred_at.as_deref()?)
+}
+
 struct Fields<'a, 'e> {
     event: &'a Event<'e>,
     body: Body<'e>,

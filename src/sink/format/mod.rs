@@ -13,6 +13,8 @@ mod headers;
 
 pub use headers::{Dress, HeaderField, Value, Wire};
 
+use std::borrow::Cow;
+
 use crate::event::Event;
 
 /// How an event becomes a message.
@@ -49,6 +51,25 @@ impl Format {
                 Some(scratch)
             }
         }
+    }
+
+    /// The same for sinks that hold many bodies at a time.
+    pub fn body_owned<'a>(self, event: &Event<'a>, source: &str) -> Option<Cow<'a, [u8]>> {
+        match self {
+            Format::Plain | Format::EventsourcePy => event.payload.map(Cow::Borrowed),
+            Format::Envelope => {
+                let mut body = Vec::new();
+                envelope::write(event, source, &mut body);
+                Some(Cow::Owned(body))
+            }
+        }
+    }
+
+    /// When the event happened, in seconds since 1970, for brokers that have a property for it.
+    pub fn seconds(self, event: &Event<'_>) -> Option<u64> {
+        let own = || (self == Format::EventsourcePy).then(|| eventsource_py::occurred_micros(event)).flatten();
+        let micros = own().or(event.time_micros).or_else(|| event.time.and_then(envelope::micros))?;
+        u64::try_from(micros / 1_000_000).ok()
     }
 }
 

@@ -1,51 +1,319 @@
-//! kafka (a stand-in)
-use super::format::{Format, HeaderField};
+//! The Kafka sink: an idempotent producer of librdkafka, which retries inside, in order and for ever.
+//!
+//! Invariants (the conformance suite `tests/it/sink_contract.rs`, and `verdict`'s own tests):
+//! 1. `Delivered` only on the client's own report, with `acks=all`.
+//! 2. Order per key: one idempotent producer, one partition a key; after a fatal error or when reports stay away although the
+//!    broker answers, the producer is purged and a new one is made, so that nothing is left behind that could overtake.
+//! 3. `send` never blocks: what the client's queue does not take is unavailable, and so is the rest of the flight.
+//!
+//! It does not create topics. How it fails: see `verdict` for messages, and `reports` for the client as a whole; purged
+//! messages may have been written (duplicates behind an outage). Start reading at [`Kafka::send`](Sink::send).
+
+mod reports;
+mod settings;
+mod verdict;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseRecord, Producer, PurgeConfig, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::sync::oneshot;
+
+use super::format::{Dress, Value, Wire};
 use super::template::Template;
-use super::*;
-use crate::secret::Secret;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub bootstrap_servers: Vec<String>,
-    pub topic: Template,
-    pub key: Option<Template>,
-    pub format: Format,
-    pub headers: Vec<HeaderField>,
-    pub properties: BTreeMap<String, String>,
-    pub tls: Option<Tls>,
-    pub sasl: Option<Sasl>,
+use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
+use crate::event::{Event, Reason, Rejection};
+use reports::{Context, Parcel, Reports};
+pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, check_topic};
+
+/// How long a probe that was answered waits for overdue reports to come, before the producer is given up.
+const OVERDUE_WAIT: Duration = Duration::from_secs(5);
+/// How long a probe goes on after the client reported a fault: another broker may still answer it.
+const FAULT_WAIT: Duration = Duration::from_millis(500);
+/// How long `close` waits for the client's threads.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+type Client = ThreadedProducer<Context>;
+
+pub struct Kafka {
+    settings: Settings,
+    port: Port,
+    dress: Dress,
+    live: Option<Live>,
+    /// Flights whose reports may still come, oldest first.
+    outstanding: VecDeque<Arc<Flight>>,
+    text: Text,
 }
-#[derive(Clone, Debug)]
-pub struct Tls {
-    pub ca_file: Option<PathBuf>,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
+
+struct Live {
+    client: Client,
+    reports: Arc<Reports>,
 }
-#[derive(Clone, Debug)]
-pub struct Sasl {
-    pub mechanism: Mechanism,
-    pub username: String,
-    pub password: Secret,
+
+/// Buffers that every event reuses.
+#[derive(Default)]
+struct Text {
+    topic: String,
+    key: String,
+    body: Vec<u8>,
+    number: String,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mechanism {
-    Plain,
-    ScramSha256,
-    ScramSha512,
-}
-pub struct Kafka;
+
 impl Kafka {
-    pub fn new(_: Settings, _: Port) -> Self {
-        Kafka
+    pub fn new(settings: Settings, port: Port) -> Self {
+        let dress = Dress {
+            format: settings.format,
+            wire: Wire::Kafka,
+            headers: settings.headers.clone(),
+            source: port.source.clone(),
+        };
+        Self { settings, port, dress, live: None, outstanding: VecDeque::new(), text: Text::default() }
+    }
+
+    async fn probe(&mut self, timeout: Duration) -> Result<(), Fault> {
+        let deadline = Instant::now() + timeout;
+        if self.live.as_ref().is_some_and(Live::is_spoilt) {
+            self.let_go();
+        }
+        let live = match &mut self.live {
+            Some(live) => live,
+            none => none.insert(Live::build(&self.settings, &self.port).await?),
+        };
+        live.ask(self.settings.topic.constant().map(str::to_owned), timeout).await?;
+        if !self.is_moving(deadline).await {
+            tracing::warn!(consumer = self.port.consumer, "Kafka answers, but reports are overdue: the producer is made anew");
+            self.let_go();
+            self.live = Some(Live::build(&self.settings, &self.port).await?);
+        }
+        Ok(())
+    }
+
+    /// Whether no report is overdue, or reports are coming again.
+    async fn is_moving(&mut self, deadline: Instant) -> bool {
+        self.outstanding.retain(|flight| !flight.is_landed());
+        let is_overdue = |flight: &Arc<Flight>| !flight.is_landed() && flight.sent_at.elapsed() > self.settings.ack_timeout;
+        let Some(live) = self.live.as_ref().filter(|_| self.outstanding.iter().any(is_overdue)) else { return true };
+        let before = live.reports.reported.load(Ordering::Acquire);
+        let until = deadline.min(Instant::now() + OVERDUE_WAIT);
+        while Instant::now() < until {
+            if live.reports.reported.load(Ordering::Acquire) != before {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    /// Ends the producer; whatever it had in hand is reported as unavailable.
+    fn let_go(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.client.purge(PurgeConfig::default().queue().inflight());
+            drop_apart(live.client);
+        }
     }
 }
+
 impl Sink for Kafka {
-    fn check(&mut self, _: Duration) -> BoxFuture<'_, Result<(), Fault>> {
-        todo!()
+    fn check(&mut self, timeout: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(self.probe(timeout))
     }
-    fn send(&mut self, _: Arc<Flight>) {}
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        todo!()
+
+    fn send(&mut self, flight: Arc<Flight>) {
+        while self.outstanding.front().is_some_and(|flight| flight.is_landed()) {
+            self.outstanding.pop_front();
+        }
+        let Some(live) = self.live.as_ref().filter(|live| !live.is_spoilt()) else {
+            return flight.fill_rest(&Outcome::Unavailable(Fault::unavailable("there is no connection to Kafka")));
+        };
+        self.outstanding.push_back(flight.clone());
+        let is_alone = flight.len() == 1 && live.reports.is_nothing_in_flight();
+        live.reports.sent.fetch_add(flight.len() as u64, Ordering::AcqRel);
+        let sender = Sender { live, settings: &self.settings, dress: &self.dress };
+        for slot in 0..flight.len() {
+            let Err(outcome) = sender.send(&flight, slot, is_alone, &mut self.text) else { continue };
+            let rest = if matches!(outcome, Outcome::Unavailable(_)) { flight.len() - slot } else { 1 };
+            live.reports.sent.fetch_sub(rest as u64, Ordering::AcqRel);
+            for refused in slot..slot + rest {
+                flight.fill(refused, outcome.clone());
+            }
+            if rest > 1 {
+                break;
+            }
+        }
     }
+
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Some(live) = self.live.take() else { return };
+            live.reports.closed.store(true, Ordering::Release);
+            live.client.purge(PurgeConfig::default().queue().inflight());
+            let _ = tokio::time::timeout(CLOSE_WAIT, drop_apart(live.client)).await;
+        })
+    }
+}
+
+/// Joining the client's threads blocks, so it is done on a thread of its own, which no runtime waits for.
+fn drop_apart(client: Client) -> oneshot::Receiver<()> {
+    let (end, ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        drop(client);
+        let _ = end.send(());
+    });
+    ended
+}
+
+impl Live {
+    async fn build(settings: &Settings, port: &Port) -> Result<Self, Fault> {
+        let config = settings.client(&port.consumer);
+        let reports = Reports::new(port.news.clone(), settings.topic.constant().is_some());
+        let context = Context(reports.clone());
+        let client = tokio::task::spawn_blocking(move || Client::from_config_and_context(&config, context))
+            .await
+            .map_err(|error| Fault::unavailable(format!("the Kafka client could not be made: {error}")))?
+            .map_err(|error| Settings::cannot_build(&error))?;
+        Ok(Self { client, reports })
+    }
+
+    fn is_spoilt(&self) -> bool {
+        self.reports.spoilt.load(Ordering::Acquire)
+    }
+
+    /// Asks the cluster for the constant topic, or for itself.
+    async fn ask(&self, topic: Option<String>, timeout: Duration) -> Result<(), Fault> {
+        let mut fault = self.reports.fault.subscribe();
+        let client = self.client.clone();
+        let name = topic.clone();
+        let mut asking = tokio::task::spawn_blocking(move || {
+            let answer = client.client().fetch_metadata(name.as_deref(), timeout);
+            (answer, client.client().fatal_error())
+        });
+        let answer = tokio::select! {
+            answer = &mut asking => Some(answer),
+            () = is_fatal(&mut fault) => tokio::time::timeout(FAULT_WAIT, asking).await.ok(),
+        };
+        let (metadata, fatal) = match answer {
+            Some(answer) => answer.map_err(|error| Fault::unavailable(format!("Kafka was not asked: {error}")))?,
+            None => (Err(KafkaError::MetadataFetch(Code::OperationTimedOut)), None),
+        };
+        if let Some((_, reason)) = fatal {
+            self.reports.spoil(&reason);
+            return Err(Fault::unavailable(format!("the Kafka producer must be made anew: {reason}")));
+        }
+        let metadata = metadata.map_err(|error| {
+            // The answer that did not come is explained by what the client reported meanwhile.
+            let known = self.reports.fault.borrow().clone();
+            known.unwrap_or_else(|| verdict::fault(error.rdkafka_error_code().unwrap_or(Code::Unknown), "no answer from Kafka"))
+        })?;
+        self.reports.clear();
+        topic.map_or(Ok(()), |topic| is_there(&metadata, &topic))
+    }
+}
+
+async fn is_fatal(fault: &mut tokio::sync::watch::Receiver<Option<Fault>>) {
+    use super::FaultClass::Fatal;
+    loop {
+        if fault.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if fault.borrow_and_update().as_ref().is_some_and(|fault| fault.class == Fatal) {
+            return;
+        }
+    }
+}
+
+fn is_there(metadata: &Metadata, topic: &str) -> Result<(), Fault> {
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    match found.map(|found| found.error().map(Code::from)) {
+        Some(None) => Ok(()),
+        Some(Some(code @ (Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::InvalidTopic))) => {
+            Err(verdict::missing_topic(topic, code))
+        }
+        Some(Some(code)) => Err(verdict::fault(code, &format!("topic {topic}"))),
+        None => Err(verdict::missing_topic(topic, Code::UnknownTopic)),
+    }
+}
+
+/// What sending one event needs.
+struct Sender<'a> {
+    live: &'a Live,
+    settings: &'a Settings,
+    dress: &'a Dress,
+}
+
+impl Sender<'_> {
+    /// Hands one event to the client. `Unavailable` says that it takes no more at present.
+    fn send(&self, flight: &Arc<Flight>, slot: usize, is_alone: bool, text: &mut Text) -> Result<(), Outcome> {
+        let event = flight.event(slot);
+        let Text { topic, key, body, number } = text;
+        let topic = self.topic(&event, topic).map_err(Outcome::Rejected)?;
+        let mut headers = Some(OwnedHeaders::new_with_capacity(4));
+        let dressed = self.dress.each(&event, flight.picks[slot], |name, value| {
+            let value = match value {
+                Value::Text(text) => text,
+                Value::Integer(_) => {
+                    number.clear();
+                    let _ = std::fmt::Write::write_fmt(number, format_args!("{value}"));
+                    number.as_str()
+                }
+            };
+            headers = headers.take().map(|headers| headers.insert(Header { key: name, value: Some(value) }));
+        });
+        dressed.map_err(Outcome::Rejected)?;
+        let parcel = Box::new(Parcel { flight: flight.clone(), slot: slot as u32, is_alone });
+        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, parcel);
+        record.headers = headers.filter(|headers| !is_empty(headers));
+        record.payload = self.settings.format.body(&event, &self.dress.source, body);
+        record.key = match &self.settings.key {
+            None => event.key,
+            Some(template) => {
+                key.clear();
+                template.render(&event, &self.dress.source, key).map_err(Outcome::Rejected)?;
+                Some(key.as_bytes())
+            }
+        };
+        self.live.client.send(record).map_err(|(error, record)| self.refusal(&error, record.topic))
+    }
+
+    fn topic<'t>(&'t self, event: &Event<'_>, buffer: &'t mut String) -> Result<&'t str, Rejection> {
+        let template: &Template = &self.settings.topic;
+        if let Some(topic) = template.constant() {
+            return Ok(topic);
+        }
+        buffer.clear();
+        template.render(event, &self.dress.source, buffer)?;
+        check_topic(buffer).map_err(|why| Rejection::new(Reason::Unroutable, why))?;
+        Ok(buffer)
+    }
+
+    /// What the client says at once is about this very message, or about the client as a whole.
+    fn refusal(&self, error: &KafkaError, topic: &str) -> Outcome {
+        let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+        match code {
+            Code::MessageSizeTooLarge => Outcome::Rejected(Rejection::new(
+                Reason::TooLarge,
+                "larger than the client's message.max.bytes admits; raise it in `properties` and at the broker",
+            )),
+            Code::QueueFull => Outcome::Unavailable(Fault::unavailable("the Kafka client's queue is full")),
+            code => {
+                if verdict::spoils_producer(code) {
+                    self.live.reports.spoil(&error.to_string());
+                }
+                let is_topic_constant = self.settings.topic.constant().is_some();
+                let was_alone = true;
+                verdict::outcome(code, verdict::Circumstances { topic, is_topic_constant, was_alone })
+            }
+        }
+    }
+}
+
+fn is_empty(headers: &OwnedHeaders) -> bool {
+    use rdkafka::message::Headers;
+    headers.count() == 0
 }

@@ -1,0 +1,82 @@
+//! What an error of the AMQP client says about the far side. Pure.
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::{Error, ErrorKind};
+
+use crate::sink::Fault;
+
+/// The broker's reply codes that matter here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// 404: no such exchange.
+    NotFound,
+    /// 403, 530: credentials, rights, virtual host.
+    Denied,
+    /// 406 and 311 on publishing: a message that is refused, most often for its size.
+    Refused,
+    /// Anything else: the connection, the broker, the network.
+    Away,
+}
+
+pub(super) fn answer(error: &Error) -> Answer {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return Answer::Away };
+    match error.kind() {
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Answer::NotFound,
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+            Answer::Denied
+        }
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE) => Answer::Refused,
+        _ => Answer::Away,
+    }
+}
+
+/// The fault behind an error while connecting, declaring or waiting.
+pub(super) fn fault(doing: &str, error: &Error) -> Fault {
+    let detail = format!("{doing}: {error}");
+    let is_untrusted = matches!(error.kind(), ErrorKind::IOError(_)) && detail.contains("certificate");
+    match answer(error) {
+        Answer::NotFound | Answer::Denied | Answer::Refused => Fault::fatal(detail),
+        Answer::Away if is_untrusted => Fault::fatal(detail),
+        Answer::Away => Fault::unavailable(detail),
+    }
+}
+
+/// The exchange that a 404 names: `NOT_FOUND - no exchange 'x' in vhost '/'`.
+pub(super) fn missing_exchange(error: &Error) -> Option<String> {
+    let text = error.to_string();
+    let rest = text.split_once("no exchange '")?.1;
+    Some(rest.split_once("' in vhost")?.0.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::AMQPError;
+
+    use super::*;
+    use crate::sink::FaultClass;
+
+    fn error(code: u16, text: &str) -> Error {
+        ErrorKind::ProtocolError(AMQPError::from_id(code, text.into()).unwrap()).into()
+    }
+
+    #[test]
+    fn what_a_person_must_mend_is_fatal_and_the_rest_is_waited_for() {
+        for (code, class) in [
+            (403, FaultClass::Fatal),
+            (404, FaultClass::Fatal),
+            (530, FaultClass::Fatal),
+            (320, FaultClass::Unavailable),
+            (541, FaultClass::Unavailable),
+        ] {
+            assert_eq!(fault("x", &error(code, "why")).class, class, "{code}");
+        }
+        let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
+        assert_eq!(fault("x", &refused.into()).class, FaultClass::Unavailable);
+    }
+
+    #[test]
+    fn a_missing_exchange_is_named() {
+        let error = error(404, "NOT_FOUND - no exchange 'it's' in vhost '/'");
+        assert_eq!(missing_exchange(&error).as_deref(), Some("it's"));
+    }
+}

@@ -1,0 +1,231 @@
+//! One connection: made, watched, broken off. It is never mended; a probe makes a new one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::runtime::default_runtime;
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::{FieldTable, ShortString};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event, ExchangeKind};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+
+use super::Settings;
+use super::fault::fault;
+use crate::sink::format::Dress;
+use crate::sink::tls::Tls;
+use crate::sink::{Fault, News, Port};
+
+/// How long a connection that is let go may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a connection's lanes and its watcher share.
+pub(super) struct Link {
+    pub settings: Settings,
+    pub dress: Dress,
+    connection: Connection,
+    news: UnboundedSender<News>,
+    state: watch::Sender<State>,
+    /// Set by the sink's `close`: nobody listens any more.
+    closed: AtomicBool,
+    /// Chunks in flight on all lanes.
+    in_flight: AtomicUsize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// Why nothing more may be published on it.
+    broken: Option<Fault>,
+    /// What is in flight is not waited for any longer.
+    is_cut: bool,
+    blocked: Option<String>,
+}
+
+impl Link {
+    /// Connects and proves that the exchange is there.
+    pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
+        let uri = uri(settings)?;
+        let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
+        let properties = ConnectionProperties::default().with_connection_name(format!("outboxd {}", port.consumer).into());
+        let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
+        let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime)
+            .await
+            .map_err(|error| fault("connecting to RabbitMQ", &error))?;
+        let link = Arc::new(Self {
+            settings: settings.clone(),
+            dress: dress.clone(),
+            connection,
+            news: port.news.clone(),
+            state: watch::Sender::default(),
+            closed: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+        });
+        tokio::spawn(watch(link.clone()));
+        link.prove().await.inspect_err(|_| link.let_go())?;
+        Ok(link)
+    }
+
+    /// A channel for a lane: every message on it is confirmed.
+    pub async fn channel(&self) -> Result<Channel, Fault> {
+        let cannot = |error| fault("opening a channel", &error);
+        let channel = self.connection.create_channel().await.map_err(cannot)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(cannot)?;
+        Ok(channel)
+    }
+
+    /// Asks the broker on a channel of its own, because a refusal closes the channel.
+    pub async fn prove(&self) -> Result<(), Fault> {
+        if let Some(reason) = &self.state.borrow().blocked {
+            return Err(Fault::unavailable(format!("RabbitMQ has blocked publishers: {reason}")));
+        }
+        let channel = self.connection.create_channel().await.map_err(|error| fault("opening a channel", &error))?;
+        // The default exchange has no name and is always there; that of a template is known only with an event.
+        if let Some(exchange) = self.settings.exchange.constant().filter(|exchange| !exchange.is_empty()) {
+            let exchange = ShortString::try_new(exchange)
+                .map_err(|_| Fault::fatal("the name of the exchange is longer than AMQP's 255 bytes"))?;
+            let name = format!("declaring exchange `{exchange}`");
+            let options = ExchangeDeclareOptions {
+                passive: !self.settings.declare,
+                durable: true,
+                ..ExchangeDeclareOptions::default()
+            };
+            channel
+                .exchange_declare(exchange, ExchangeKind::Topic, options, FieldTable::default())
+                .await
+                .map_err(|error| fault(&name, &error))?;
+        }
+        let _ = channel.close(200, "done".into()).await;
+        Ok(())
+    }
+
+    pub fn broken(&self) -> Option<Fault> {
+        self.state.borrow().broken.clone()
+    }
+
+    /// From now on nothing more is published on it; the first reason stands.
+    pub fn break_with(&self, fault: Fault) {
+        self.state.send_if_modified(|state| {
+            let is_first = state.broken.is_none();
+            state.broken.get_or_insert(fault);
+            is_first
+        });
+    }
+
+    /// Ends the connection; chunks in flight are settled as unavailable by their lanes.
+    pub fn let_go(self: &Arc<Self>) {
+        self.break_with(Fault::unavailable("the connection to RabbitMQ was let go"));
+        let was_blocked = self.state.borrow().blocked.is_some();
+        self.state.send_modify(|state| state.is_cut = true);
+        if was_blocked {
+            self.tell(News::Blocked(None));
+        }
+        let link = self.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(GOODBYE, link.connection.close(200, "done".into())).await;
+        });
+    }
+
+    pub fn close(self: &Arc<Self>) {
+        self.closed.store(true, Ordering::Release);
+        self.let_go();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// A chunk goes out; whether it is the only one.
+    pub fn enter(&self) -> bool {
+        self.in_flight.fetch_add(1, Ordering::AcqRel) == 0
+    }
+
+    /// A chunk came back; whether no other is out.
+    pub fn leave(&self) -> bool {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Resolves when what is in flight should not be waited for any longer. While the broker has blocked us the clock
+    /// stands still: it has said that it will answer later, and breaking off would only make duplicates.
+    pub async fn out_of_patience(&self) -> Fault {
+        let mut state = self.state.subscribe();
+        let patience = self.settings.ack_timeout;
+        loop {
+            let is_blocked = state.borrow_and_update().blocked.is_some();
+            tokio::select! {
+                () = tokio::time::sleep(patience), if !is_blocked => {
+                    return Fault::unavailable(format!("RabbitMQ did not confirm within {patience:?}"));
+                }
+                cut = state.wait_for(|state| state.is_cut || state.blocked.is_some() != is_blocked) => {
+                    if cut.is_err() || cut.is_ok_and(|state| state.is_cut) {
+                        return Fault::unavailable("the connection to RabbitMQ was let go");
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self, news: News) {
+        if !self.is_closed() {
+            let _ = self.news.send(news);
+        }
+    }
+
+    fn blocked(&self, reason: Option<String>) {
+        self.state.send_modify(|state| state.blocked = reason.clone());
+        self.tell(News::Blocked(reason));
+    }
+}
+
+/// Reports what the broker says about the connection as a whole. A connection has one listener: its clones would share a queue.
+async fn watch(link: Arc<Link>) {
+    let mut state = link.state.subscribe();
+    let mut events = std::pin::pin!(link.connection.events_listener());
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            _ = state.wait_for(|state| state.is_cut) => return,
+        };
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => link.blocked(Some(reason)),
+            Some(Event::ConnectionUnblocked) => link.blocked(None),
+            Some(Event::Error(error)) => {
+                let fault = fault("the connection to RabbitMQ", &error);
+                link.break_with(fault.clone());
+                link.tell(News::Trouble(fault));
+            }
+            Some(_) => {}
+            None => return,
+        }
+    }
+}
+
+fn uri(settings: &Settings) -> Result<AMQPUri, Fault> {
+    let text = settings.uri.reveal();
+    let mut uri: AMQPUri = text.parse().map_err(|error: String| {
+        // The parser may repeat the address, and a password with it.
+        Fault::fatal(format!("the AMQP uri cannot be read: {}", error.replace(text, "***")))
+    })?;
+    uri.query.heartbeat = Some(settings.heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
+    Ok(uri)
+}
+
+fn tls(tls: &Tls) -> Result<OwnedTLSConfig, Fault> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|error| Fault::fatal(format!("cannot read {}: {error}", path.display())))
+    };
+    let cert_chain = match &tls.ca_file {
+        Some(path) => Some(String::from_utf8_lossy(&read(path)?).into_owned()),
+        None => None,
+    };
+    let identity = match &tls.identity {
+        Some(identity) => {
+            Some(OwnedIdentity::PKCS8 { pem: read(&identity.cert_file)?, key: read(&identity.key_file)? })
+        }
+        None => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
+}

@@ -1,0 +1,110 @@
+//! One event as an AMQP message: where it goes, its properties and its headers.
+
+use std::borrow::Cow;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+use super::Settings;
+use crate::event::{Event, Reason, Rejection};
+use crate::sink::Pick;
+use crate::sink::format::{Dress, Format, Value, looks_like_json};
+use crate::sink::template::Template;
+
+/// A message, ready to be published.
+pub(super) struct Message<'a> {
+    pub slot: usize,
+    /// Taken out when it is published.
+    pub envelope: Envelope,
+    pub body: Cow<'a, [u8]>,
+}
+
+/// What goes around the body.
+#[derive(Default)]
+pub(super) struct Envelope {
+    pub exchange: ShortString,
+    pub routing_key: ShortString,
+    pub properties: BasicProperties,
+}
+
+/// AMQP's own limit for names, ids and keys, in bytes.
+const SHORT_BYTES_MAX: usize = 255;
+const PERSISTENT: u8 = 2;
+const TRANSIENT: u8 = 1;
+
+/// Makes the message, or says why the event cannot be one.
+pub(super) fn compose<'a>(
+    settings: &Settings,
+    dress: &Dress,
+    event: &Event<'a>,
+    pick: Pick,
+    slot: usize,
+) -> Result<Message<'a>, Rejection> {
+    let place = |template: &Template, what: &str| {
+        let mut text = String::new();
+        template.render(event, &dress.source, &mut text)?;
+        short(Reason::Unroutable, what, text)
+    };
+    let body = dress.format.body_owned(event, &dress.source).unwrap_or_default();
+    if body.len() > settings.message_bytes_max {
+        let detail = format!("{} bytes are more than the {} that the broker admits", body.len(), settings.message_bytes_max);
+        return Err(Rejection::new(Reason::TooLarge, detail));
+    }
+    Ok(Message {
+        slot,
+        envelope: Envelope {
+            exchange: place(&settings.exchange, "exchange")?,
+            routing_key: place(&settings.routing_key, "routing key")?,
+            properties: properties(settings, dress, event, pick, &body)?,
+        },
+        body,
+    })
+}
+
+fn properties(
+    settings: &Settings,
+    dress: &Dress,
+    event: &Event<'_>,
+    pick: Pick,
+    body: &[u8],
+) -> Result<BasicProperties, Rejection> {
+    let mut properties = BasicProperties::default()
+        .with_message_id(short(Reason::Undecodable, "id", event.id)?)
+        .with_delivery_mode(if settings.persistent { PERSISTENT } else { TRANSIENT })
+        .with_content_type(if dress.format == Format::EventsourcePy || looks_like_json(body) {
+            "application/json".into()
+        } else {
+            "application/octet-stream".into()
+        });
+    // That library leaves `type` unset and says the encoding.
+    if dress.format == Format::EventsourcePy {
+        properties = properties.with_content_encoding("utf-8".into());
+    } else {
+        properties = properties.with_type(short(Reason::Undecodable, "type", event.kind)?);
+    }
+    if let Some(seconds) = dress.format.seconds(event) {
+        properties = properties.with_timestamp(seconds);
+    }
+    let mut headers = FieldTable::default();
+    dress.each(event, pick, |name, value| {
+        let Ok(name) = ShortString::try_new(name) else { return };
+        let value = match value {
+            Value::Text(text) => AMQPValue::LongString(LongString::from(text)),
+            Value::Integer(number) => i32::try_from(number).map_or(AMQPValue::LongLongInt(number), AMQPValue::LongInt),
+        };
+        headers.insert(name, value);
+    })?;
+    if !headers.inner().is_empty() {
+        properties = properties.with_headers(headers);
+    }
+    Ok(properties)
+}
+
+/// The client library panics on a longer one.
+fn short(reason: Reason, what: &str, text: impl Into<String>) -> Result<ShortString, Rejection> {
+    let text = text.into();
+    let bytes = text.len();
+    ShortString::try_new(text).map_err(|_| {
+        Rejection::new(reason, format!("a {what} of {bytes} bytes: AMQP takes {SHORT_BYTES_MAX}"))
+    })
+}

@@ -1,0 +1,219 @@
+//! The Kafka sink's rig, and what only Kafka can do.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::time::{Duration, Instant};
+
+use outboxd::secret::Secret;
+use outboxd::sink::format::Format;
+use outboxd::sink::kafka::{Kafka, Mechanism, Sasl, Security, Settings};
+use outboxd::sink::template::Template;
+use outboxd::sink::{FaultClass, News, Outcome, Port, Sink};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::rig::{Case, Message, Rig, unique};
+use crate::support::broker::Broker;
+use crate::support::flights::{Draft, Tower};
+
+crate::sink_contract!(KafkaRig);
+
+enum Held {
+    Shared(&'static Broker),
+    Own(Broker),
+}
+
+impl Deref for Held {
+    type Target = Broker;
+
+    fn deref(&self) -> &Broker {
+        match self {
+            Held::Shared(broker) => broker,
+            Held::Own(broker) => broker,
+        }
+    }
+}
+
+struct KafkaRig {
+    broker: Held,
+    prefix: String,
+}
+
+const PARTITIONS: i32 = 3;
+
+impl KafkaRig {
+    fn with(broker: Held) -> Self {
+        let prefix = unique("t");
+        broker.topic(&format!("{prefix}.good"), PARTITIONS as u32, &[]);
+        broker.topic(&format!("{prefix}.small"), 1, &["max.message.bytes=1500"]);
+        Self { broker, prefix }
+    }
+}
+
+pub fn settings(bootstrap: String, topic: &str) -> Settings {
+    Settings {
+        bootstrap_servers: vec![bootstrap],
+        topic: Template::parse(topic).unwrap(),
+        format: Format::Plain,
+        headers: vec![],
+        key: None,
+        properties: BTreeMap::new(),
+        security: Security::default(),
+        ack_timeout: Duration::from_secs(10),
+    }
+}
+
+impl Rig for KafkaRig {
+    async fn new() -> Self {
+        Self::with(Held::Shared(Broker::kafka()))
+    }
+
+    async fn alone() -> Self {
+        Self::with(Held::Own(Broker::start("kafka", &[])))
+    }
+
+    fn open(&self, port: Port, case: Case) -> Box<dyn Sink> {
+        let topic = match case {
+            Case::Ordinary => "good",
+            Case::Routing => "{stream_type}",
+            Case::Small => "small",
+            Case::Nowhere => "nowhere",
+        };
+        let settings = settings(self.broker.text("bootstrap"), &format!("{}.{topic}", self.prefix));
+        Box::new(Kafka::new(settings, port))
+    }
+
+    fn make_unroutable(&self, draft: &mut Draft) {
+        // One topic that is not there, and one that cannot be.
+        draft.stream_type = if draft.id.len().is_multiple_of(2) { "missing" } else { "not legal" }.into();
+    }
+
+    fn make_oversize(&self, draft: &mut Draft) -> bool {
+        draft.payload = vec![b'x'; 3000];
+        true
+    }
+
+    async fn arrived(&self, least: usize) -> Vec<Message> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", self.broker.text("bootstrap"))
+            .set("group.id", "contract")
+            .create()
+            .unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            partitions.add_partition_offset(&format!("{}.good", self.prefix), partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&partitions).unwrap();
+        let mut messages = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut quiet = Instant::now();
+        while Instant::now() < deadline && (messages.len() < least || quiet.elapsed() < Duration::from_millis(300)) {
+            let Some(record) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let record = record.unwrap();
+            quiet = Instant::now();
+            let headers: BTreeMap<String, String> = record
+                .headers()
+                .unwrap()
+                .iter()
+                .map(|header| (header.key.into(), String::from_utf8(header.value.unwrap().into()).unwrap()))
+                .collect();
+            messages.push(Message {
+                id: headers["id"].clone(),
+                kind: headers["type"].clone(),
+                key: String::from_utf8(record.key().unwrap().into()).unwrap(),
+                body: record.payload().unwrap().into(),
+                headers,
+            });
+        }
+        messages
+    }
+
+    async fn stop(&self) {
+        self.broker.stop();
+    }
+
+    async fn start(&self) {
+        self.broker.restart();
+    }
+
+    async fn pause(&self) {
+        self.broker.run("pause", &[]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_and_missing_rights_are_fatal() {
+    let broker = Broker::start("kafka", &["--acl"]);
+    broker.topic("guarded", 1, &[]);
+    broker.run("allow", &["alice", "--topic", "guarded"]);
+    broker.run("deny", &["bob", "--topic", "guarded", "--operation", "write"]);
+    let sasl = |username: &str, password: &str| {
+        let sasl = Sasl { mechanism: Mechanism::ScramSha256, username: username.into(), password: Secret::new(password) };
+        let bootstrap = broker.text("sasl_bootstrap");
+        Settings { security: Security { tls: None, sasl: Some(sasl) }, ..settings(bootstrap, "guarded") }
+    };
+    let mut tower = Tower::new("contract");
+
+    let mut wrong = Kafka::new(sasl("alice", "wrong"), tower.port.clone());
+    let start = Instant::now();
+    let fault = wrong.check(Duration::from_secs(10)).await.unwrap_err();
+    assert_eq!(fault.class, FaultClass::Fatal, "{fault:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    tower.hear(Duration::from_secs(5), |news| matches!(news, News::Trouble(f) if f.class == FaultClass::Fatal)).await;
+
+    let mut right: Box<dyn Sink> = Box::new(Kafka::new(sasl("alice", "secret"), tower.port.clone()));
+    right.check(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(tower.send(&mut *right, &[Draft::nth("s", 0)]).await, [Outcome::Delivered]);
+
+    let mut denied: Box<dyn Sink> = Box::new(Kafka::new(sasl("bob", "secret"), tower.port.clone()));
+    let _ = denied.check(Duration::from_secs(10)).await;
+    let outcomes = tower.send(&mut *denied, &[Draft::nth("s", 1)]).await;
+    assert!(
+        matches!(&outcomes[..], [Outcome::Unavailable(fault)] if fault.class == FaultClass::Fatal),
+        "{outcomes:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overdue_reports_of_a_broker_that_answers_end_the_producer() {
+    let broker = Broker::kafka();
+    let topic = unique("overdue");
+    // What the client retries inside for ever, while metadata are answered.
+    broker.topic(&topic, 1, &["min.insync.replicas=2"]);
+    let mut tower = Tower::new("contract");
+    let patient = settings(broker.text("bootstrap"), &topic);
+    let mut sink: Box<dyn Sink> = Box::new(Kafka::new(Settings { ack_timeout: Duration::from_secs(1), ..patient }, tower.port.clone()));
+    sink.check(Duration::from_secs(10)).await.unwrap();
+    let drafts: Vec<_> = (0..20).map(|n| Draft::nth("v", n)).collect();
+    let flight = tower.flight(&drafts);
+    sink.send(flight.clone());
+    assert!(tower.land(&flight, Duration::from_secs(2)).await.is_err(), "the client keeps them");
+    sink.check(Duration::from_secs(3)).await.unwrap();
+    let outcomes = tower.land(&flight, Duration::from_secs(2)).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unavailable(_))), "{outcomes:?}");
+    broker.run("alter-topic-config", &[&topic, "--config", "min.insync.replicas=1"]);
+    let outcomes = tower.send(&mut *sink, &drafts).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered), "{outcomes:?}");
+    sink.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_deleted_under_the_sink_is_fatal() {
+    let broker = Broker::kafka();
+    let topic = unique("deleted");
+    broker.topic(&topic, 1, &[]);
+    let mut tower = Tower::new("contract");
+    let mut sink: Box<dyn Sink> = Box::new(Kafka::new(settings(broker.text("bootstrap"), &topic), tower.port.clone()));
+    sink.check(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(tower.send(&mut *sink, &[Draft::nth("x", 0)]).await, [Outcome::Delivered]);
+    broker.run("delete-topic", &[&topic]);
+    let outcomes = tower.send(&mut *sink, &[Draft::nth("x", 1)]).await;
+    assert!(matches!(&outcomes[..], [Outcome::Unavailable(f)] if f.class == FaultClass::Fatal), "{outcomes:?}");
+    assert_eq!(sink.check(Duration::from_secs(10)).await.unwrap_err().class, FaultClass::Fatal);
+    broker.topic(&topic, 1, &[]);
+    crate::support::flights::recover(&mut *sink, Duration::from_secs(10)).await;
+    assert_eq!(tower.send(&mut *sink, &[Draft::nth("x", 1)]).await, [Outcome::Delivered]);
+    sink.close().await;
+}

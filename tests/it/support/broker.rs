@@ -1,0 +1,82 @@
+//! Real brokers, started by `scripts/broker`. Each ends with this process, however it ends: the script leaves a guard behind.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+/// One broker, its files in a directory of its own.
+pub struct Broker {
+    kind: &'static str,
+    dir: PathBuf,
+    /// What `start` printed.
+    pub facts: Value,
+}
+
+impl Broker {
+    /// Starts a new one; `options` as `scripts/broker KIND start` takes them.
+    pub fn start(kind: &'static str, options: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("outboxd-it-{}-{kind}-{number}", std::process::id()));
+        let mut broker = Self { kind, dir, facts: Value::Null };
+        let pid = std::process::id().to_string();
+        broker.facts = broker.run("start", &[&["--watch", &pid, "--remove"], options].concat());
+        broker
+    }
+
+    /// The one that tests share which do not disturb it.
+    pub fn kafka() -> &'static Broker {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(|| Broker::start("kafka", &[]))
+    }
+
+    pub fn rabbitmq() -> &'static Broker {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(|| Broker::start("rabbitmq", &[]))
+    }
+
+    /// Runs `scripts/broker KIND COMMAND DIR ARGUMENTS` and returns what it printed, as JSON where it is that.
+    pub fn run(&self, command: &str, arguments: &[&str]) -> Value {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker");
+        let output = Command::new(script)
+            .args([self.kind, command])
+            .arg(&self.dir)
+            .args(arguments)
+            .output()
+            .expect("scripts/broker can be run (scripts/setup fetches what it needs)");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/broker {} {command} {arguments:?}: {text}{error}", self.kind);
+        serde_json::from_str(&text).unwrap_or(Value::String(text))
+    }
+
+    pub fn stop(&self) {
+        self.run("stop", &[]);
+    }
+
+    pub fn restart(&self) {
+        self.run("start", &[]);
+    }
+
+    /// Kafka: a new topic, with `key=value` configs.
+    pub fn topic(&self, name: &str, partitions: u32, configs: &[&str]) {
+        let partitions = partitions.to_string();
+        let mut arguments = vec![name, "--partitions", &partitions];
+        configs.iter().for_each(|config| arguments.extend(["--config", config]));
+        self.run("topic", &arguments);
+    }
+
+    pub fn text(&self, fact: &str) -> String {
+        self.facts[fact].as_str().unwrap_or_else(|| panic!("{} has no {fact}: {}", self.kind, self.facts)).to_owned()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.run("kill", &[]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}

@@ -1,0 +1,188 @@
+//! What `outboxd.toml` may say: one struct a section, one doc comment a key.
+//!
+//! These comments are what the reference prints. Everything is optional here; what must be said, what belongs together
+//! and what is sane is `resolve`'s to decide, so that all errors are told at once.
+
+use super::key::Fallback::{Absent, Required, Value};
+use super::key::{Section, section};
+use super::value::{FilePath, Flat, List, Size, Span};
+use crate::secret::Secret;
+
+/// Where each section stands in the file. `<name>` is a name that you choose.
+pub const SECTIONS: [Section; 7] =
+    [Daemon::SECTION, Source::SECTION, Kafka::SECTION, Amqp::SECTION, File::SECTION, Stdout::SECTION, Relay::SECTION];
+
+section! {
+    /// The daemon itself.
+    Daemon, "[daemon]" {
+        /// Address of metrics, health and status over HTTP. It is read-only, and in this version it must be on loopback.
+        admin: String, Absent("not served"), r#""127.0.0.1:9464""#;
+        /// The socket that commands talk to, as `unix:PATH`. It is made with mode 0600: who may open it may act.
+        control: String, Value(r#""unix:outboxd.sock""#), r#""unix:/run/outboxd/outboxd.sock""#;
+        /// How long a stop waits for acknowledgements of what was sent, before it lets go.
+        drain_timeout: Span, Value(r#""30s""#), r#""30s""#;
+        /// What to do when another daemon works on the same file: `"wait"` until it is gone, or `"refuse"` to start.
+        when_locked: String, Value(r#""wait""#), r#""wait""#;
+        /// `"logfmt"`, `"json"`, or `"auto"`: logfmt.
+        log_format: String, Value(r#""auto""#), r#""json""#;
+        /// `"error"`, `"warn"`, `"info"`, `"debug"`, `"trace"`, or directives such as `"info,outboxd::sink=debug"`.
+        log_level: String, Value(r#""info""#), r#""info,outboxd::sink=debug""#;
+    }
+}
+
+section! {
+    /// Where events come from: a table in an application's SQLite file.
+    Source, "[sources.<name>]" {
+        /// The SQLite file. It is waited for when it is not there yet.
+        path: FilePath, Required, r#""shop.db""#;
+        /// Whose tables these are: `"outboxd"` (made by `outboxd init`) or `"eventsource-py"`.
+        preset: String, Required, r#""outboxd""#;
+        /// Which of the preset's two tables is read: `"outbox"` or `"events"`.
+        read: String, Required, r#""outbox""#;
+        /// `"strict"` makes what was read durable before it is sent, so that no power cut can undo a sent event.
+        /// `"fast"` leaves that out.
+        durability: String, Value(r#""strict""#), r#""strict""#;
+        /// Where checkpoints and held events stand: `"beside"` (`<file>-outboxd.db`), `"inside"` the application's file, or a
+        /// path. Not said: beside; inside for a table that is read by row (`eventsource-py`'s outbox) and with `durability = "fast"`,
+        /// which both are always inside.
+        state: String, Absent("see the meaning"), r#""inside""#;
+    }
+}
+
+section! {
+    /// Events go to an Apache Kafka topic.
+    Kafka, "[sinks.<name>] with type = \"kafka\"" {
+        /// `"kafka"`.
+        r#type: String, Required, r#""kafka""#;
+        /// Where to find the brokers, as `host:port`.
+        bootstrap_servers: List, Required, r#"["127.0.0.1:9092"]"#;
+        /// The topic; a template over the event's fields.
+        topic: String, Required, r#""shop.{stream_type}""#;
+        /// The message key; a template over the event's fields.
+        key: String, Absent("the event's key"), r#""{stream_id}""#;
+        /// What the message holds: `"plain"` (the payload's bytes as they are), `"envelope"` or `"eventsource-py"`.
+        format: String, Value(r#""plain""#), r#""plain""#;
+        /// Headers beyond those that every message carries.
+        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
+        /// Any librdkafka property that outboxd does not own.
+        properties: Flat, Value("{}"), r#"{ "linger.ms" = 5 }"#;
+        /// Encryption. `tls = {}` uses the system's certificates.
+        tls: Tls, Absent("no encryption"), r#"{ ca_file = "ca.pem" }"#;
+        /// Who we are to the brokers.
+        sasl: Sasl, Absent("no authentication"), r#"{ mechanism = "SCRAM-SHA-512", username = "shop", password_file = "kafka-password" }"#;
+        /// Lets a password travel unencrypted to a host that is not loopback.
+        allow_plaintext: bool, Value("false"), "true";
+    }
+}
+
+section! {
+    /// Events go to a RabbitMQ exchange (AMQP 0-9-1).
+    Amqp, "[sinks.<name>] with type = \"amqp\"" {
+        /// `"amqp"`.
+        r#type: String, Required, r#""amqp""#;
+        /// Where the broker is, and who we are to it: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS.
+        uri: Secret, Required, r#""amqp://127.0.0.1""#;
+        /// The exchange; a template over the event's fields. The empty text is the default exchange.
+        exchange: String, Required, r#""events""#;
+        /// The routing key; a template over the event's fields.
+        routing_key: String, Required, r#""{stream_type}.{type}""#;
+        /// What the message holds: `"plain"` (the payload's bytes as they are), `"envelope"` or `"eventsource-py"`.
+        format: String, Value(r#""plain""#), r#""plain""#;
+        /// Headers beyond those that every message carries.
+        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
+        /// Whether the broker writes messages to disk.
+        persistent: bool, Value("true"), "true";
+        /// Whether a message that no queue takes is refused by the broker, and so held, instead of silently dropped.
+        mandatory: bool, Value("true"), "true";
+        /// Makes the exchange (topic, durable) when it is missing. Otherwise a missing one halts the relay.
+        declare: bool, Value("false"), "true";
+        /// Certificates for an `amqps://` address.
+        tls: Tls, Absent("the system's certificates, for `amqps://`"), r#"{ ca_file = "ca.pem" }"#;
+        /// Lets a password travel unencrypted to a host that is not loopback.
+        allow_plaintext: bool, Value("false"), "true";
+        /// How often the two sides show each other that they live.
+        heartbeat: Span, Value(r#""10s""#), r#""10s""#;
+    }
+}
+
+section! {
+    /// Events go to a file, one JSON object a line. One relay a file.
+    File, "[sinks.<name>] with type = \"file\"" {
+        /// `"file"`.
+        r#type: String, Required, r#""file""#;
+        /// The file; it is made when it is not there. Its folder must be there.
+        path: FilePath, Required, r#""events.ndjson""#;
+        /// What a line holds: `"envelope"`.
+        format: String, Value(r#""envelope""#), r#""envelope""#;
+    }
+}
+
+section! {
+    /// Events go to standard output, one JSON object a line.
+    Stdout, "[sinks.<name>] with type = \"stdout\"" {
+        /// `"stdout"`.
+        r#type: String, Required, r#""stdout""#;
+        /// What a line holds: `"envelope"`.
+        format: String, Value(r#""envelope""#), r#""envelope""#;
+    }
+}
+
+section! {
+    /// Encryption, inside a Kafka or AMQP sink.
+    Tls, "tls" {
+        /// The authorities that the broker's certificate must come from, in PEM.
+        ca_file: FilePath, Absent("the system's"), r#""ca.pem""#;
+        /// Our own certificate, in PEM, together with `key_file`.
+        cert_file: FilePath, Absent("none"), r#""client.pem""#;
+        /// The key of our certificate, in PEM. Others must not be able to read it.
+        key_file: FilePath, Absent("none"), r#""client-key.pem""#;
+    }
+}
+
+section! {
+    /// Authentication, inside a Kafka sink.
+    Sasl, "sasl" {
+        /// `"PLAIN"`, `"SCRAM-SHA-256"` or `"SCRAM-SHA-512"`.
+        mechanism: String, Required, r#""SCRAM-SHA-512""#;
+        /// The user's name.
+        username: String, Required, r#""shop""#;
+        /// The password; better given as `password_file`.
+        password: Secret, Required, r#""secret""#;
+    }
+}
+
+section! {
+    /// A source, carried to a sink.
+    Relay, "[relays.<name>]" {
+        /// The name of a `[sources.<name>]` section.
+        source: String, Required, r#""shop""#;
+        /// The name of a `[sinks.<name>]` section.
+        sink: String, Required, r#""bus""#;
+        /// Only events of these types are carried; `*` stands for anything.
+        types: List, Absent("every type"), r#"["Order*"]"#;
+        /// Where to begin when there is no checkpoint: `"first"` event or `"head"` (only what comes from now on). It must be said
+        /// when the table already holds events.
+        start: String, Absent("must be said when events are already there"), r#""first""#;
+        /// What a rejected event does when its attempts are spent: `"hold"` its key (later events of the key wait behind
+        /// it), `"skip"` it, or `"halt"` the relay.
+        on_reject: String, Value(r#""hold""#), r#""hold""#;
+        /// How often an event is tried before it is a dead letter.
+        attempts_max: u64, Value("5"), "5";
+        /// After this long without an acknowledgement the sink counts as unavailable.
+        ack_timeout: Span, Value(r#""30s""#), r#""30s""#;
+        /// How many events of one key may be unacknowledged; 1 keeps a key's order absolute.
+        in_flight_per_key: u64, Absent("bounded by the window alone"), "1";
+        /// How many events may be read and not yet settled: the most that a crash repeats.
+        window_events: u64, Value("10000"), "10000";
+        /// The same in bytes.
+        window_bytes: Size, Value(r#""32MiB""#), r#""32MiB""#;
+        /// How many events are read at once.
+        batch_events: u64, Value("1000"), "1000";
+        /// How many bytes are read at once.
+        batch_bytes: Size, Value(r#""4MiB""#), r#""4MiB""#;
+        /// A larger event becomes a dead letter, unread.
+        event_bytes_max: Size, Value(r#""16MiB""#), r#""16MiB""#;
+        /// Starts paused, until `outboxd resume`.
+        paused: bool, Value("false"), "true";
+    }
+}

@@ -1,0 +1,310 @@
+//! From layers to raw sections: every unknown key and every value of the wrong kind is reported, not only the first.
+//!
+//! serde stops at the first fault; so the faulty key is taken out and the section is read again, until it can be read.
+
+use std::collections::BTreeMap;
+
+use figment::error::{Actual, Error as Fault, Kind as FaultKind};
+use figment::value::{Dict, Value};
+use serde::Deserialize;
+
+use super::file;
+use super::key::{Key, Kind, Section};
+use super::layers::Layers;
+use super::problem::{KeyPath, Origin, Problem, either, nearest};
+use super::secret::{self, Audience};
+
+/// Everything that the configuration says, section by section, not yet checked against each other.
+#[derive(Debug, Default)]
+pub struct Raw {
+    pub daemon: file::Daemon,
+    pub sources: BTreeMap<String, file::Source>,
+    pub sinks: BTreeMap<String, Sink>,
+    pub relays: BTreeMap<String, file::Relay>,
+}
+
+/// A sink of a known type.
+#[derive(Debug)]
+pub enum Sink {
+    Kafka(file::Kafka),
+    Amqp(file::Amqp),
+    File(file::File),
+    Stdout(file::Stdout),
+    /// Its type is missing or unknown, which has been reported.
+    Unreadable,
+}
+
+/// The values of `sinks.X.type`, and the keys that belong to each.
+pub const SINK_TYPES: [(&str, Section); 4] = [
+    ("kafka", file::Kafka::SECTION),
+    ("amqp", file::Amqp::SECTION),
+    ("file", file::File::SECTION),
+    ("stdout", file::Stdout::SECTION),
+];
+
+const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
+
+/// What the documents of later versions promise: refused, not ignored.
+const LATER: [(&str, &str); 8] = [
+    ("projections", "projections are not in this version"),
+    ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
+    ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
+    ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
+    ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
+    ("sources.*.feed", "feed tables are not in this version"),
+    ("sinks.*.url", "the HTTP sink is not in this version"),
+    ("relays.*.replay", "replays are not in this version"),
+];
+
+/// The keys of a source that is mapped by hand: later too.
+const MAPPED: [&str; 14] = [
+    "table",
+    "query",
+    "position",
+    "id",
+    "key",
+    "stream_id",
+    "stream_type",
+    "type",
+    "payload",
+    "headers",
+    "time",
+    "pending",
+    "on_delivered",
+    "on_rejected",
+];
+
+/// Why something of a later version is refused.
+fn later(path: &KeyPath) -> Option<&'static str> {
+    if matches("sources.*.*", path) && MAPPED.contains(&path.last()) {
+        return Some("a table mapped by hand is not in this version; use a `preset`");
+    }
+    LATER.into_iter().find(|(pattern, _)| matches(pattern, path)).map(|(_, reason)| reason)
+}
+
+fn matches(pattern: &str, path: &KeyPath) -> bool {
+    let parts = pattern.split('.');
+    parts.clone().count() == path.0.len() && parts.zip(&path.0).all(|(part, key)| part == "*" || part == key)
+}
+
+/// Reads every section; what cannot be read is reported and left out.
+pub fn sections(layers: &Layers, problems: &mut Vec<Problem>) -> Raw {
+    let mut reader = Reader { layers, problems };
+    let mut raw = Raw::default();
+    for (name, value) in &layers.values {
+        let path = KeyPath::of([name]);
+        match name.as_str() {
+            "daemon" => raw.daemon = reader.section(&path, value, &file::Daemon::SECTION),
+            "sources" => raw.sources = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Source::SECTION)),
+            "sinks" => raw.sinks = reader.named(&path, value, Reader::sink),
+            "relays" => raw.relays = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Relay::SECTION)),
+            _ => reader.unknown(&path, &TOP_LEVEL),
+        }
+    }
+    raw
+}
+
+struct Reader<'a> {
+    layers: &'a Layers,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn complain(&mut self, key: KeyPath, reason: String, remedy: Option<String>) {
+        let origin = self.layers.origin(&key);
+        self.problems.push(Problem { origin, key, reason, remedy });
+    }
+
+    fn unknown(&mut self, path: &KeyPath, known: &[&str]) {
+        if let Some(reason) = later(path) {
+            return self.complain(path.clone(), reason.to_owned(), None);
+        }
+        let remedy = match nearest(path.last(), known.iter().copied()) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("write {}, or leave it out", either(known.iter().copied())),
+        };
+        self.complain(path.clone(), "there is no such key".to_owned(), Some(remedy));
+    }
+
+    /// Sections whose names are the user's: `[sources.shop]`.
+    fn named<T>(
+        &mut self,
+        path: &KeyPath,
+        value: &Value,
+        mut read: impl FnMut(&mut Self, &KeyPath, &Value) -> T,
+    ) -> BTreeMap<String, T> {
+        let Some(dict) = value.as_dict() else {
+            let remedy = format!("write [{path}.a_name_you_choose]");
+            self.complain(path.clone(), "a section is wanted here".to_owned(), Some(remedy));
+            return BTreeMap::new();
+        };
+        let mut sections = BTreeMap::new();
+        for (name, value) in dict {
+            let path = path.join(name);
+            if !is_name(name) {
+                let remedy = "choose a name of a-z, 0-9 and _, without __, of at most 64 characters";
+                self.complain(path.clone(), "this name cannot be used".to_owned(), Some(remedy.to_owned()));
+            }
+            sections.insert(name.clone(), read(self, &path, value));
+        }
+        sections
+    }
+
+    fn sink(&mut self, path: &KeyPath, value: &Value) -> Sink {
+        let types = || either(SINK_TYPES.iter().map(|(name, _)| *name));
+        let Some(kind) = value.as_dict().and_then(|dict| dict.get("type")) else {
+            self.complain(path.join("type"), "must be said".to_owned(), Some(format!("write {}", types())));
+            return Sink::Unreadable;
+        };
+        match kind.as_str() {
+            Some("kafka") => Sink::Kafka(self.section(path, value, &file::Kafka::SECTION)),
+            Some("amqp") => Sink::Amqp(self.section(path, value, &file::Amqp::SECTION)),
+            Some("file") => Sink::File(self.section(path, value, &file::File::SECTION)),
+            Some("stdout") => Sink::Stdout(self.section(path, value, &file::Stdout::SECTION)),
+            Some("http") => {
+                let reason = "the HTTP sink is not in this version".to_owned();
+                self.complain(path.join("type"), reason, Some(format!("write {}", types())));
+                Sink::Unreadable
+            }
+            other => {
+                let near = other.and_then(|name| nearest(name, SINK_TYPES.iter().map(|(name, _)| *name)));
+                let remedy =
+                    near.map_or_else(|| format!("write {}", types()), |name| format!("did you mean `{name}`?"));
+                self.complain(path.join("type"), "there is no such type of sink".to_owned(), Some(remedy));
+                Sink::Unreadable
+            }
+        }
+    }
+
+    fn section<T: Default + for<'de> Deserialize<'de>>(
+        &mut self,
+        path: &KeyPath,
+        value: &Value,
+        section: &Section,
+    ) -> T {
+        let Some(mut dict) = value.as_dict().cloned() else {
+            self.complain(path.clone(), "a section is wanted here".to_owned(), Some(format!("write [{path}]")));
+            return T::default();
+        };
+        self.take_from_files(path, &mut dict, section);
+        loop {
+            match T::deserialize(&Value::from(dict.clone())) {
+                Ok(read) => return read,
+                Err(fault) => {
+                    self.report(path, &fault, section);
+                    assert!(remove(&mut dict, &fault.path), "a fault of a section names a key in it: {:?}", fault.path);
+                }
+            }
+        }
+    }
+
+    /// Puts what stands in the file that `x_file` names in the place of `x`.
+    fn take_from_files(&mut self, path: &KeyPath, dict: &mut Dict, section: &Section) {
+        for key in section.keys {
+            if let (Kind::Keys(inner), Some(Value::Dict(_, table))) = (key.kind, dict.get_mut(key.name())) {
+                self.take_from_files(&path.join(key.name()), table, inner);
+            }
+            let file_name = format!("{}_file", key.name());
+            if !key.kind.may_stand_in_a_file() || section.key(&file_name).is_some() {
+                continue;
+            }
+            let Some(named) = dict.remove(&file_name) else { continue };
+            self.take_from_file(path, dict, key, &named);
+        }
+    }
+
+    fn take_from_file(&mut self, path: &KeyPath, dict: &mut Dict, key: &Key, named: &Value) {
+        let (direct, by_file) = (path.join(key.name()), path.join(&format!("{}_file", key.name())));
+        if dict.contains_key(key.name()) {
+            let is_variable = |path| matches!(self.layers.origin(path), Origin::Variable(_));
+            match (is_variable(&direct), is_variable(&by_file)) {
+                (true, false) => return,
+                (false, true) => {}
+                _ => {
+                    let reason = format!("`{}` and `{}` are both said", direct.last(), by_file.last());
+                    return self.complain(by_file, reason, Some("keep one of them".to_owned()));
+                }
+            }
+        }
+        let Some(file) = named.as_str().filter(|file| !file.is_empty()) else {
+            return self.complain(by_file, "the path of a file is wanted here".to_owned(), None);
+        };
+        let audience = if key.kind == Kind::Secret { Audience::NotOthers } else { Audience::Anybody };
+        match secret::read(&self.layers.folder.join(file), audience) {
+            Ok(text) => {
+                dict.insert(key.name().to_owned(), Value::from(text));
+            }
+            Err((reason, remedy)) => self.complain(by_file, reason, remedy),
+        }
+    }
+
+    fn report(&mut self, path: &KeyPath, fault: &Fault, section: &Section) {
+        let key_path = fault.path.iter().fold(path.clone(), |path, part| path.join(part));
+        match &fault.kind {
+            FaultKind::UnknownField(_, known) => {
+                let inner = fault.path.len().checked_sub(2).and_then(|index| section.key(&fault.path[index]));
+                let section = match inner.map(|key| key.kind) {
+                    Some(Kind::Keys(inner)) => inner,
+                    _ => section,
+                };
+                let known: Vec<&str> = known.iter().map(|name| name.trim_start_matches("r#")).collect();
+                if let Some(stem) = misplaced_file(&key_path, section) {
+                    let reason = format!("`{stem}` cannot be given as a file");
+                    return self.complain(key_path, reason, Some(format!("write `{stem}`")));
+                }
+                self.unknown(&key_path, &known);
+            }
+            FaultKind::InvalidType(actual, wanted) | FaultKind::InvalidValue(actual, wanted) => {
+                self.complain(key_path, format!("this is {}; wanted is {}", article(actual), plain(wanted)), None);
+            }
+            FaultKind::Message(reason) => self.complain(key_path, reason.clone(), None),
+            // Their words may quote the value, which may be a secret.
+            _ => self.complain(key_path, "this value cannot be used here".to_owned(), None),
+        }
+    }
+}
+
+fn misplaced_file(path: &KeyPath, section: &Section) -> Option<&'static str> {
+    let stem = path.last().strip_suffix("_file")?;
+    section.key(stem).map(|key| key.name())
+}
+
+/// Takes the key that a fault names out of a section, wherever it stands below.
+fn remove(dict: &mut Dict, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    if let (Some(Value::Dict(_, inner)), false) = (dict.get_mut(first), rest.is_empty())
+        && remove(inner, rest)
+    {
+        return true;
+    }
+    dict.remove(first).is_some()
+}
+
+/// The kind of a value, never the value: it may be a secret in the wrong place.
+fn article(actual: &Actual) -> &'static str {
+    match actual {
+        Actual::Bool(_) => "true or false",
+        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
+        Actual::Float(_) => "a number with a fraction",
+        Actual::Char(_) | Actual::Str(_) => "text",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "something else",
+    }
+}
+
+/// serde's words for what it expected, in ours.
+fn plain(wanted: &str) -> &str {
+    match wanted {
+        "a string" => "text in quotes",
+        "a boolean" => "true or false",
+        "u64" => "a whole number, not negative",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    }
+}
+
+pub fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    !name.is_empty() && name.len() <= 64 && name.chars().all(allowed) && !name.contains("__")
+}

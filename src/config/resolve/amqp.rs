@@ -1,0 +1,117 @@
+//! `[sinks.X]` with `type = "amqp"`.
+
+#[cfg(not(feature = "amqp"))]
+pub(super) fn resolve(
+    name: &str,
+    _: &crate::config::file::Amqp,
+    checker: &mut super::Checker<'_>,
+) -> Option<crate::sink::Settings> {
+    super::sink::refuse_missing_feature(name, "amqp", checker);
+    None
+}
+
+#[cfg(feature = "amqp")]
+pub(super) use with_client::resolve;
+
+#[cfg(feature = "amqp")]
+mod with_client {
+    use std::time::Duration;
+
+    use crate::config::file;
+    use crate::config::problem::KeyPath;
+    use crate::config::resolve::daemon::Nanos;
+    use crate::config::resolve::{Checker, is_loopback, sink};
+    use crate::config::value::Span;
+    use crate::secret::Secret;
+    use crate::sink::Settings;
+    use crate::sink::amqp;
+
+    const HEARTBEAT: Duration = Duration::from_secs(10);
+    /// The protocol counts whole seconds, in 16 bits.
+    const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+    const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
+    /// A short string of the protocol.
+    const NAME_BYTES_MAX: usize = 255;
+
+    pub(in crate::config::resolve) fn resolve(
+        name: &str,
+        raw: &file::Amqp,
+        checker: &mut Checker<'_>,
+    ) -> Option<Settings> {
+        let key = |part: &str| KeyPath::of(["sinks", name, part]);
+        let uri = checker.require(&key("uri"), raw.uri.as_ref());
+        if let Some(uri) = &uri {
+            check_uri(name, uri, raw, checker);
+        }
+        let mut template = |part: &str, said: Option<&String>| {
+            let text = checker.require(&key(part), said)?;
+            let template = sink::template(&key(part), &text, checker)?;
+            if template.constant().is_some_and(|constant| constant.len() > NAME_BYTES_MAX) {
+                let reason = format!("this is longer than the {NAME_BYTES_MAX} bytes that AMQP admits");
+                checker.refuse(key(part), reason, "write a shorter one");
+            }
+            Some(template)
+        };
+        let exchange = template("exchange", raw.exchange.as_ref());
+        let routing_key = template("routing_key", raw.routing_key.as_ref());
+        let format = sink::format(&key("format"), raw.format.as_ref(), checker);
+        let headers = sink::headers(&key("headers"), raw.headers.as_ref(), checker);
+        let tls = raw.tls.as_ref().map(|raw| tls(name, raw, checker));
+        let heartbeat = raw.heartbeat.unwrap_or(Span(HEARTBEAT));
+        checker.within(&key("heartbeat"), Nanos(heartbeat), Nanos(Span(HEARTBEAT_MIN)), Nanos(Span(HEARTBEAT_MAX)));
+        if heartbeat.0.subsec_nanos() != 0 {
+            checker.refuse(
+                key("heartbeat"),
+                "AMQP counts heartbeats in whole seconds",
+                "write whole seconds, as in \"10s\"",
+            );
+        }
+        Some(Settings::Amqp(amqp::Settings {
+            uri: uri?,
+            exchange: exchange?,
+            routing_key: routing_key?,
+            format,
+            headers,
+            persistent: raw.persistent.unwrap_or(true),
+            mandatory: raw.mandatory.unwrap_or(true),
+            declare: raw.declare.unwrap_or(false),
+            tls,
+            heartbeat: heartbeat.0,
+        }))
+    }
+
+    fn tls(name: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> amqp::Tls {
+        let found = sink::certificates(name, raw, checker);
+        let (cert_file, key_file) = found.client.unzip();
+        amqp::Tls { ca_file: found.ca_file, cert_file, key_file }
+    }
+
+    /// Says what is wrong with an address, never the address: it may hold a password.
+    fn check_uri(name: &str, uri: &Secret, raw: &file::Amqp, checker: &mut Checker<'_>) {
+        let key = KeyPath::of(["sinks", name, "uri"]);
+        let shape = "write amqp://user:password@host:5672/vhost, or amqps:// for TLS; in a name or password write %40 for @, %2f for /";
+        let Some((scheme, rest)) = uri.reveal().split_once("://") else {
+            return checker.refuse(key, "this is not an address", shape);
+        };
+        let is_encrypted = match scheme {
+            "amqp" => false,
+            "amqps" => true,
+            _ => return checker.refuse(key, "this is not an address of AMQP", shape),
+        };
+        let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+        let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let host = place.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).map_or(place, |(host, _)| host);
+        if host.is_empty() || uri.reveal().parse::<lapin::uri::AMQPUri>().is_err() {
+            return checker.refuse(key, "this address cannot be read", shape);
+        }
+        if raw.tls.is_some() && !is_encrypted {
+            checker.refuse(
+                KeyPath::of(["sinks", name, "tls"]),
+                "`tls` is said, but the address begins with amqp://",
+                "write amqps://",
+            );
+        } else if user.contains(':') && !is_encrypted && !is_loopback(host) && raw.allow_plaintext != Some(true) {
+            sink::refuse_plaintext_password(key, host, "write amqps://", checker);
+        }
+    }
+}

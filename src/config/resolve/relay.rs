@@ -1,0 +1,220 @@
+//! `[relays.X]`, and how relays, sources and sinks go together.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Checker;
+use super::daemon::Nanos;
+use super::sink::{destination_file, format_of};
+use super::source::is_read_by_row;
+use crate::config::file;
+use crate::config::problem::{KeyPath, Origin, Problem, either, nearest};
+use crate::config::read::Raw;
+use crate::config::value::{Size, Span};
+use crate::consumer::{Bounds, OnReject, Settings, Start};
+use crate::sink::format::Format;
+use crate::source::{self, Preset, Read};
+use crate::{config, sink};
+
+const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
+const ON_REJECTS: [(&str, OnReject); 3] =
+    [("hold", OnReject::Hold), ("skip", OnReject::Skip), ("halt", OnReject::Halt)];
+
+const ATTEMPTS_MAX: u64 = 1_000;
+const EVENTS_MAX: u64 = 1_000_000;
+const BYTES_MIN: u64 = 1 << 10;
+const BYTES_MAX: u64 = 1 << 30;
+const ACK_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+const ACK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+pub(super) fn resolve(
+    raw: &Raw,
+    sources: &BTreeMap<String, source::Settings>,
+    sinks: &BTreeMap<String, sink::Settings>,
+    checker: &mut Checker<'_>,
+) -> Vec<Settings> {
+    if raw.relays.is_empty() && checker.problems.is_empty() {
+        nothing_to_do(checker);
+    }
+    let resolved = raw.relays.iter().map(|(name, relay)| one(name, relay, raw, sinks, checker)).collect::<Vec<_>>();
+    let relays: Vec<Settings> = resolved.into_iter().flatten().collect();
+    for relay in &relays {
+        if let Some(source) = sources.get(&relay.source) {
+            check_against_source(relay, source, checker);
+        }
+    }
+    refuse_shared_rows(&relays, sources, checker);
+    refuse_shared_files(&relays, checker);
+    relays
+}
+
+fn nothing_to_do(checker: &mut Checker<'_>) {
+    checker.problems.push(Problem {
+        origin: Origin::Fallback,
+        key: KeyPath::of(["relays"]),
+        reason: "there is no relay: nothing would be carried anywhere".to_owned(),
+        remedy: Some("write a section [relays.a_name_you_choose] with `source` and `sink`".to_owned()),
+    });
+}
+
+fn one(
+    name: &str,
+    relay: &file::Relay,
+    raw: &Raw,
+    sinks: &BTreeMap<String, sink::Settings>,
+    checker: &mut Checker<'_>,
+) -> Option<Settings> {
+    let key = |part: &str| KeyPath::of(["relays", name, part]);
+    let source = checker.require(&key("source"), relay.source.as_ref());
+    let sink_name = checker.require(&key("sink"), relay.sink.as_ref());
+    if let Some(source) = &source {
+        check_name(&key("source"), source, "sources", raw.sources.keys(), checker);
+    }
+    if let Some(sink) = &sink_name {
+        check_name(&key("sink"), sink, "sinks", raw.sinks.keys(), checker);
+    }
+    let types = relay.types.clone().unwrap_or_default().0;
+    if relay.types.is_some() && (types.is_empty() || types.iter().any(String::is_empty)) {
+        checker.refuse(
+            key("types"),
+            "this list would let nothing through",
+            "name types, as in [\"Order*\"], or leave it out",
+        );
+    }
+    let start = relay.start.as_ref().map(|word| checker.choose(&key("start"), word, &STARTS));
+    let on_reject = checker.choose_or(&key("on_reject"), relay.on_reject.as_ref(), &ON_REJECTS, OnReject::Hold);
+    let bounds = bounds(name, relay, checker);
+    let (source, sink_name) = (source?, sink_name?);
+    let sink = sinks.get(&sink_name)?.clone();
+    let paused = relay.paused.unwrap_or(false);
+    Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
+}
+
+fn check_name<'a>(
+    key: &KeyPath,
+    name: &str,
+    section: &str,
+    known: impl Iterator<Item = &'a String> + Clone,
+    checker: &mut Checker<'_>,
+) {
+    if known.clone().any(|known| known == name) {
+        return;
+    }
+    let names = || known.clone().map(String::as_str);
+    let remedy = match (nearest(name, names()), names().next()) {
+        (Some(near), _) => format!("did you mean {near:?}?"),
+        (None, Some(_)) => format!("known are {}", either(names())),
+        (None, None) => format!("write a section [{section}.{name}]"),
+    };
+    checker.refuse(key.clone(), format!("there is no section [{section}.{name}]"), remedy);
+}
+
+fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds {
+    let key = |part: &str| KeyPath::of(["relays", name, part]);
+    let usual = Bounds::default();
+    let mut events = |part: &str, said: Option<u64>, most: u64, usual: usize| match said {
+        Some(said) => checker.within(&key(part), said, 1, most) as usize,
+        None => usual,
+    };
+    let attempts_max = events("attempts_max", relay.attempts_max, ATTEMPTS_MAX, usual.attempts_max as usize) as u32;
+    let in_flight = relay.in_flight_per_key;
+    let in_flight_per_key = in_flight.map(|said| events("in_flight_per_key", Some(said), EVENTS_MAX, 1) as u32);
+    let window_events = events("window_events", relay.window_events, EVENTS_MAX, usual.window_events);
+    // A small window makes the batches small too, unless their size is said.
+    let batch_events = events("batch_events", relay.batch_events, EVENTS_MAX, usual.batch_events.min(window_events));
+    let mut bytes = |part: &str, said: Option<Size>, usual: usize| match said {
+        Some(said) => {
+            checker.within(&key(part), Bytes(said), Bytes(Size(BYTES_MIN)), Bytes(Size(BYTES_MAX))).0.0 as usize
+        }
+        None => usual,
+    };
+    let window_bytes = bytes("window_bytes", relay.window_bytes, usual.window_bytes);
+    let batch_bytes = bytes("batch_bytes", relay.batch_bytes, usual.batch_bytes.min(window_bytes));
+    let event_bytes_max = bytes("event_bytes_max", relay.event_bytes_max, usual.event_bytes_max.min(window_bytes));
+    let ack_timeout = relay.ack_timeout.unwrap_or(Span(usual.ack_timeout));
+    let (least, most) = (Nanos(Span(ACK_TIMEOUT_MIN)), Nanos(Span(ACK_TIMEOUT_MAX)));
+    checker.within(&key("ack_timeout"), Nanos(ack_timeout), least, most);
+    for (part, part_size, window, window_size) in [
+        ("batch_events", batch_events, "window_events", window_events),
+        ("batch_bytes", batch_bytes, "window_bytes", window_bytes),
+        ("event_bytes_max", event_bytes_max, "window_bytes", window_bytes),
+    ] {
+        if part_size > window_size {
+            let reason = format!("`{part}` is larger than `{window}`, which it must fit into");
+            checker.refuse(key(part), reason, format!("make `{window}` larger, or `{part}` smaller"));
+        }
+    }
+    Bounds {
+        attempts_max,
+        ack_timeout: ack_timeout.0,
+        in_flight_per_key,
+        window_events,
+        window_bytes,
+        batch_events,
+        batch_bytes,
+        event_bytes_max,
+    }
+}
+
+/// A size that is compared by bytes.
+#[derive(PartialEq)]
+struct Bytes(Size);
+
+impl PartialOrd for Bytes {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        self.0.0.partial_cmp(&other.0.0)
+    }
+}
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
+    let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
+    if format_of(&relay.sink) == Format::EventsourcePy && source.preset != Preset::EventsourcePy {
+        checker.refuse(
+            KeyPath::of(["sinks", &relay.sink_name, "format"]),
+            format!(
+                "relay `{}` brings events from [sources.{}], whose preset is not eventsource-py: they have no such form",
+                relay.name, relay.source
+            ),
+            "write format = \"plain\" or \"envelope\"",
+        );
+    }
+    if relay.start == Some(Start::Head) && is_read_by_row(source) {
+        let reason =
+            format!("[sources.{}] is read by row: its rows say themselves what is still to be sent", source.name);
+        checker.refuse(key("start"), reason, "leave `start` out");
+    }
+}
+
+/// The mark in a row tells that it was delivered, not to whom.
+fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Settings>, checker: &mut Checker<'_>) {
+    let mut first: BTreeMap<(PathBuf, bool), &str> = BTreeMap::new();
+    for relay in relays {
+        let Some(source) = sources.get(&relay.source).filter(|source| is_read_by_row(source)) else { continue };
+        let table = (config::same_file(&source.path), source.read == Read::Outbox);
+        let Some(other) = first.insert(table, &relay.name) else { continue };
+        let reason = format!(
+            "relay `{other}` reads the same table, whose rows are marked when they are delivered: each event would reach only \
+             one of the two"
+        );
+        let remedy = "read the log instead (a source with read = \"events\" carries to as many relays as you like), or let the \
+                      second one read from the first one's broker";
+        checker.refuse(KeyPath::of(["relays", &relay.name, "source"]), reason, remedy);
+    }
+}
+
+fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
+    let mut first: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    for relay in relays {
+        let Some(path) = destination_file(&relay.sink) else { continue };
+        let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
+        let reason = format!("relay `{other}` writes to the same file {}", path.display());
+        checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");
+    }
+}

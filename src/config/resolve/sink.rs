@@ -1,0 +1,173 @@
+//! `[sinks.X]`: what all types share. Each type's own rules stand in `kafka` and `amqp`.
+
+use std::path::{Path, PathBuf};
+
+use super::{Checker, amqp, kafka};
+use crate::config::file;
+use crate::config::problem::{KeyPath, either, nearest};
+use crate::config::read;
+use crate::config::secret::{self, Audience};
+use crate::config::value::{FilePath, List};
+use crate::sink::Settings;
+use crate::sink::file as file_sink;
+use crate::sink::format::{Format, HeaderField};
+use crate::sink::template::{ParseError, Template};
+
+pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -> Option<Settings> {
+    let key = |part: &str| KeyPath::of(["sinks", name, part]);
+    match raw {
+        read::Sink::Kafka(raw) => kafka::resolve(name, raw, checker),
+        read::Sink::Amqp(raw) => amqp::resolve(name, raw, checker),
+        read::Sink::File(raw) => {
+            let path = checker.require(&key("path"), raw.path.as_ref());
+            let format = line_format(&key("format"), raw.format.as_ref(), checker);
+            let path = line_file(&key("path"), &path?, checker);
+            Some(Settings::File(file_sink::Settings { path: Some(path), format }))
+        }
+        read::Sink::Stdout(raw) => {
+            let format = line_format(&key("format"), raw.format.as_ref(), checker);
+            Some(Settings::File(file_sink::Settings { path: None, format }))
+        }
+        read::Sink::Unreadable => None,
+    }
+}
+
+/// The wire form of a sink, whatever its type.
+pub(super) fn format_of(settings: &Settings) -> Format {
+    match settings {
+        #[cfg(feature = "kafka")]
+        Settings::Kafka(settings) => settings.format,
+        #[cfg(feature = "amqp")]
+        Settings::Amqp(settings) => settings.format,
+        Settings::File(settings) => settings.format,
+    }
+}
+
+/// The file that a sink writes, if it writes one.
+pub(super) fn destination_file(settings: &Settings) -> Option<&Path> {
+    match settings {
+        Settings::File(settings) => settings.path.as_deref(),
+        #[cfg(any(feature = "kafka", feature = "amqp"))]
+        _ => None,
+    }
+}
+
+fn line_file(key: &KeyPath, path: &FilePath, checker: &mut Checker<'_>) -> PathBuf {
+    if path.0.trim().is_empty() {
+        checker.refuse(key.clone(), "the path is empty", "name the file that is to be written");
+    }
+    checker.path(path)
+}
+
+/// A payload may hold a line break, so only the envelope keeps one event on one line.
+fn line_format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) -> Format {
+    match word.map(String::as_str) {
+        None | Some("envelope") => Format::Envelope,
+        Some("plain" | "eventsource-py") => {
+            let reason = "a payload as it is may hold a line break, and its line would then be two";
+            checker.refuse(key.clone(), reason, "leave `format` out, or write format = \"envelope\"");
+            Format::Envelope
+        }
+        Some(word) => checker.choose(key, word, &[("envelope", Format::Envelope)]),
+    }
+}
+
+/// The wire form of a broker's messages.
+pub(super) fn format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) -> Format {
+    if word.is_some_and(|word| word == "cloudevents") {
+        let names = either(Format::ALL.iter().map(|(name, _)| *name));
+        checker.refuse(key.clone(), "format \"cloudevents\" is not in this version", format!("write {names}"));
+        return Format::Plain;
+    }
+    checker.choose_or(key, word, &Format::ALL, Format::Plain)
+}
+
+pub(super) fn headers(key: &KeyPath, names: Option<&List>, checker: &mut Checker<'_>) -> Vec<HeaderField> {
+    let mut fields = Vec::new();
+    for name in names.iter().flat_map(|list| &list.0) {
+        let known = || HeaderField::ALL.iter().map(|(name, _)| *name);
+        match HeaderField::parse(name) {
+            Some(field) if fields.contains(&field) => {
+                checker.refuse(key.clone(), format!("{name:?} is said twice"), "say it once");
+            }
+            Some(field) => fields.push(field),
+            None => {
+                let near = nearest(name, known());
+                let remedy = near
+                    .map_or_else(|| format!("known are {}", either(known())), |near| format!("did you mean {near:?}?"));
+                checker.refuse(key.clone(), format!("there is no header {name:?}"), remedy);
+            }
+        }
+    }
+    fields
+}
+
+/// A template; one that cannot be parsed is reported, with the place.
+pub(super) fn template(key: &KeyPath, text: &str, checker: &mut Checker<'_>) -> Option<Template> {
+    match Template::parse(text) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            let remedy = match &error {
+                ParseError::UnknownField { nearest: Some(near), .. } => format!("write {{{near}}}"),
+                ParseError::UnknownField { .. } => "write one of the known fields".to_owned(),
+                _ => "close every field, and write {{ and }} for braces".to_owned(),
+            };
+            checker.refuse(key.clone(), format!("in {text:?}: {error}"), remedy);
+            None
+        }
+    }
+}
+
+/// The files of a `tls` table, checked.
+#[derive(Debug, Default)]
+pub(super) struct Certificates {
+    pub ca_file: Option<PathBuf>,
+    /// The certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+pub(super) fn certificates(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Certificates {
+    let key = |part: &str| KeyPath(["sinks", sink, "tls", part].map(str::to_owned).to_vec());
+    let mut file = |part: &str, path: Option<&FilePath>, audience: Audience| {
+        let path = checker.path(path?);
+        if let Err((reason, remedy)) = secret::check(&path, audience) {
+            checker.refuse(
+                key(part),
+                reason,
+                remedy.unwrap_or_else(|| "name a file in PEM that outboxd may read".to_owned()),
+            );
+        }
+        Some(path)
+    };
+    let ca_file = file("ca_file", raw.ca_file.as_ref(), Audience::Anybody);
+    let certificate = file("cert_file", raw.cert_file.as_ref(), Audience::Anybody);
+    let private = file("key_file", raw.key_file.as_ref(), Audience::NotOthers);
+    if certificate.is_some() != private.is_some() {
+        let (said, missing) = if certificate.is_some() { ("cert_file", "key_file") } else { ("key_file", "cert_file") };
+        checker.refuse(
+            key(said),
+            format!("`{said}` is said without `{missing}`"),
+            format!("add `{missing}`, or leave both out"),
+        );
+    }
+    Certificates { ca_file, client: certificate.zip(private) }
+}
+
+/// Refuses to send a password unencrypted over a network.
+pub(super) fn refuse_plaintext_password(key: KeyPath, host: &str, encrypt: &str, checker: &mut Checker<'_>) {
+    checker.refuse(
+        key,
+        format!("the password would travel unencrypted to {host}"),
+        format!("{encrypt}; or write allow_plaintext = true if the network between is safe"),
+    );
+}
+
+/// Refuses a sink whose client was left out of this build.
+#[cfg(not(all(feature = "kafka", feature = "amqp")))]
+pub(super) fn refuse_missing_feature(sink: &str, feature: &str, checker: &mut Checker<'_>) {
+    checker.refuse(
+        KeyPath::of(["sinks", sink, "type"]),
+        format!("this build of outboxd cannot do {feature}: it was built without the feature `{feature}`"),
+        format!("build it with `cargo build --release --features {feature}`, or use a release"),
+    );
+}

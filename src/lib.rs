@@ -2,6 +2,7 @@
 //!
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
+pub mod cli;
 pub mod config;
 pub mod consumer;
 pub mod event;

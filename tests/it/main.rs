@@ -1,5 +1,8 @@
 //! The integration tests: one binary, whose modules are promises.
 
+mod cli;
+mod cli_control;
+mod cli_reference;
 mod config;
 mod config_errors;
 mod config_examples;

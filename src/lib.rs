@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod clock;
+pub mod cli;
 pub mod config;
 pub mod consumer;
 pub mod daemon;

@@ -102,6 +102,8 @@ section! {
         allow_plaintext: bool, Value("false"), "true";
         /// How often the two sides show each other that they live.
         heartbeat: Span, Value(r#""10s""#), r#""10s""#;
+        /// The broker's `max_message_size`: a larger message would close the channel, and so it is rejected before it is sent.
+        message_bytes_max: Size, Value(r#""128MiB""#), r#""16MiB""#;
     }
 }
 

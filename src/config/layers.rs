@@ -25,6 +25,8 @@ const SECTION_NAMES: [&str; 6] = ["daemon", "sources", "sinks", "relays", "proje
 /// All layers, merged.
 pub struct Layers {
     pub values: Dict,
+    /// The main file.
+    pub file: PathBuf,
     /// The folder that relative paths are relative to.
     pub folder: PathBuf,
     figment: Figment,
@@ -46,15 +48,15 @@ impl Layers {
         let Stack { figment, lines, problems } = stack;
         let values = figment.data().ok().and_then(|mut map| map.remove(&Profile::Default)).unwrap_or_default();
         let folder = std::path::absolute(&folder).unwrap_or(folder);
-        (Self { values, folder, figment, lines }, problems)
+        (Self { values, file: file.to_owned(), folder, figment, lines }, problems)
     }
 
-    /// Where the value at `path` came from; for one that nobody said, where its section did.
+    /// Where the value at `path` came from; for one that nobody said, where its section did, or should have.
     pub fn origin(&self, path: &KeyPath) -> Origin {
         (1..=path.0.len())
             .rev()
             .find_map(|length| self.exact_origin(&KeyPath(path.0[..length].to_vec())))
-            .unwrap_or(Origin::Fallback)
+            .unwrap_or_else(|| Origin::File { path: self.file.clone(), line: None })
     }
 
     pub fn exact_origin(&self, path: &KeyPath) -> Option<Origin> {
@@ -146,7 +148,12 @@ impl Stack {
         for error in &errors {
             let line = error.span().map(|span| line_of(&text, span.start));
             let origin = Origin::File { path: path.to_owned(), line };
-            self.complain(origin, KeyPath::default(), format!("this is not TOML: {}", error.message()), None);
+            self.complain(
+                origin,
+                KeyPath::default(),
+                format!("this is not TOML: {}", error.message()),
+                Some("mend this line; text stands in quotes, a section in [brackets]"),
+            );
         }
         let name = path.to_string_lossy().into_owned();
         let mut reader = FileReader { text: &text, name: &name, lines: &mut self.lines };

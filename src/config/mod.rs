@@ -91,13 +91,13 @@ pub fn load_with(file: &Path, variables: impl IntoIterator<Item = (OsString, OsS
     let (layers, mut problems) = Layers::read(file, variables);
     // What a file with a fault would have said is not known: complaints about the rest would mislead.
     if !problems.is_empty() {
-        return Err(Error { problems });
+        return Err(Error::new(problems));
     }
     let raw = read::sections(&layers, &mut problems);
     let config = resolve::resolve(&raw, &layers, &mut problems);
     match problems.is_empty() {
         true => Ok(Loaded { config, file: file.to_owned(), shown: show::shown(&layers) }),
-        false => Err(Error { problems }),
+        false => Err(Error::new(problems)),
     }
 }
 
@@ -106,13 +106,14 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
     if let Some(named) = named {
         return Ok(named.to_owned());
     }
-    USUAL_PLACES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(|| Error {
-        problems: vec![Problem {
-            origin: Origin::Fallback,
+    USUAL_PLACES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(|| {
+        let [first, second] = USUAL_PLACES;
+        Error::new(vec![Problem {
+            origin: Origin::File { path: first.into(), line: None },
             key: KeyPath::default(),
-            reason: format!("no configuration file: looked for {}", USUAL_PLACES.join(" and ")),
+            reason: format!("there is no such file, nor is there {second}"),
             remedy: Some("name one with -c FILE or OUTBOXD_CONFIG, or make one with `outboxd init`".to_owned()),
-        }],
+        }])
     })
 }
 

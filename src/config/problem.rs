@@ -51,6 +51,16 @@ pub enum Origin {
     Fallback,
 }
 
+impl Origin {
+    fn order(&self) -> (u8, &str, usize) {
+        match self {
+            Origin::File { path, line } => (0, path.to_str().unwrap_or_default(), line.unwrap_or(0)),
+            Origin::Variable(name) => (1, name, 0),
+            Origin::Fallback => (2, "", 0),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -91,6 +101,15 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     pub problems: Vec<Problem>,
+}
+
+impl Error {
+    /// In the order in which a person meets them: file by file, from the top.
+    pub fn new(mut problems: Vec<Problem>) -> Self {
+        assert!(!problems.is_empty(), "an error says what is wrong");
+        problems.sort_by(|a, b| a.origin.order().cmp(&b.origin.order()));
+        Self { problems }
+    }
 }
 
 impl fmt::Display for Error {

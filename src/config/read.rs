@@ -12,6 +12,7 @@ use super::file;
 use super::key::{Key, Kind, Section};
 use super::layers::Layers;
 use super::problem::{KeyPath, Origin, Problem, either, nearest};
+use super::reference;
 use super::secret::{self, Audience};
 
 /// Everything that the configuration says, section by section, not yet checked against each other.
@@ -117,7 +118,7 @@ impl Reader<'_> {
 
     fn unknown(&mut self, path: &KeyPath, known: &[&str]) {
         if let Some(reason) = later(path) {
-            return self.complain(path.clone(), reason.to_owned(), None);
+            return self.complain(path.clone(), reason.to_owned(), Some("leave it out".to_owned()));
         }
         let remedy = match nearest(path.last(), known.iter().copied()) {
             Some(name) => format!("did you mean `{name}`?"),
@@ -227,19 +228,24 @@ impl Reader<'_> {
             }
         }
         let Some(file) = named.as_str().filter(|file| !file.is_empty()) else {
-            return self.complain(by_file, "the path of a file is wanted here".to_owned(), None);
+            let remedy = Some("write the path in quotes".to_owned());
+            return self.complain(by_file, "the path of a file is wanted here".to_owned(), remedy);
         };
         let audience = if key.kind == Kind::Secret { Audience::NotOthers } else { Audience::Anybody };
         match secret::read(&self.layers.folder.join(file), audience) {
             Ok(text) => {
                 dict.insert(key.name().to_owned(), Value::from(text));
             }
-            Err((reason, remedy)) => self.complain(by_file, reason, remedy),
+            Err((reason, remedy)) => {
+                let usual = || "write the value into that file, readable for the user that outboxd runs as".to_owned();
+                self.complain(by_file, reason, Some(remedy.unwrap_or_else(usual)));
+            }
         }
     }
 
     fn report(&mut self, path: &KeyPath, fault: &Fault, section: &Section) {
         let key_path = fault.path.iter().fold(path.clone(), |path, part| path.join(part));
+        let example = reference::key_at(&key_path).map(|key| format!("for example: {} = {}", key.name(), key.example));
         match &fault.kind {
             FaultKind::UnknownField(_, known) => {
                 let inner = fault.path.len().checked_sub(2).and_then(|index| section.key(&fault.path[index]));
@@ -255,11 +261,11 @@ impl Reader<'_> {
                 self.unknown(&key_path, &known);
             }
             FaultKind::InvalidType(actual, wanted) | FaultKind::InvalidValue(actual, wanted) => {
-                self.complain(key_path, format!("this is {}; wanted is {}", article(actual), plain(wanted)), None);
+                self.complain(key_path, format!("this is {}; wanted is {}", article(actual), plain(wanted)), example);
             }
-            FaultKind::Message(reason) => self.complain(key_path, reason.clone(), None),
+            FaultKind::Message(reason) => self.complain(key_path, reason.clone(), example),
             // Their words may quote the value, which may be a secret.
-            _ => self.complain(key_path, "this value cannot be used here".to_owned(), None),
+            _ => self.complain(key_path, "this value cannot be used here".to_owned(), example),
         }
     }
 }
@@ -284,6 +290,7 @@ fn remove(dict: &mut Dict, path: &[String]) -> bool {
 fn article(actual: &Actual) -> &'static str {
     match actual {
         Actual::Bool(_) => "true or false",
+        Actual::Signed(number) if *number < 0 => "a negative number",
         Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
         Actual::Float(_) => "a number with a fraction",
         Actual::Char(_) | Actual::Str(_) => "text",

@@ -1,6 +1,14 @@
 //! The integration tests: one binary, whose modules are promises.
 
 mod demo;
+mod cli;
+mod cli_control;
+mod cli_reference;
+mod config;
+mod config_errors;
+mod config_examples;
+mod config_reference;
+mod config_secrets;
 mod sink_contract;
 mod sink_speed;
 mod support;

@@ -19,9 +19,9 @@ mod with_client {
 
     use crate::config::file;
     use crate::config::problem::KeyPath;
-    use crate::config::resolve::daemon::Nanos;
-    use crate::config::resolve::{Checker, is_loopback, sink};
-    use crate::config::value::Span;
+    use crate::config::resolve::{Bytes, Checker, Nanos, is_loopback, sink};
+    use crate::config::value::{Size, Span};
+    use crate::consumer::Bounds;
     use crate::secret::Secret;
     use crate::sink::Settings;
     use crate::sink::amqp;
@@ -30,6 +30,8 @@ mod with_client {
     /// The protocol counts whole seconds, in 16 bits.
     const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
     const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
+    /// RabbitMQ admits no more, whatever it is told.
+    const MESSAGE_BYTES_MOST: u64 = 512 << 20;
     /// A short string of the protocol.
     const NAME_BYTES_MAX: usize = 255;
 
@@ -56,7 +58,7 @@ mod with_client {
         let routing_key = template("routing_key", raw.routing_key.as_ref());
         let format = sink::format(&key("format"), raw.format.as_ref(), checker);
         let headers = sink::headers(&key("headers"), raw.headers.as_ref(), checker);
-        let tls = raw.tls.as_ref().map(|raw| tls(name, raw, checker));
+        let tls = raw.tls.as_ref().map(|raw| sink::tls(name, raw, checker));
         let heartbeat = raw.heartbeat.unwrap_or(Span(HEARTBEAT));
         checker.within(&key("heartbeat"), Nanos(heartbeat), Nanos(Span(HEARTBEAT_MIN)), Nanos(Span(HEARTBEAT_MAX)));
         if heartbeat.0.subsec_nanos() != 0 {
@@ -77,13 +79,16 @@ mod with_client {
             declare: raw.declare.unwrap_or(false),
             tls,
             heartbeat: heartbeat.0,
+            // The relay's, when it is known which one it is.
+            ack_timeout: Bounds::default().ack_timeout,
+            message_bytes_max: message_bytes_max(&key("message_bytes_max"), raw.message_bytes_max, checker),
         }))
     }
 
-    fn tls(name: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> amqp::Tls {
-        let found = sink::certificates(name, raw, checker);
-        let (cert_file, key_file) = found.client.unzip();
-        amqp::Tls { ca_file: found.ca_file, cert_file, key_file }
+    fn message_bytes_max(key: &KeyPath, said: Option<Size>, checker: &mut Checker<'_>) -> usize {
+        let size = said.unwrap_or(Size(amqp::MESSAGE_BYTES_MAX as u64));
+        checker.within(key, Bytes(size), Bytes(Size(1)), Bytes(Size(MESSAGE_BYTES_MOST)));
+        size.0 as usize
     }
 
     /// Says what is wrong with an address, never the address: it may hold a password.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Checker, is_loopback};
+use super::{Checker, Nanos, is_loopback};
 use crate::config::problem::KeyPath;
 use crate::config::value::Span;
 use crate::config::{Daemon, LogFormat, WhenLocked, file};
@@ -37,22 +37,6 @@ pub(super) fn resolve(raw: &file::Daemon, checker: &mut Checker<'_>) -> Daemon {
         when_locked: checker.choose_or(&key("when_locked"), raw.when_locked.as_ref(), &waits, WhenLocked::Wait),
         log_format: checker.choose_or(&key("log_format"), raw.log_format.as_ref(), &formats, LogFormat::Auto),
         log_level: log_level(raw.log_level.as_deref().unwrap_or(LOG_LEVEL), &key("log_level"), checker),
-    }
-}
-
-/// A duration that is compared by length and printed with its unit.
-#[derive(PartialEq)]
-pub(super) struct Nanos(pub Span);
-
-impl PartialOrd for Nanos {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        self.0.0.partial_cmp(&other.0.0)
-    }
-}
-
-impl std::fmt::Display for Nanos {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
     }
 }
 

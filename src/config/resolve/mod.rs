@@ -8,14 +8,16 @@ mod relay;
 mod sink;
 mod source;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use super::Config;
 use super::layers::Layers;
 use super::problem::{KeyPath, Problem, either, nearest};
 use super::read::Raw;
-use super::value::FilePath;
+use super::value::{FilePath, Size, Span};
 
 /// Checks everything against everything.
 pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Config {
@@ -85,7 +87,7 @@ impl Checker<'_> {
     }
 
     /// A value within bounds.
-    fn within<T: PartialOrd + std::fmt::Display>(&mut self, key: &KeyPath, value: T, least: T, most: T) -> T {
+    fn within<T: PartialOrd + fmt::Display>(&mut self, key: &KeyPath, value: T, least: T, most: T) -> T {
         if value < least || value > most {
             self.refuse(
                 key.clone(),
@@ -98,6 +100,38 @@ impl Checker<'_> {
 
     fn path(&self, path: &FilePath) -> PathBuf {
         self.layers.folder.join(&path.0)
+    }
+}
+
+/// A duration that is compared by length and printed with its unit.
+#[derive(PartialEq)]
+struct Nanos(Span);
+
+impl PartialOrd for Nanos {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        self.0.0.partial_cmp(&other.0.0)
+    }
+}
+
+impl fmt::Display for Nanos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A size that is compared by bytes.
+#[derive(PartialEq)]
+struct Bytes(Size);
+
+impl PartialOrd for Bytes {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        self.0.0.partial_cmp(&other.0.0)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

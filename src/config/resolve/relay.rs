@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Checker;
-use super::daemon::Nanos;
-use super::sink::{destination_file, format_of};
+use super::sink::{destination_file, for_relay, format_of};
 use super::source::is_read_by_row;
+use super::{Bytes, Checker, Nanos};
 use crate::config::file;
-use crate::config::problem::{KeyPath, Origin, Problem, either, nearest};
+use crate::config::problem::{KeyPath, either, nearest};
 use crate::config::read::Raw;
 use crate::config::value::{Size, Span};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
@@ -50,12 +49,8 @@ pub(super) fn resolve(
 }
 
 fn nothing_to_do(checker: &mut Checker<'_>) {
-    checker.problems.push(Problem {
-        origin: Origin::Fallback,
-        key: KeyPath::of(["relays"]),
-        reason: "there is no relay: nothing would be carried anywhere".to_owned(),
-        remedy: Some("write a section [relays.a_name_you_choose] with `source` and `sink`".to_owned()),
-    });
+    let remedy = "write a section [relays.a_name_you_choose] with `source` and `sink`";
+    checker.refuse(KeyPath::of(["relays"]), "there is no relay: nothing would be carried anywhere", remedy);
 }
 
 fn one(
@@ -86,7 +81,7 @@ fn one(
     let on_reject = checker.choose_or(&key("on_reject"), relay.on_reject.as_ref(), &ON_REJECTS, OnReject::Hold);
     let bounds = bounds(name, relay, checker);
     let (source, sink_name) = (source?, sink_name?);
-    let sink = sinks.get(&sink_name)?.clone();
+    let sink = for_relay(sinks.get(&sink_name)?, bounds.ack_timeout);
     let paused = relay.paused.unwrap_or(false);
     Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
 }
@@ -154,22 +149,6 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
         batch_events,
         batch_bytes,
         event_bytes_max,
-    }
-}
-
-/// A size that is compared by bytes.
-#[derive(PartialEq)]
-struct Bytes(Size);
-
-impl PartialOrd for Bytes {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        self.0.0.partial_cmp(&other.0.0)
-    }
-}
-
-impl std::fmt::Display for Bytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
     }
 }
 

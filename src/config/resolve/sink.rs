@@ -1,6 +1,7 @@
 //! `[sinks.X]`: what all types share. Each type's own rules stand in `kafka` and `amqp`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Checker, amqp, kafka};
 use crate::config::file;
@@ -12,6 +13,7 @@ use crate::sink::Settings;
 use crate::sink::file as file_sink;
 use crate::sink::format::{Format, HeaderField};
 use crate::sink::template::{ParseError, Template};
+use crate::sink::tls::{Identity, Tls};
 
 pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -> Option<Settings> {
     let key = |part: &str| KeyPath::of(["sinks", name, part]);
@@ -40,7 +42,21 @@ pub(super) fn format_of(settings: &Settings) -> Format {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.format,
         Settings::File(settings) => settings.format,
+        Settings::Custom(_) => unreachable!("a config names no such sink"),
     }
+}
+
+/// The settings for one relay's own sink.
+pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings {
+    let mut settings = settings.clone();
+    match &mut settings {
+        #[cfg(feature = "kafka")]
+        Settings::Kafka(settings) => settings.ack_timeout = ack_timeout,
+        #[cfg(feature = "amqp")]
+        Settings::Amqp(settings) => settings.ack_timeout = ack_timeout,
+        Settings::File(_) | Settings::Custom(_) => {}
+    }
+    settings
 }
 
 /// The file that a sink writes, if it writes one.
@@ -119,14 +135,7 @@ pub(super) fn template(key: &KeyPath, text: &str, checker: &mut Checker<'_>) -> 
 }
 
 /// The files of a `tls` table, checked.
-#[derive(Debug, Default)]
-pub(super) struct Certificates {
-    pub ca_file: Option<PathBuf>,
-    /// The certificate and its key.
-    pub client: Option<(PathBuf, PathBuf)>,
-}
-
-pub(super) fn certificates(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Certificates {
+pub(super) fn tls(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Tls {
     let key = |part: &str| KeyPath(["sinks", sink, "tls", part].map(str::to_owned).to_vec());
     let mut file = |part: &str, path: Option<&FilePath>, audience: Audience| {
         let path = checker.path(path?);
@@ -150,7 +159,8 @@ pub(super) fn certificates(sink: &str, raw: &file::Tls, checker: &mut Checker<'_
             format!("add `{missing}`, or leave both out"),
         );
     }
-    Certificates { ca_file, client: certificate.zip(private) }
+    let identity = certificate.zip(private).map(|(cert_file, key_file)| Identity { cert_file, key_file });
+    Tls { ca_file, identity }
 }
 
 /// Refuses to send a password unencrypted over a network.

@@ -1,0 +1,54 @@
+//! `outboxd config`.
+
+use clap::Subcommand;
+use serde_json::{Map, Value, json};
+
+use super::{Context, Exit, reference, terminal};
+use crate::config::{self as configuration, Shown};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print what is in force: what was said, and the defaults of what was not; secrets as ***
+    Show {
+        /// Tell where each value came from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print the reference of all keys (docs/CONFIG.md)
+    Reference {
+        /// Print the reference of all commands instead (docs/CLI.md)
+        #[arg(long)]
+        commands: bool,
+    },
+}
+
+pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Show { origin } => {
+            let loaded = context.load()?;
+            match context.json {
+                true => terminal::print_json(&as_json(&loaded.shown, *origin))?,
+                false => terminal::print(&plain(&loaded.shown.toml(*origin)))?,
+            }
+        }
+        Command::Reference { commands: false } => terminal::print(&configuration::reference::markdown())?,
+        Command::Reference { commands: true } => terminal::print(&reference::markdown())?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn plain(toml: &str) -> String {
+    toml.lines().map(|line| terminal::visible(line) + "\n").collect()
+}
+
+/// By key path: the value as TOML writes it, with its origin when that is asked for.
+fn as_json(shown: &Shown, with_origin: bool) -> Value {
+    let lines = shown.lines.iter().map(|line| {
+        let value = match with_origin {
+            true => json!({"value": line.value, "origin": line.origin.to_string()}),
+            false => Value::from(line.value.clone()),
+        };
+        (line.path.to_string(), value)
+    });
+    Value::Object(lines.collect::<Map<_, _>>())
+}

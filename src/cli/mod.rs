@@ -1,0 +1,163 @@
+//! The command line: one file a command.
+//!
+//! Commands that concern a running daemon go through its control socket (`control_client`); when it does not run, they work on the
+//! files (`offline`), which answers in the same shapes. A command returns an [`Exit`] or an error; this room prints the
+//! error, once, and nothing here ends the process.
+
+mod check;
+mod completions;
+mod config;
+mod consumer;
+pub mod control_client;
+mod dead_letters;
+mod demo;
+pub mod exit;
+mod health;
+mod init;
+mod offline;
+mod pause;
+mod position;
+pub mod reference;
+mod resume;
+mod run;
+mod status;
+pub mod terminal;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config as configuration;
+use crate::config::Loaded;
+use control_client::{Answer, Request};
+pub use exit::{Exit, Failure};
+
+/// Carries events out of an application's SQLite file to Kafka, RabbitMQ or a file, and loses nothing.
+#[derive(Debug, Parser)]
+#[command(name = "outboxd", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub context: Context,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command may be told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Context {
+    /// The configuration file [default: ./outboxd.toml, then /etc/outboxd/outboxd.toml]
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        env = "OUTBOXD_CONFIG",
+        hide_env_values = true,
+        global = true
+    )]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Do not ask before something that cannot be undone
+    #[arg(short = 'y', long, global = true)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Run(run::Args),
+    /// Show the main job at work, with nothing to set up: an application, a relay and a file
+    Demo(demo::Args),
+    /// Make outboxd's tables in an application's file, and print a configuration to start from
+    Init(init::Args),
+    /// Tell what `run` would do, and what would keep it from doing it; change nothing
+    Check(check::Args),
+    /// Tell how the consumers are doing
+    Status(status::Args),
+    /// Look at events that were rejected, and decide about them
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Stop a consumer from carrying events, also over restarts
+    Pause(pause::Args),
+    /// Let a paused consumer go on
+    Resume(resume::Args),
+    /// Look at or set how far a consumer has come
+    #[command(subcommand)]
+    Position(position::Command),
+    /// Look at the consumers that a file knows, accept a changed one, or forget one
+    #[command(subcommand)]
+    Consumer(consumer::Command),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Ask the running daemon whether it is healthy; for probes
+    Health(health::Args),
+    /// Print a script that completes commands in a shell
+    Completions(completions::Args),
+}
+
+impl Context {
+    /// The configuration, or all that is wrong with it.
+    pub fn load(&self) -> anyhow::Result<Loaded> {
+        let file = configuration::find(self.config.as_deref())?;
+        Ok(configuration::load(&file)?)
+    }
+
+    /// Asks the daemon, or the files when it does not run.
+    pub fn ask(&self, request: &Request) -> anyhow::Result<serde_json::Value> {
+        let loaded = self.load()?;
+        match control_client::ask(&loaded.config.daemon.control, request)? {
+            Answer::Given(answer) => Ok(answer),
+            Answer::NotRunning => offline::answer(&loaded, request),
+        }
+    }
+}
+
+/// Does what the arguments say, prints what went wrong, and tells how the process is to end.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to be told when even this cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    match execute(&cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            eprintln!("{}", told(&error));
+            Exit::of(&error)
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<Exit> {
+    let context = &cli.context;
+    match &cli.command {
+        Command::Run(args) => run::execute(args, context),
+        Command::Demo(args) => demo::execute(args, context),
+        Command::Init(args) => init::execute(args, context),
+        Command::Check(args) => check::execute(args, context),
+        Command::Status(args) => status::execute(args, context),
+        Command::DeadLetters(command) => dead_letters::execute(command, context),
+        Command::Pause(args) => pause::execute(args, context),
+        Command::Resume(args) => resume::execute(args, context),
+        Command::Position(command) => position::execute(command, context),
+        Command::Consumer(command) => consumer::execute(command, context),
+        Command::Config(command) => config::execute(command, context),
+        Command::Health(args) => health::execute(args, context),
+        Command::Completions(args) => completions::execute(args),
+    }
+}
+
+/// The chain of an error, for a person. What an event or a broker put into it obeys nobody's terminal.
+fn told(error: &anyhow::Error) -> String {
+    let text = match error.downcast_ref::<configuration::Error>() {
+        Some(error) => error.to_string(),
+        None => format!("error: {error:#}"),
+    };
+    text.lines().map(terminal::visible).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,108 @@
+//! `outboxd position`.
+
+use clap::Subcommand;
+use serde::Deserialize;
+
+use super::control_client::{Place, Position, Request};
+use super::{Context, Exit, terminal};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell how far consumers have come
+    Show {
+        /// Of this consumer only
+        #[arg(value_name = "CONSUMER")]
+        consumer: Option<String>,
+    },
+    /// Set where a consumer goes on; events are skipped or sent again, and this cannot be undone
+    Set {
+        /// The consumer's name
+        #[arg(value_name = "CONSUMER")]
+        consumer: String,
+        /// `first`, `head`, a position, or `event:ID`; it goes on with the event behind it
+        #[arg(value_name = "PLACE", value_parser = place)]
+        to: Place,
+    },
+}
+
+/// A consumer in the daemon's answer.
+#[derive(Debug, Deserialize)]
+pub struct Standing {
+    pub consumer: String,
+    pub source: String,
+    /// Null for a source that is read by row, and before the first checkpoint.
+    pub position: Option<i64>,
+    pub event_id: Option<String>,
+    pub head: Option<i64>,
+    pub updated_at: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Shown {
+    positions: Vec<Standing>,
+}
+
+pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
+    let request = match command {
+        Command::Show { consumer } => Position::Show { consumer: consumer.clone() },
+        Command::Set { consumer, to } => {
+            let question = format!("Set {} to {}?", terminal::visible(consumer), told(to));
+            terminal::confirm(&question, context.yes)?;
+            Position::Set { consumer: consumer.clone(), to: to.clone() }
+        }
+    };
+    let answer = context.ask(&Request::Position(request))?;
+    match (context.json, command) {
+        (true, _) => terminal::print_json(&answer)?,
+        (false, Command::Show { .. }) => terminal::print(&table(serde_json::from_value(answer)?))?,
+        (false, Command::Set { consumer, .. }) => {
+            let place = |field: &str| {
+                answer[field].as_i64().map_or("the beginning".to_owned(), |position| position.to_string())
+            };
+            let text = format!("{}: {}, was {}\n", terminal::visible(consumer), place("position"), place("previous"));
+            terminal::print(&text)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match text {
+        "first" => Ok(Place::First),
+        "head" => Ok(Place::Head),
+        _ => match (text.strip_prefix("event:"), text.parse::<i64>()) {
+            (Some(id), _) if !id.is_empty() => Ok(Place::EventId(id.to_owned())),
+            (None, Ok(position)) if position >= 0 => Ok(Place::Position(position)),
+            _ => Err("write `first`, `head`, a position, or `event:ID`".to_owned()),
+        },
+    }
+}
+
+fn told(place: &Place) -> String {
+    match place {
+        Place::First => "the first event (what was sent is sent again)".to_owned(),
+        Place::Head => "the head (what was not sent is skipped)".to_owned(),
+        Place::Position(position) => format!("behind position {position}"),
+        Place::EventId(id) => format!("behind event {}", terminal::visible(id)),
+    }
+}
+
+fn table(shown: Shown) -> String {
+    let none = || "-".to_owned();
+    let number = |number: Option<i64>| number.map_or_else(none, |number| number.to_string());
+    let rows: Vec<Vec<String>> = shown
+        .positions
+        .into_iter()
+        .map(|standing| {
+            vec![
+                standing.consumer,
+                standing.source,
+                number(standing.position),
+                number(standing.head),
+                standing.event_id.unwrap_or_else(none),
+                standing.updated_at.unwrap_or_else(none),
+            ]
+        })
+        .collect();
+    terminal::table(&["CONSUMER", "SOURCE", "POSITION", "HEAD", "EVENT", "UPDATED"], &rows)
+}

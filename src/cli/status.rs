@@ -1,0 +1,118 @@
+//! `outboxd status`.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::control_client::Request;
+use super::{Context, Exit, Failure, terminal};
+
+const REDRAW: Duration = Duration::from_secs(1);
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Draw it anew each second, until Ctrl-C
+    #[arg(short, long, conflicts_with = "json")]
+    pub watch: bool,
+}
+
+/// The daemon's answer.
+#[derive(Debug, Deserialize)]
+pub struct Status {
+    pub consumers: Vec<Consumer>,
+}
+
+/// One consumer in it. What is not known is left out or null.
+#[derive(Debug, Deserialize)]
+pub struct Consumer {
+    pub name: String,
+    pub state: String,
+    pub lag_seconds: Option<f64>,
+    pub backlog_events: Option<u64>,
+    #[serde(default)]
+    pub delivered_total: u64,
+    #[serde(default)]
+    pub held_keys: u64,
+    #[serde(default)]
+    pub dead_letters: u64,
+    pub detail: Option<String>,
+}
+
+pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    if !args.watch {
+        let answer = context.ask(&Request::Status)?;
+        match context.json {
+            true => terminal::print_json(&answer)?,
+            false => terminal::print(&drawn(answer)?)?,
+        }
+        return Ok(Exit::Ok);
+    }
+    if !std::io::stdout().is_terminal() {
+        return Err(Failure::new(Exit::Usage, "--watch needs a terminal", "leave it out, or ask for --json").into());
+    }
+    loop {
+        let text = match context.ask(&Request::Status).and_then(drawn) {
+            Ok(text) => text,
+            // It may be starting again; what cannot get better by waiting ends the watch.
+            Err(error) if Exit::of(&error) == Exit::Unavailable => format!("{}\n", super::told(&error)),
+            Err(error) => return Err(error),
+        };
+        terminal::print(&format!("{CLEAR}{text}"))?;
+        std::thread::sleep(REDRAW);
+    }
+}
+
+fn drawn(answer: Value) -> anyhow::Result<String> {
+    let status: Status = serde_json::from_value(answer)?;
+    let rows: Vec<Vec<String>> = status.consumers.into_iter().map(row).collect();
+    Ok(terminal::table(&["CONSUMER", "STATE", "LAG", "BACKLOG", "DELIVERED", "HELD", "DEAD", "DETAIL"], &rows))
+}
+
+fn row(consumer: Consumer) -> Vec<String> {
+    vec![
+        consumer.name,
+        consumer.state,
+        consumer.lag_seconds.map_or("-".to_owned(), lag),
+        consumer.backlog_events.map_or("-".to_owned(), |events| events.to_string()),
+        consumer.delivered_total.to_string(),
+        consumer.held_keys.to_string(),
+        consumer.dead_letters.to_string(),
+        consumer.detail.unwrap_or_default(),
+    ]
+}
+
+/// Two parts of a duration are enough to act on.
+fn lag(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0 if seconds > 0.0 => format!("{:.0}ms", (seconds * 1000.0).ceil()),
+        0..60 => format!("{whole}s"),
+        60..3_600 => format!("{}m {}s", whole / 60, whole % 60),
+        3_600..86_400 => format!("{}h {}m", whole / 3_600, whole % 3_600 / 60),
+        _ => format!("{}d {}h", whole / 86_400, whole % 86_400 / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn status_is_a_table() {
+        let answer = json!({"ok": true, "consumers": [
+            {"name": "shop_to_bus", "state": "running", "lag_seconds": 0.0042, "backlog_events": 3, "delivered_total": 120_000,
+             "held_keys": 1, "dead_letters": 2, "detail": null, "more": "is ignored"},
+            {"name": "b", "state": "halted", "lag_seconds": 90_061.0, "detail": "exchange \u{1b}[31m missing"},
+        ]});
+        let expected = "\
+CONSUMER     STATE    LAG    BACKLOG  DELIVERED  HELD  DEAD  DETAIL
+shop_to_bus  running  5ms    3        120000     1     2
+b            halted   1d 1h  -        0          0     0     exchange \\u{1b}[31m missing
+";
+        assert_eq!(drawn(answer).unwrap(), expected);
+    }
+}

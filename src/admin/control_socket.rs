@@ -4,15 +4,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Board;
-use super::http::status_json;
-use super::request::{Request, Task};
-use crate::consumer::control::Command;
-use crate::sqlite::writer::JobError;
+use super::answer::{Refusal, answer};
+use super::request::Request;
 
 /// Longer requests are refused.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -68,51 +65,11 @@ async fn converse(stream: UnixStream, board: Board) {
     while let Ok(Some(line)) = lines.next_line().await {
         let answer = match serde_json::from_str::<Request>(&line) {
             Ok(request) => answer(&board, &request).await,
-            Err(error) => failure(64, format!("the request cannot be read: {error}")),
+            Err(error) => Err(Refusal::new(Refusal::USAGE, format!("the request cannot be read: {error}"))),
         };
+        let answer = answer.unwrap_or_else(|refusal| refusal.to_json());
         if write.write_all(format!("{answer}\n").as_bytes()).await.is_err() {
             return;
         }
     }
-}
-
-fn failure(exit: i32, error: String) -> Value {
-    json!({ "ok": false, "error": error, "exit": exit })
-}
-
-/// Does what is asked, on one consumer or on all.
-pub async fn answer(board: &Board, request: &Request) -> Value {
-    let task = match request.task() {
-        Ok(Task::Status) => return json!({ "ok": true, "result": status_json(board) }),
-        Ok(task) => task,
-        Err(error) => return failure(64, error),
-    };
-    let handles: Vec<_> = match request.consumer() {
-        None => board.handles.iter().collect(),
-        Some(name) => match board.handle(name) {
-            Some(handle) => vec![handle],
-            None => {
-                let known: Vec<&str> = board.handles.iter().map(|handle| handle.name.as_str()).collect();
-                return failure(64, format!("there is no consumer {name}; there are: {}", known.join(", ")));
-            }
-        },
-    };
-    let mut results = Vec::new();
-    for handle in handles {
-        let result = match &task {
-            Task::Status => unreachable!("answered above"),
-            Task::Pause => handle.ask(Command::Pause).await,
-            Task::Resume => handle.ask(Command::Resume).await,
-            Task::Operate(operation) => handle.ask(|reply| Command::Operate(operation.clone(), reply)).await,
-        };
-        match result {
-            Ok(value) => results.push(value),
-            Err(error) => return refused(&handle.name, &error),
-        }
-    }
-    json!({ "ok": true, "result": results })
-}
-
-fn refused(consumer: &str, error: &JobError) -> Value {
-    failure(if matches!(error, JobError::Refused(_)) { 65 } else { 70 }, format!("{consumer}: {error}"))
 }

@@ -11,10 +11,10 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Board;
-use crate::consumer::control::{Command, Operation};
+use super::answer::{Refusal, answer};
+use super::request::{DeadLetters, Filter, Request};
+use super::{Board, status_json};
 use crate::consumer::status;
-use crate::state::held::Selection;
 
 /// Binds at once, so that an address in use is told at start; serves on its own thread until the process ends.
 pub fn serve(address: SocketAddr, board: Board) -> std::io::Result<SocketAddr> {
@@ -85,52 +85,29 @@ async fn readyz(State(board): State<Board>, Query(query): Query<Readiness>) -> R
 }
 
 async fn api_status(State(board): State<Board>) -> Response {
-    json_response(&status_json(&board))
-}
-
-/// The whole status, as `outboxd status --json` prints it.
-pub fn status_json(board: &Board) -> serde_json::Value {
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": board.started.elapsed().as_secs(),
-        "consumers": consumers_json(&board.statuses()),
-    })
-}
-
-pub fn consumers_json(statuses: &[status::Status]) -> serde_json::Value {
-    statuses
-        .iter()
-        .map(|status| {
-            let mut value = serde_json::to_value(status).expect("a status is plain data");
-            value["lag_seconds"] = json!(status.lag_seconds());
-            value["held_oldest_seconds"] = json!(status.held_oldest_seconds());
-            value
-        })
-        .collect()
+    let consumers: Vec<_> = board.statuses().iter().map(status_json).collect();
+    let uptime = board.started.elapsed().as_secs();
+    json_response(&json!({ "version": env!("CARGO_PKG_VERSION"), "uptime_seconds": uptime, "consumers": consumers }))
 }
 
 async fn api_consumers(State(board): State<Board>) -> Response {
-    json_response(&consumers_json(&board.statuses()))
+    json_response(&board.statuses().iter().map(status_json).collect())
 }
 
 #[derive(Deserialize)]
-struct DeadLetters {
+struct Which {
     consumer: Option<String>,
+    limit: Option<u64>,
 }
 
-async fn api_dead_letters(State(board): State<Board>, Query(query): Query<DeadLetters>) -> Response {
-    let mut lists = Vec::new();
-    for handle in board.handles.iter().filter(|handle| query.consumer.as_ref().is_none_or(|name| *name == handle.name)) {
-        let selection = Selection { heads_only: true, ..Selection::default() };
-        match handle.ask(|reply| Command::Operate(Operation::List(selection), reply)).await {
-            Ok(list) => lists.push(list),
-            Err(error) => lists.push(json!({ "consumer": handle.name, "error": error.to_string() })),
-        }
+async fn api_dead_letters(State(board): State<Board>, Query(query): Query<Which>) -> Response {
+    let filter = Filter { consumer: query.consumer, ..Filter::default() };
+    let request = Request::DeadLetters(DeadLetters::List { filter, limit: query.limit.unwrap_or(100).min(10_000) });
+    match answer(&board, &request).await {
+        Ok(value) => json_response(&value),
+        Err(refusal) if refusal.exit == Refusal::USAGE => (StatusCode::NOT_FOUND, refusal.error).into_response(),
+        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.error).into_response(),
     }
-    if lists.is_empty() && query.consumer.is_some() {
-        return (StatusCode::NOT_FOUND, "there is no such consumer\n").into_response();
-    }
-    json_response(&json!(lists))
 }
 
 fn json_response(value: &serde_json::Value) -> Response {

@@ -3,6 +3,7 @@
 //! The HTTP listener runs on a thread of its own, so that a busy relay never delays a probe. A request never opens a database
 //! file: it reads what the consumers publish, or asks them.
 
+pub mod answer;
 pub mod control_socket;
 pub mod http;
 pub mod request;
@@ -10,11 +11,14 @@ pub mod request;
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
 
 use crate::clock;
+use crate::consumer::control::{Command, Operation};
 use crate::consumer::fleet::Handle;
 use crate::consumer::status::{State, Status};
 use crate::telemetry::metric::ConsumerGauges;
+use answer::{Desk, Refusal};
 
 /// A loop that has not turned for this long is taken for dead.
 const BEAT_MAX: Duration = Duration::from_secs(30);
@@ -73,5 +77,55 @@ impl Board {
         let lag = statuses.iter().map(Status::lag_seconds).fold(0.0, f64::max);
         let held: u64 = statuses.iter().map(|status| status.held_keys).sum();
         format!("{running} of {} consumers running, lag {lag:.1} s, {held} keys held", statuses.len())
+    }
+}
+
+/// A consumer's status as commands and the API show it.
+pub fn status_json(status: &Status) -> Value {
+    json!({
+        "name": status.consumer,
+        "source": status.source,
+        "sink": status.sink,
+        "state": status.state.as_str(),
+        "detail": status.detail,
+        "position": status.position,
+        "head": status.head,
+        "lag_seconds": status.lag_seconds(),
+        "backlog_events": status.backlog,
+        "in_flight_events": status.in_flight,
+        "delivered_total": status.delivered,
+        "redelivered_total": status.redelivered,
+        "held_keys": status.held_keys,
+        "held_oldest_seconds": status.held_oldest_seconds(),
+        "retrying": status.retrying,
+        "dead_letters": status.dead,
+        "sink_up": status.sink_up,
+        "sink_blocked": status.blocked,
+    })
+}
+
+impl Board {
+    fn known(&self, consumer: &str) -> Result<&Handle, Refusal> {
+        let none = || Refusal::new(Refusal::USAGE, format!("{consumer} does not run: it is not in the config"));
+        self.handle(consumer).ok_or_else(none)
+    }
+}
+
+impl Desk for Board {
+    async fn statuses(&self) -> Result<Vec<Value>, Refusal> {
+        Ok(Board::statuses(self).iter().map(status_json).collect())
+    }
+
+    fn consumers(&self) -> Vec<String> {
+        self.handles.iter().map(|handle| handle.name.clone()).collect()
+    }
+
+    async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {
+        let command = if paused { Command::Pause } else { Command::Resume };
+        Ok(self.known(consumer)?.ask(command).await?)
+    }
+
+    async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
+        Ok(self.known(consumer)?.ask(|reply| Command::Operate(operation, reply)).await?)
     }
 }

@@ -1,137 +1,143 @@
-//! What a command asks for: one JSON object, the same over the control socket and, when the daemon is down, on the files.
+//! What a command asks for: one JSON object, the same over the control socket and, while the daemon is down, on the files.
 
 use serde::{Deserialize, Serialize};
 
 use crate::consumer::control::{Operation, Target};
-use crate::event::Position;
 use crate::state::held::Selection;
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+/// What a command asks of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
-    Status {},
-    Pause {
-        consumer: String,
-    },
-    Resume {
-        consumer: String,
-    },
-    DeadLetters {
-        action: DeadLettersAction,
-        /// All of them when none is named.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        consumer: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        id: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        older_than_seconds: Option<u64>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    Position {
-        action: PositionAction,
-        consumer: String,
-        /// `first`, `head`, or a position.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        to: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    Consumer {
-        action: ConsumerAction,
-        consumer: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeadLettersAction {
-    List,
-    Show,
-    Retry,
-    Discard,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PositionAction {
-    Show,
-    Set,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConsumerAction {
-    Accept,
-    Forget,
-}
-
-/// A request for one consumer or for all, as the engine understands it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Task {
     Status,
-    Pause,
-    Resume,
-    Operate(Operation),
+    Pause { consumer: String },
+    Resume { consumer: String },
+    DeadLetters(DeadLetters),
+    Position(Position),
+    Consumer(Consumer),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum DeadLetters {
+    List {
+        #[serde(flatten)]
+        filter: Filter,
+        limit: u64,
+    },
+    /// One event, which `id` names; with `consumer` when more than one failed with it.
+    Show { id: String, consumer: Option<String> },
+    Retry {
+        #[serde(flatten)]
+        filter: Filter,
+    },
+    Discard {
+        #[serde(flatten)]
+        filter: Filter,
+        reason: String,
+    },
+}
+
+/// Which dead letters are meant: those that all the given fields fit. None given = all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Filter {
+    pub consumer: Option<String>,
+    pub key: Option<String>,
+    pub id: Option<String>,
+    /// Held for at least so long.
+    pub older_than_seconds: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Position {
+    /// Of one consumer, or of all.
+    Show {
+        consumer: Option<String>,
+    },
+    Set {
+        consumer: String,
+        to: Place,
+    },
+}
+
+/// A place in a source: `"first"`, `"head"` or `{"position": 7}`. The next event to be carried is the one behind it; for
+/// `"first"` the very first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    First,
+    Head,
+    Position(i64),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Consumer {
+    List,
+    Accept { consumer: String },
+    Forget { consumer: String },
 }
 
 impl Request {
     /// The consumer that is meant; `None` = all.
     pub fn consumer(&self) -> Option<&str> {
         match self {
-            Request::Status {} => None,
-            Request::DeadLetters { consumer, .. } => consumer.as_deref(),
-            Request::Pause { consumer }
-            | Request::Resume { consumer }
-            | Request::Position { consumer, .. }
-            | Request::Consumer { consumer, .. } => Some(consumer),
+            Request::Status | Request::Consumer(Consumer::List) => None,
+            Request::Pause { consumer } | Request::Resume { consumer } => Some(consumer),
+            Request::DeadLetters(
+                DeadLetters::List { filter, .. } | DeadLetters::Retry { filter } | DeadLetters::Discard { filter, .. },
+            ) => filter.consumer.as_deref(),
+            Request::DeadLetters(DeadLetters::Show { consumer, .. }) => consumer.as_deref(),
+            Request::Position(Position::Show { consumer }) => consumer.as_deref(),
+            Request::Position(Position::Set { consumer, .. })
+            | Request::Consumer(Consumer::Accept { consumer } | Consumer::Forget { consumer }) => Some(consumer),
         }
     }
 
-    /// An error says what is missing.
-    pub fn task(&self) -> Result<Task, String> {
-        let said = |reason: &Option<String>| reason.clone().unwrap_or_default();
-        Ok(match self {
-            Request::Status {} => Task::Status,
-            Request::Pause { .. } => Task::Pause,
-            Request::Resume { .. } => Task::Resume,
-            Request::DeadLetters { action, id, key, older_than_seconds, reason, .. } => {
-                let selection = Selection {
-                    id: id.clone(),
-                    key: key.clone().map(String::into_bytes),
-                    older_than_micros: older_than_seconds.map(|seconds| seconds.saturating_mul(1_000_000) as i64),
-                    heads_only: *action == DeadLettersAction::List,
-                };
-                Task::Operate(match action {
-                    DeadLettersAction::List => Operation::List(selection),
-                    DeadLettersAction::Show => Operation::Show(selection),
-                    DeadLettersAction::Retry => Operation::Retry(selection),
-                    DeadLettersAction::Discard => Operation::Discard { selection, reason: said(reason) },
-                })
+    /// What is recorded of a consumer and is to be looked at or changed; `None` where the request is about the running one.
+    pub fn operation(&self) -> Option<Operation> {
+        Some(match self {
+            Request::Status | Request::Pause { .. } | Request::Resume { .. } | Request::Consumer(Consumer::List) => {
+                return None;
             }
-            Request::Position { action: PositionAction::Show, .. } => Task::Operate(Operation::Position),
-            Request::Position { action: PositionAction::Set, to, reason, .. } => {
-                let to = match to.as_deref() {
-                    Some("first") => Target::First,
-                    Some("head") => Target::Head,
-                    Some(text) => {
-                        let number = text.parse().map_err(|_| format!("{text:?} is neither first, head nor a position"))?;
-                        Target::Position(Position(number))
-                    }
-                    None => return Err("say where to: first, head or a position".into()),
-                };
-                Task::Operate(Operation::SetPosition { to, reason: said(reason) })
+            Request::DeadLetters(DeadLetters::List { filter, .. }) => Operation::List(filter.selection()),
+            Request::DeadLetters(DeadLetters::Show { id, .. }) => {
+                Operation::Show(Selection { id: Some(id.clone()), ..Selection::default() })
             }
-            Request::Consumer { action: ConsumerAction::Accept, reason, .. } => {
-                Task::Operate(Operation::Accept { reason: said(reason) })
+            Request::DeadLetters(DeadLetters::Retry { filter }) => Operation::Retry(filter.selection()),
+            Request::DeadLetters(DeadLetters::Discard { filter, reason }) => {
+                Operation::Discard { selection: filter.selection(), reason: reason.clone() }
             }
-            Request::Consumer { action: ConsumerAction::Forget, reason, .. } => {
-                Task::Operate(Operation::Forget { reason: said(reason) })
+            Request::Position(Position::Show { .. }) => Operation::Position,
+            Request::Position(Position::Set { to, .. }) => {
+                Operation::SetPosition { to: to.target(), reason: BY_OPERATOR.into() }
             }
+            Request::Consumer(Consumer::Accept { .. }) => Operation::Accept { reason: BY_OPERATOR.into() },
+            Request::Consumer(Consumer::Forget { .. }) => Operation::Forget { reason: BY_OPERATOR.into() },
         })
+    }
+}
+
+const BY_OPERATOR: &str = "asked for by an operator";
+
+impl Filter {
+    fn selection(&self) -> Selection {
+        Selection {
+            id: self.id.clone(),
+            key: self.key.clone().map(String::into_bytes),
+            older_than_micros: self.older_than_seconds.map(|seconds| seconds.saturating_mul(1_000_000) as i64),
+            heads_only: false,
+        }
+    }
+}
+
+impl Place {
+    fn target(&self) -> Target {
+        match self {
+            Place::First => Target::First,
+            Place::Head => Target::Head,
+            Place::Position(position) => Target::Position(crate::event::Position(*position)),
+        }
     }
 }

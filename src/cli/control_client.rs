@@ -7,88 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
+pub use crate::admin::request::{Consumer, DeadLetters, Filter, Place, Position, Request};
 
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
-
-/// What a command asks of the daemon.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case")]
-pub enum Request {
-    Status,
-    Pause { consumer: String },
-    Resume { consumer: String },
-    DeadLetters(DeadLetters),
-    Position(Position),
-    Consumer(Consumer),
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
-pub enum DeadLetters {
-    List {
-        #[serde(flatten)]
-        filter: Filter,
-        limit: u64,
-    },
-    /// One event, which `id` names; with `consumer` when more than one failed with it.
-    Show { id: String, consumer: Option<String> },
-    Retry {
-        #[serde(flatten)]
-        filter: Filter,
-    },
-    Discard {
-        #[serde(flatten)]
-        filter: Filter,
-        reason: String,
-    },
-}
-
-/// Which dead letters are meant: those that all the given fields fit. None given = all.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Filter {
-    pub consumer: Option<String>,
-    pub key: Option<String>,
-    pub id: Option<String>,
-    /// A duration with its unit, as in the configuration: "1h".
-    pub older_than: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
-pub enum Position {
-    /// Of one consumer, or of all.
-    Show {
-        consumer: Option<String>,
-    },
-    Set {
-        consumer: String,
-        to: Place,
-    },
-}
-
-/// A place in a source: `"first"`, `"head"`, `{"position": 7}` or `{"event_id": "..."}`. The next event to be carried is the
-/// one behind it; for `"first"` the very first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Place {
-    First,
-    Head,
-    Position(i64),
-    EventId(String),
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
-pub enum Consumer {
-    List,
-    Accept { consumer: String },
-    Forget { consumer: String },
-}
 
 /// What became of a request.
 #[derive(Debug)]
@@ -147,14 +72,14 @@ mod tests {
 
     #[test]
     fn requests_look_as_the_daemon_expects_them() {
-        let filter = Filter { consumer: Some("a".into()), older_than: Some("1h".into()), ..Filter::default() };
+        let filter = Filter { consumer: Some("a".into()), older_than_seconds: Some(3600), ..Filter::default() };
         for (request, expected) in [
             (Request::Status, json!({"command": "status"})),
             (Request::Pause { consumer: "a".into() }, json!({"command": "pause", "consumer": "a"})),
             (
                 Request::DeadLetters(DeadLetters::Discard { filter, reason: "old".into() }),
                 json!({"command": "dead-letters", "action": "discard", "consumer": "a", "key": null, "id": null,
-                       "older_than": "1h", "reason": "old"}),
+                       "older_than_seconds": 3600, "reason": "old"}),
             ),
             (
                 Request::Position(Position::Set { consumer: "a".into(), to: Place::Position(7) }),

@@ -143,7 +143,7 @@ impl Selection {
             consumer: self.consumer.clone(),
             key: self.key.clone(),
             id: self.id.clone(),
-            older_than: self.older_than.map(|span| span.to_string()),
+            older_than_seconds: self.older_than.map(|span| span.0.as_secs()),
         }
     }
 

@@ -1,14 +1,111 @@
-//! What commands do on the files themselves, while no daemon runs.
+//! What commands do on the files themselves, while no daemon runs: the same answers from the same functions.
 
-use serde_json::Value;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use super::control_client::Request;
 use super::{Exit, Failure};
-use crate::config::Loaded;
+use crate::admin::answer::{self, Desk, Refusal};
+use crate::admin::status_json;
+use crate::config::{Config, Loaded};
+use crate::consumer::control::{self, Operation};
+use crate::consumer::status::{State, Status};
+use crate::consumer::{self};
+use crate::source;
+use crate::source::reader::Reader;
+use crate::sqlite::lockfile::LockError;
+use crate::sqlite::open;
+use crate::state::files::{FileError, Files};
+use crate::state::{checkpoint, held};
+
+/// How long a source may take to be there.
+const LOOK_WAIT: Duration = Duration::from_secs(5);
 
 /// Answers a request as the daemon would, in the same shapes.
-pub fn answer(loaded: &Loaded, _request: &Request) -> anyhow::Result<Value> {
-    let socket = loaded.config.daemon.control.display();
-    let remedy = format!("start it with `outboxd run -c {}`", loaded.file.display());
-    Err(Failure::new(Exit::Unavailable, format!("the daemon does not run: nobody listens at {socket}"), remedy).into())
+pub fn answer(loaded: &Loaded, request: &Request) -> anyhow::Result<Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let desk = Offline { config: &loaded.config };
+    runtime.block_on(answer::answer(&desk, request)).map_err(|refusal| {
+        let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
+        Failure { exit, reason: refusal.error, remedy: None }.into()
+    })
+}
+
+struct Offline<'a> {
+    config: &'a Config,
+}
+
+impl Offline<'_> {
+    fn relay(&self, consumer: &str) -> Result<(&consumer::Settings, &source::Settings), Refusal> {
+        let relay = self.config.relays.iter().find(|relay| relay.name == consumer);
+        let relay = relay.ok_or_else(|| Refusal::new(Refusal::USAGE, format!("{consumer} is not in the config")))?;
+        Ok((relay, &self.config.sources[&relay.source]))
+    }
+}
+
+impl Desk for Offline<'_> {
+    /// Looks into the files without writing or locking anything.
+    async fn statuses(&self) -> Result<Vec<Value>, Refusal> {
+        self.config.relays.iter().map(|relay| status(relay, &self.config.sources[&relay.source])).collect()
+    }
+
+    fn consumers(&self) -> Vec<String> {
+        self.config.relays.iter().map(|relay| relay.name.clone()).collect()
+    }
+
+    async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {
+        let (relay, source) = self.relay(consumer)?;
+        let writer = Files::default().writer(source).await.map_err(unopened)?;
+        Ok(control::set_paused(&writer, &relay.name, paused).await?)
+    }
+
+    async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
+        let (relay, source) = self.relay(consumer)?;
+        if !source.path.exists() {
+            let text = format!("{} is not there: nothing is recorded of {consumer}", source.path.display());
+            return Err(Refusal::new(Refusal::UNAVAILABLE, text));
+        }
+        let files = Files::default();
+        let writer = files.writer(source).await.map_err(unopened)?;
+        let reader = Reader::start(source.clone())
+            .map_err(|error| Refusal::new(Refusal::UNAVAILABLE, format!("{}: {error}", source.path.display())))?;
+        let done = tokio::time::timeout(LOOK_WAIT, control::operate(&writer, &reader, relay, operation)).await;
+        let slow = || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
+        Ok(done.map_err(|_| slow())??.value)
+    }
+}
+
+fn unopened(error: FileError) -> Refusal {
+    let exit = if matches!(error, FileError::Lock(LockError::Held { .. })) { Refusal::LOCKED } else { Refusal::UNAVAILABLE };
+    Refusal::new(exit, error.to_string())
+}
+
+fn status(relay: &consumer::Settings, source: &source::Settings) -> Result<Value, Refusal> {
+    let mut status = Status::new(&relay.name, &relay.source, &relay.sink_name);
+    status.state = State::Stopped;
+    status.detail = "no daemon runs".into();
+    let path = source.state_path();
+    if !path.exists() {
+        let mut value = status_json(&status);
+        value["backlog_events"] = Value::Null;
+        value["lag_seconds"] = Value::Null;
+        return Ok(value);
+    }
+    let unread = |error: &dyn std::fmt::Display| Refusal::new(Refusal::DATA, format!("{}: {error}", path.display()));
+    let connection = open::reader(&path).map_err(|error| unread(&error))?;
+    if crate::state::schema_version(&connection).map_err(|error| unread(&error))?.is_some() {
+        if let Some(checkpoint) = checkpoint::load(&connection, &relay.name).map_err(|error| unread(&error))? {
+            status.position = checkpoint.mark.position.0;
+        }
+        let keys = held::keys(&connection, &relay.name).map_err(|error| unread(&error))?;
+        status.held_keys = keys.len() as u64;
+        status.dead = keys.iter().filter(|key| key.head == held::HeldState::Dead).count() as u64;
+        status.held_since_micros = keys.iter().map(|key| key.since_micros).min();
+    }
+    let mut value = status_json(&status);
+    // What is not looked at is not said.
+    value["lag_seconds"] = json!(null);
+    value["backlog_events"] = json!(null);
+    Ok(value)
 }

@@ -19,7 +19,7 @@ pub enum Command {
         /// The consumer's name
         #[arg(value_name = "CONSUMER")]
         consumer: String,
-        /// `first`, `head`, a position, or `event:ID`; it goes on with the event behind it
+        /// `first`, `head` or a position; it goes on with the event behind it
         #[arg(value_name = "PLACE", value_parser = place)]
         to: Place,
     },
@@ -70,10 +70,9 @@ fn place(text: &str) -> Result<Place, String> {
     match text {
         "first" => Ok(Place::First),
         "head" => Ok(Place::Head),
-        _ => match (text.strip_prefix("event:"), text.parse::<i64>()) {
-            (Some(id), _) if !id.is_empty() => Ok(Place::EventId(id.to_owned())),
-            (None, Ok(position)) if position >= 0 => Ok(Place::Position(position)),
-            _ => Err("write `first`, `head`, a position, or `event:ID`".to_owned()),
+        _ => match text.parse::<i64>() {
+            Ok(position) if position >= 0 => Ok(Place::Position(position)),
+            _ => Err("write `first`, `head` or a position".to_owned()),
         },
     }
 }
@@ -83,7 +82,6 @@ fn told(place: &Place) -> String {
         Place::First => "the first event (what was sent is sent again)".to_owned(),
         Place::Head => "the head (what was not sent is skipped)".to_owned(),
         Place::Position(position) => format!("behind position {position}"),
-        Place::EventId(id) => format!("behind event {}", terminal::visible(id)),
     }
 }
 

@@ -39,6 +39,11 @@ pub async fn init(path: &Path) -> Result<(), InitError> {
     connection.close().await.map_err(|source| InitError::Open { path: name(), source })
 }
 
+/// What [`init`] runs.
+pub fn schema() -> String {
+    MIGRATIONS.iter().map(|migration| migration.sql.as_str()).collect()
+}
+
 /// One of our names that is taken by a table of somebody else's.
 async fn taken(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx::Error> {
     let ours: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'outboxd_migrations'")

@@ -1061,3 +1061,14 @@ fn open_to_all(path: &std::path::Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
+
+#[cfg(not(feature = "kafka"))]
+#[test]
+fn a_build_without_kafka_says_so() {
+    assert_eq!(
+        errors(&sink("type = \"kafka\"\nbootstrap_servers = [\"127.0.0.1:9092\"]\ntopic = \"t\"")),
+        r#"error: sinks.lines.type  (outboxd.toml, line 8)
+       this build of outboxd cannot do kafka: it was built without the feature `kafka`
+  fix: build it with `cargo build --release --features kafka`, or use a release"#
+    );
+}

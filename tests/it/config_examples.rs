@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use outboxd::config;
-
+// A build without a broker's client refuses its sinks.
+#[cfg(all(feature = "kafka", feature = "amqp"))]
 #[test]
 fn every_example_is_taken() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -11,7 +11,7 @@ fn every_example_is_taken() {
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|end| end == "toml") {
-            if let Err(error) = config::load_with(&path, []) {
+            if let Err(error) = outboxd::config::load_with(&path, []) {
                 panic!("{error}");
             }
             taken.push(path.file_stem().unwrap().to_string_lossy().into_owned());

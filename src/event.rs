@@ -161,6 +161,8 @@ pub struct Batch {
     defects: Vec<(u32, Rejection)>,
     /// The position up to which the source was read; at or behind the last event (filtered events lie in between).
     pub end: Position,
+    /// The id of the event at `end`; empty for sources read by row.
+    pub end_id: String,
     /// When the batch was read, microseconds since 1970 UTC.
     pub read_micros: i64,
 }

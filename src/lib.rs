@@ -2,10 +2,20 @@
 //!
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
+pub mod admin;
+pub mod clock;
 pub mod cli;
 pub mod config;
 pub mod consumer;
+pub mod daemon;
+pub mod demo;
 pub mod event;
+pub mod retry;
 pub mod secret;
+pub mod shutdown;
 pub mod sink;
 pub mod source;
+pub mod sqlite;
+pub mod state;
+pub mod store;
+pub mod telemetry;

@@ -33,6 +33,8 @@ pub use problem::{Error, KeyPath, Origin, Problem};
 pub use show::{Line, Shown};
 pub use value::{Size, Span};
 
+pub use crate::consumer::engine::WhenLocked;
+
 use crate::{consumer, source};
 use layers::Layers;
 
@@ -61,12 +63,6 @@ pub struct Daemon {
     pub log_level: String,
 }
 
-/// What to do when another daemon works on the same file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenLocked {
-    Wait,
-    Refuse,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

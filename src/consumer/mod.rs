@@ -1,5 +1,15 @@
 //! Consumers: each carries one source to one end.
 
+pub mod control;
+pub mod delivery;
+pub mod engine;
+pub mod fleet;
+pub mod holds;
+pub mod session;
+pub mod status;
+pub mod verdict;
+pub mod window;
+
 use std::time::Duration;
 
 /// A resolved `[relays.X]` section.

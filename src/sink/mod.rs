@@ -214,6 +214,18 @@ pub enum Settings {
     #[cfg(feature = "amqp")]
     Amqp(amqp::Settings),
     File(file::Settings),
+    /// A sink of somebody else's making; it has to keep the invariants above.
+    Custom(Maker),
+}
+
+/// Makes a sink for a relay.
+#[derive(Clone)]
+pub struct Maker(pub Arc<dyn Fn(Port) -> Box<dyn Sink> + Send + Sync>);
+
+impl std::fmt::Debug for Maker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Maker")
+    }
 }
 
 /// Makes the sink; connects nothing.
@@ -224,5 +236,6 @@ pub fn open(settings: &Settings, port: Port) -> Box<dyn Sink> {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => Box::new(amqp::Amqp::new(settings.clone(), port)),
         Settings::File(settings) => Box::new(file::File::new(settings.clone(), port)),
+        Settings::Custom(maker) => (maker.0)(port),
     }
 }

@@ -1,4 +1,19 @@
 //! Sources: ordered sets of events that an application owns in a SQLite file.
+//!
+//! Invariants, each named by a test in `tests/it`:
+//! 1. An application's table is read in bounded batches, on a read-only connection, and never with a statement left open.
+//! 2. What is handed out is durable first ([`reader`], G4).
+//! 3. A table read by checkpoint is never written ([`checkpointed`]); one read by row is marked by the file's writer alone ([`rows`]).
+//!
+//! How it fails: not there yet → waits; seen and gone, or another one → halts with the remedy. Where to start reading: [`reader`].
+
+mod checkpointed;
+pub mod filter;
+pub mod mapping;
+pub mod preset;
+pub mod reader;
+mod rows;
+mod wake;
 
 use std::path::PathBuf;
 
@@ -47,4 +62,24 @@ pub enum StatePlace {
     /// In the application's own file.
     Inside,
     At(PathBuf),
+}
+
+impl Settings {
+    /// Progress is written into the rows themselves, in the application's file.
+    pub fn is_by_row(&self) -> bool {
+        matches!((self.preset, self.read), (Preset::EventsourcePy, Read::Outbox))
+    }
+
+    /// The file that checkpoints and held events stand in.
+    pub fn state_path(&self) -> PathBuf {
+        match &self.state {
+            StatePlace::Inside => self.path.clone(),
+            StatePlace::At(path) => path.clone(),
+            StatePlace::Beside => {
+                let mut path = self.path.clone().into_os_string();
+                path.push("-outboxd.db");
+                path.into()
+            }
+        }
+    }
 }

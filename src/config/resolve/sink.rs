@@ -38,6 +38,7 @@ pub(super) fn format_of(settings: &Settings) -> Format {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.format,
         Settings::File(settings) => settings.format,
+        Settings::Custom(_) => unreachable!("a config names no such sink"),
     }
 }
 
@@ -50,7 +51,7 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.ack_timeout = ack_timeout,
         // A file acknowledges as soon as it is synced: there is nothing to wait for.
-        Settings::File(_) => _ = ack_timeout,
+        Settings::File(_) | Settings::Custom(_) => _ = ack_timeout,
     }
     settings
 }

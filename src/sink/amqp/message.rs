@@ -14,10 +14,17 @@ use crate::sink::template::Template;
 /// A message, ready to be published.
 pub(super) struct Message<'a> {
     pub slot: usize,
+    /// Taken out when it is published.
+    pub envelope: Envelope,
+    pub body: Cow<'a, [u8]>,
+}
+
+/// What goes around the body.
+#[derive(Default)]
+pub(super) struct Envelope {
     pub exchange: ShortString,
     pub routing_key: ShortString,
     pub properties: BasicProperties,
-    pub body: Cow<'a, [u8]>,
 }
 
 /// AMQP's own limit for names, ids and keys, in bytes.
@@ -45,9 +52,11 @@ pub(super) fn compose<'a>(
     }
     Ok(Message {
         slot,
-        exchange: place(&settings.exchange, "exchange")?,
-        routing_key: place(&settings.routing_key, "routing key")?,
-        properties: properties(settings, dress, event, pick, &body)?,
+        envelope: Envelope {
+            exchange: place(&settings.exchange, "exchange")?,
+            routing_key: place(&settings.routing_key, "routing key")?,
+            properties: properties(settings, dress, event, pick, &body)?,
+        },
         body,
     })
 }

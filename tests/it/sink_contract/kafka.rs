@@ -175,3 +175,45 @@ async fn a_wrong_password_and_missing_rights_are_fatal() {
         "{outcomes:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overdue_reports_of_a_broker_that_answers_end_the_producer() {
+    let broker = Broker::kafka();
+    let topic = unique("overdue");
+    // What the client retries inside for ever, while metadata are answered.
+    broker.topic(&topic, 1, &["min.insync.replicas=2"]);
+    let mut tower = Tower::new("contract");
+    let patient = settings(broker.text("bootstrap"), &topic);
+    let mut sink: Box<dyn Sink> = Box::new(Kafka::new(Settings { ack_timeout: Duration::from_secs(1), ..patient }, tower.port.clone()));
+    sink.check(Duration::from_secs(10)).await.unwrap();
+    let drafts: Vec<_> = (0..20).map(|n| Draft::nth("v", n)).collect();
+    let flight = tower.flight(&drafts);
+    sink.send(flight.clone());
+    assert!(tower.land(&flight, Duration::from_secs(2)).await.is_err(), "the client keeps them");
+    sink.check(Duration::from_secs(3)).await.unwrap();
+    let outcomes = tower.land(&flight, Duration::from_secs(2)).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unavailable(_))), "{outcomes:?}");
+    broker.run("alter-topic-config", &[&topic, "--config", "min.insync.replicas=1"]);
+    let outcomes = tower.send(&mut *sink, &drafts).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered), "{outcomes:?}");
+    sink.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_deleted_under_the_sink_is_fatal() {
+    let broker = Broker::kafka();
+    let topic = unique("deleted");
+    broker.topic(&topic, 1, &[]);
+    let mut tower = Tower::new("contract");
+    let mut sink: Box<dyn Sink> = Box::new(Kafka::new(settings(broker.text("bootstrap"), &topic), tower.port.clone()));
+    sink.check(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(tower.send(&mut *sink, &[Draft::nth("x", 0)]).await, [Outcome::Delivered]);
+    broker.run("delete-topic", &[&topic]);
+    let outcomes = tower.send(&mut *sink, &[Draft::nth("x", 1)]).await;
+    assert!(matches!(&outcomes[..], [Outcome::Unavailable(f)] if f.class == FaultClass::Fatal), "{outcomes:?}");
+    assert_eq!(sink.check(Duration::from_secs(10)).await.unwrap_err().class, FaultClass::Fatal);
+    broker.topic(&topic, 1, &[]);
+    crate::support::flights::recover(&mut *sink, Duration::from_secs(10)).await;
+    assert_eq!(tower.send(&mut *sink, &[Draft::nth("x", 1)]).await, [Outcome::Delivered]);
+    sink.close().await;
+}

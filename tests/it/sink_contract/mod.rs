@@ -1,9 +1,9 @@
 //! What every sink promises (`src/sink/mod.rs`), asked of each of them, the fake one included, against the real far side.
 
-mod amqp;
+pub mod amqp;
 mod fake;
 mod file;
-mod kafka;
+pub mod kafka;
 mod rig;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,38 @@
+# What can be done here, in one word each. `make test` is what must pass; `make demo` needs nothing but Rust and a C compiler.
+
+CARGO ?= cargo
+TESTED = --locked --no-default-features --features kafka,amqp,controls
+TIMED = scripts/timed
+
+.PHONY: help demo build test lint fmt bench setup clean-tools
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## a complete example in one process: an application, a relay, a projection, the admin page
+	$(CARGO) run --locked --profile quick --no-default-features -- demo
+
+build: ## the release binary, with Kafka and RabbitMQ, in target/release/outboxd
+	$(CARGO) build --locked --release
+
+setup: ## what the tests need: Debian packages, Kafka's jars, a Python environment (only what is missing)
+	@$(TIMED) setup scripts/setup
+
+lint: ## clippy and formatting, as `make test` asks for them
+	@$(TIMED) clippy $(CARGO) clippy $(TESTED) --all-targets -- -D warnings
+	@$(TIMED) format $(CARGO) fmt --check
+
+.NOTPARALLEL:
+
+test: setup lint ## everything, against a real Kafka and a real RabbitMQ
+	@$(TIMED) tests $(CARGO) test $(TESTED)
+
+bench: setup ## the relay's speed beside that of bare clients
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay
+
+fmt: ## formats the code
+	$(CARGO) fmt
+
+clean-tools: ## removes what `make setup` put under .tools
+	rm -rf .tools

@@ -1,0 +1,129 @@
+//! The only place that asks what time it is, and the reading of times that applications write.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Microseconds since 1970 UTC. A clock before 1970 reads as 0.
+#[expect(clippy::disallowed_methods, reason = "this is the room of the clock")]
+pub fn now_micros() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+}
+
+/// `2026-11-21T02:43:00.123456Z`.
+pub fn iso(micros: i64) -> String {
+    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| format!("{micros}us"), |t| format!("{t:.6}"))
+}
+
+/// Reads ISO 8601 with `T` or a space, zero to nine digits of fraction, and `Z`, an offset or nothing (= UTC).
+/// `None` when the text is no such time.
+pub fn parse_micros(text: &str) -> Option<i64> {
+    let bytes = text.trim_ascii().as_bytes();
+    if bytes.len() < 19 || !matches!(bytes[10], b'T' | b't' | b' ') || bytes[4] != b'-' || bytes[7] != b'-' {
+        return None;
+    }
+    let (year, month, day) = (number(&bytes[0..4])?, number(&bytes[5..7])?, number(&bytes[8..10])?);
+    let (hour, minute, second) = (number(&bytes[11..13])?, number(&bytes[14..16])?, number(&bytes[17..19])?);
+    if bytes[13] != b':' || bytes[16] != b':' || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    if !(1..=12).contains(&month) || day < 1 || day > days_in_month(year, month) {
+        return None;
+    }
+    let (fraction_micros, rest) = fraction(&bytes[19..])?;
+    let offset_seconds = offset(rest)?;
+    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset_seconds;
+    Some(seconds * 1_000_000 + fraction_micros)
+}
+
+fn number(digits: &[u8]) -> Option<i64> {
+    digits.iter().try_fold(0, |n, d| d.is_ascii_digit().then(|| n * 10 + i64::from(d - b'0')))
+}
+
+fn fraction(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    if bytes.first() != Some(&b'.') {
+        return Some((0, bytes));
+    }
+    let count = bytes[1..].iter().take_while(|b| b.is_ascii_digit()).count();
+    if count == 0 || count > 9 {
+        return None;
+    }
+    let digits = number(&bytes[1..=count])?;
+    let micros = if count <= 6 { digits * 10_i64.pow(6 - count as u32) } else { digits / 10_i64.pow(count as u32 - 6) };
+    Some((micros, &bytes[1 + count..]))
+}
+
+fn offset(bytes: &[u8]) -> Option<i64> {
+    match bytes {
+        [] | [b'Z' | b'z'] => Some(0),
+        [sign @ (b'+' | b'-'), rest @ ..] => {
+            let (hours, minutes) = match rest {
+                [h1, h2] => (number(&[*h1, *h2])?, 0),
+                [h1, h2, m1, m2] | [h1, h2, b':', m1, m2] => (number(&[*h1, *h2])?, number(&[*m1, *m2])?),
+                _ => return None,
+            };
+            let seconds = hours * 3_600 + minutes * 60;
+            Some(if *sign == b'-' { -seconds } else { seconds })
+        }
+        _ => None,
+    }
+}
+
+fn days_in_month(year: i64, month: i64) -> i64 {
+    match month {
+        4 | 6 | 9 | 11 => 30,
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        _ => 31,
+    }
+}
+
+/// Howard Hinnant's days_from_civil.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_formats_that_applications_write_are_read() {
+        let expected = 1_795_228_980_000_000;
+        for text in [
+            "2026-11-21T02:43:00Z",
+            "2026-11-21 02:43:00",
+            "2026-11-21T02:43:00+00:00",
+            "2026-11-21T03:43:00+01:00",
+            "2026-11-21T02:43:00.000000000Z",
+            "2026-11-20T23:13:00-0330",
+        ] {
+            assert_eq!(parse_micros(text), Some(expected), "{text}");
+        }
+        assert_eq!(parse_micros("2026-11-21T02:43:00.123456+00:00"), Some(expected + 123_456));
+        assert_eq!(parse_micros("2026-11-21T02:43:00.1239999Z"), Some(expected + 123_999));
+        assert_eq!(parse_micros("1969-12-31T23:59:59Z"), Some(-1_000_000));
+    }
+
+    #[test]
+    fn what_is_no_time_is_not_guessed() {
+        for text in ["", "now", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-11-21", "2026-11-21T02:43:00.Z", "2026-11-21T02:43:00 CET"] {
+            assert_eq!(parse_micros(text), None, "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_time_that_is_written_is_read_back(micros in 0_i64..4_102_444_800_000_000) {
+            proptest::prop_assert_eq!(parse_micros(&iso(micros)), Some(micros));
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,40}") {
+            let _ = parse_micros(&text);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What operators may ask of a consumer, while it runs or (through the same functions, on the files) while it does not.
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::Settings;
+use crate::clock;
+use crate::event::Position;
+use crate::source::reader::{Mark, Names, Reader};
+use crate::sqlite::writer::{JobError, Writer};
+use crate::state::checkpoint::{self, Checkpoint, Witnesses};
+use crate::state::held::{self, HeldRow, HeldState, Selection};
+use crate::state::resolution::{self, Resolution};
+
+pub type Reply = oneshot::Sender<Result<Value, JobError>>;
+
+/// To a running consumer.
+#[derive(Debug)]
+pub enum Command {
+    Pause(Reply),
+    /// Goes on after a pause or a halt.
+    Resume(Reply),
+    Operate(Operation, Reply),
+}
+
+/// Looks at or changes what is recorded of a consumer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    List(Selection),
+    Show(Selection),
+    Retry(Selection),
+    Discard { selection: Selection, reason: String },
+    Position,
+    SetPosition { to: Target, reason: String },
+    Accept { reason: String },
+    Forget { reason: String },
+}
+
+/// Where a consumer is to go on: behind this event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Before the first event.
+    First,
+    /// Behind the newest.
+    Head,
+    Position(Position),
+}
+
+/// What an operation came to.
+#[derive(Debug)]
+pub struct Done {
+    pub value: Value,
+    /// The consumer must start anew.
+    pub restarts: bool,
+    /// Held rows were changed.
+    pub changed_holds: bool,
+}
+
+/// Rows that one command shows or changes.
+const ROWS_MAX: usize = 10_000;
+
+pub async fn set_paused(writer: &Writer, consumer: &str, paused: bool) -> Result<Value, JobError> {
+    let name = consumer.to_owned();
+    writer.perform(move |connection| checkpoint::set_paused(connection, &name, paused)).await?;
+    Ok(json!({ "consumer": consumer, "paused": paused }))
+}
+
+/// Runs an operation in the file that the consumer's state stands in. The reader is asked only where the source has to be looked at.
+pub async fn operate(
+    writer: &Writer,
+    reader: &Reader,
+    settings: &Settings,
+    operation: Operation,
+) -> Result<Done, JobError> {
+    let name = settings.name.clone();
+    match operation {
+        Operation::List(selection) => {
+            let rows = writer.perform(move |c| held::select(c, &name, &selection, ROWS_MAX)).await?;
+            let rows: Vec<Value> = rows.iter().map(|row| row_json(row, false)).collect();
+            Ok(looked(json!({ "consumer": settings.name, "dead_letters": rows })))
+        }
+        Operation::Show(selection) => {
+            let rows = writer.perform(move |c| held::select(c, &name, &selection, ROWS_MAX)).await?;
+            let rows: Vec<Value> = rows.iter().map(|row| row_json(row, true)).collect();
+            Ok(looked(json!({ "consumer": settings.name, "dead_letters": rows })))
+        }
+        Operation::Retry(selection) => {
+            let retried = writer.perform(move |c| retry(c, &name, &selection)).await?;
+            Ok(changed(json!({ "consumer": settings.name, "retried": retried.0, "out_of_order": retried.1 })))
+        }
+        Operation::Discard { selection, reason } => {
+            let discarded = writer.perform(move |c| discard(c, &name, &selection, &reason)).await?;
+            Ok(changed(json!({ "consumer": settings.name, "discarded": discarded })))
+        }
+        Operation::Position => {
+            let checkpoint = writer.perform(move |c| checkpoint::load(c, &name)).await?;
+            Ok(looked(checkpoint.map_or_else(|| json!({ "consumer": settings.name }), |c| checkpoint_json(&c))))
+        }
+        Operation::SetPosition { to, reason } => set_position(writer, reader, settings, to, reason).await,
+        Operation::Accept { reason } => {
+            let mapping = reader.look().await.map_err(|halt| JobError::Refused(halt.detail))?.mapping;
+            writer.perform(move |c| accept(c, &name, &mapping.definition(), &reason)).await?;
+            Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
+        }
+        Operation::Forget { reason } => {
+            writer.perform(move |c| forget(c, &name, &reason)).await?;
+            Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "forgotten": true })) })
+        }
+    }
+}
+
+fn looked(value: Value) -> Done {
+    Done { value, restarts: false, changed_holds: false }
+}
+
+fn changed(value: Value) -> Done {
+    Done { value, restarts: false, changed_holds: true }
+}
+
+fn text_or_hex(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.starts_with('\0') => json!(text),
+        _ => json!(null),
+    }
+}
+
+fn row_json(row: &HeldRow, with_payload: bool) -> Value {
+    let mut value = json!({
+        "id": row.event_id,
+        "key": text_or_hex(&row.key),
+        "position": row.position.0,
+        "row": row.row_key.as_ref().map(ToString::to_string),
+        "state": row.state.as_str(),
+        "attempts": row.attempts,
+        "next_attempt_at": row.next_attempt_micros.map(clock::iso),
+        "reason": row.reason,
+        "detail": row.detail,
+        "held_at": row.held_at,
+    });
+    if with_payload {
+        let event: Option<Value> = row.payload.as_deref().and_then(|payload| serde_json::from_slice(payload).ok());
+        value["event"] = event.unwrap_or(Value::Null);
+    }
+    value
+}
+
+fn checkpoint_json(checkpoint: &Checkpoint) -> Value {
+    json!({
+        "consumer": checkpoint.consumer,
+        "source": checkpoint.source,
+        "position": checkpoint.mark.position.0,
+        "event_id": checkpoint.mark.event_id,
+        "updated_at": checkpoint.updated_at,
+    })
+}
+
+/// Makes the selected heads due. Returns how many, and how many of them were skipped before (they come out of order).
+fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selection) -> Result<(usize, usize), JobError> {
+    let heads = Selection { heads_only: true, ..selection.clone() };
+    let rows = held::select(connection, consumer, &heads, ROWS_MAX)?;
+    let now = clock::now_micros();
+    for row in &rows {
+        held::revive(connection, consumer, row, now)?;
+    }
+    Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
+}
+
+fn discard(connection: &rusqlite::Connection, consumer: &str, selection: &Selection, reason: &str) -> Result<usize, JobError> {
+    if reason.trim().is_empty() {
+        return Err(JobError::Refused("discarding wants a reason: it is recorded in outboxd_resolution".into()));
+    }
+    let rows = held::select(connection, consumer, &Selection { heads_only: true, ..selection.clone() }, ROWS_MAX)?;
+    for row in &rows {
+        let detail = row_json(row, true).to_string();
+        let (event_id, key) = (Some(row.event_id.as_str()), Some(&row.key[..]));
+        resolution::record(connection, &Resolution { consumer, action: "discard", event_id, key, reason, detail })?;
+        held::delete(connection, consumer, &row.key, row.ordinal)?;
+    }
+    Ok(rows.len())
+}
+
+async fn set_position(
+    writer: &Writer,
+    reader: &Reader,
+    settings: &Settings,
+    to: Target,
+    reason: String,
+) -> Result<Done, JobError> {
+    let look = reader.look().await.map_err(|halt| JobError::Refused(halt.detail))?;
+    if look.mapping.rows.is_some() {
+        return Err(JobError::Refused(
+            "this source is read by row: it has no position. Remedy: set the rows' status in the application's table".into(),
+        ));
+    }
+    let mark = match to {
+        Target::First => Mark::default(),
+        Target::Head => Mark { position: look.head, event_id: look.head_id },
+        Target::Position(position) if position > look.head => {
+            return Err(JobError::Refused(format!("position {position} is behind the newest one ever given out, {}", look.head)));
+        }
+        Target::Position(position) => {
+            let found = reader.fetch(Names::Positions(vec![position.0]), 1).await;
+            let found = found.map_err(|halt| JobError::Refused(halt.detail))?;
+            let event_id = if found.is_empty() { String::new() } else { found.event(0).id.to_owned() };
+            Mark { position, event_id }
+        }
+    };
+    let (name, source, definition) = (settings.name.clone(), settings.source.clone(), look.mapping.definition());
+    let after = mark.clone();
+    let before = writer
+        .perform(move |connection| {
+            let before = checkpoint::load(connection, &name)?;
+            let detail = format!("from {:?} to {}", before.as_ref().map(|b| b.mark.position.0), mark.position);
+            let resolution =
+                Resolution { consumer: &name, action: "position", event_id: None, key: None, reason: &reason, detail };
+            resolution::record(connection, &resolution)?;
+            let checkpoint = Checkpoint {
+                consumer: name.clone(),
+                source: source.clone(),
+                definition: before.as_ref().map_or_else(|| definition.clone(), |b| b.definition.clone()),
+                mark: mark.clone(),
+                witnesses: Witnesses::default(),
+                dirty: true,
+                updated_at: String::new(),
+            };
+            checkpoint::put(connection, &checkpoint)?;
+            Ok(before)
+        })
+        .await?;
+    let value = json!({
+        "consumer": settings.name,
+        "before": before.map(|b| b.mark.position.0),
+        "after": after.position.0,
+        "event_id": after.event_id,
+    });
+    Ok(Done { value, restarts: true, changed_holds: false })
+}
+
+fn accept(connection: &rusqlite::Connection, consumer: &str, definition: &str, reason: &str) -> Result<(), JobError> {
+    let Some(checkpoint) = checkpoint::load(connection, consumer)? else {
+        return Err(JobError::Refused(format!("{consumer} has no checkpoint: there is nothing to accept")));
+    };
+    let detail = format!("from {} to {definition}", checkpoint.definition);
+    resolution::record(
+        connection,
+        &Resolution { consumer, action: "accept", event_id: None, key: None, reason, detail },
+    )?;
+    checkpoint::put(connection, &Checkpoint { definition: definition.to_owned(), ..checkpoint })
+}
+
+fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<(), JobError> {
+    let checkpoint = checkpoint::load(connection, consumer)?;
+    let held = held::counts(connection, consumer)?.iter().sum::<u64>();
+    let detail = format!("position {:?}, {held} held rows", checkpoint.map(|c| c.mark.position.0));
+    resolution::record(
+        connection,
+        &Resolution { consumer, action: "forget", event_id: None, key: None, reason, detail },
+    )?;
+    checkpoint::forget(connection, consumer)
+}

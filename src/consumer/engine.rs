@@ -1,0 +1,327 @@
+//! One consumer from start to stop: finds its source and its state, proves that they belong together, and runs sessions.
+//!
+//! While it cannot run (waiting, halted) it still answers operators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::watch;
+
+use super::control::{self, Command};
+use super::delivery::Publish;
+use super::holds::Holds;
+use super::session::{self, End, Session, Surroundings};
+use super::status::{State, Status};
+use super::{Settings, Start};
+use crate::event::RowKey;
+use crate::shutdown::{self, Phase};
+use crate::sink::Port;
+use crate::source::reader::{Halt, Look, Mark, Reader};
+use crate::source::{self, StatePlace};
+use crate::sqlite::lockfile::LockError;
+use crate::sqlite::writer::{JobError, Writer};
+use crate::state::checkpoint::{self, Checkpoint, Witnesses};
+use crate::state::files::{FileError, Files};
+use crate::state::held::{self, HeldKey};
+use crate::telemetry::logs::Repeats;
+use crate::telemetry::metric::ConsumerMetrics;
+
+const FILE_RETRY: Duration = Duration::from_millis(500);
+
+/// Whether a file that another daemon holds is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WhenLocked {
+    Wait,
+    Refuse,
+}
+
+/// A consumer that is about to run.
+pub struct Engine {
+    pub settings: Arc<Settings>,
+    pub source: Arc<source::Settings>,
+    pub reader: Reader,
+    pub files: Files,
+    pub when_locked: WhenLocked,
+    pub commands: UnboundedReceiver<Command>,
+    pub shutdown: watch::Receiver<Phase>,
+    pub status: watch::Sender<Status>,
+}
+
+/// Why a consumer is not running.
+#[derive(Debug)]
+enum Stop {
+    Shutdown,
+    Halted(String),
+    /// The whole daemon has to end: another one holds the file and waiting was not wanted.
+    Refused(String),
+}
+
+/// The daemon must end with exit code 75.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Locked(pub String);
+
+/// What is recorded of the consumer.
+struct Recorded {
+    checkpoint: Option<Checkpoint>,
+    keys: Vec<HeldKey>,
+    dead_rows: Vec<RowKey>,
+    paused: bool,
+}
+
+impl Engine {
+    /// Runs until shutdown.
+    pub async fn run(mut self) -> Result<(), Locked> {
+        let metrics = ConsumerMetrics::new(&self.settings.name, &session::reasons());
+        let mut repeats = Repeats::default();
+        loop {
+            let stop = match self.start().await {
+                Ok(start) => {
+                    tracing::info!(event = "consumer_started", consumer = %self.settings.name, position = %start.checkpoint.position);
+                    let mut around = Surroundings {
+                        commands: &mut self.commands,
+                        shutdown: &mut self.shutdown,
+                        status: &self.status,
+                        metrics: &metrics,
+                        repeats: &mut repeats,
+                    };
+                    match Session::new(start).run(&mut around).await {
+                        End::Shutdown => Stop::Shutdown,
+                        End::Restart => continue,
+                        End::Halted(detail) => Stop::Halted(detail),
+                    }
+                }
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Shutdown => break,
+                Stop::Refused(detail) => return Err(Locked(detail)),
+                Stop::Halted(detail) => {
+                    tracing::error!(event = "consumer_halted", consumer = %self.settings.name, %detail);
+                    self.say(State::Halted, &detail);
+                    if !self.wait_for_resume().await {
+                        break;
+                    }
+                }
+            }
+        }
+        self.say(State::Stopped, "");
+        tracing::info!(event = "consumer_stopped", consumer = %self.settings.name);
+        Ok(())
+    }
+
+    fn say(&self, state: State, detail: &str) {
+        self.status.send_modify(|status| {
+            status.state = state;
+            detail.clone_into(&mut status.detail);
+            status.sink_up = false;
+            status.beat_micros = crate::clock::now_micros();
+        });
+    }
+
+    /// Everything up to the first event.
+    async fn start(&mut self) -> Result<session::Start, Stop> {
+        self.say(State::Starting, "");
+        let look = self.look().await?;
+        let writer = self.writer().await?;
+        let recorded = self.recorded(&writer).await.map_err(halted)?;
+        let by_row = look.mapping.rows.is_some();
+        let checkpoint = match &recorded.checkpoint {
+            Some(checkpoint) => {
+                self.check_definition(checkpoint, &look)?;
+                if !by_row {
+                    self.verify(checkpoint).await?;
+                }
+                checkpoint.clone()
+            }
+            None => self.first_checkpoint(&look)?,
+        };
+        let sent_before = recorded.checkpoint.as_ref().filter(|checkpoint| checkpoint.dirty).map(|_| look.head);
+        let running = Checkpoint { dirty: true, ..checkpoint.clone() };
+        writer.perform(move |connection| checkpoint::put(connection, &running)).await.map_err(halted)?;
+
+        let (news_tx, news) = mpsc::unbounded_channel();
+        let port = Port {
+            news: news_tx.clone(),
+            consumer: self.settings.name.clone(),
+            source: self.settings.source.clone(),
+        };
+        let delivery =
+            Publish::new(self.settings.sink.clone(), port, writer.clone(), look.mapping.rows.clone());
+        let mut holds = Holds::default();
+        holds.load(recorded.keys, 0);
+        Ok(session::Start {
+            settings: self.settings.clone(),
+            reader: self.reader.clone(),
+            writer,
+            delivery: Box::new(delivery),
+            news,
+            news_tx,
+            checkpoint: checkpoint.mark,
+            witnesses: checkpoint.witnesses,
+            rows: look.mapping.rows,
+            holds,
+            dead_rows: recorded.dead_rows,
+            sent_before,
+            paused: recorded.paused || self.settings.paused,
+        })
+    }
+
+    /// Waits for the source; operators are answered meanwhile.
+    async fn look(&mut self) -> Result<Look, Stop> {
+        let reader = self.reader.clone();
+        let mut looking = tokio::spawn(async move { reader.look().await });
+        loop {
+            self.say_what_is_waited_for();
+            tokio::select! {
+                look = &mut looking => {
+                    return look.expect("looking does not panic").map_err(|halt: Halt| Stop::Halted(halt.detail));
+                }
+                Some(command) = self.commands.recv() => refuse(command, "the source is not there yet"),
+                () = shutdown::asked(&mut self.shutdown) => return Err(Stop::Shutdown),
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    fn say_what_is_waited_for(&self) {
+        let state = self.reader.state.borrow().clone();
+        if let source::reader::SourceState::Waiting(what) = state {
+            self.say(State::Waiting, &what);
+        }
+    }
+
+    /// Waits for the lock on the state's file.
+    async fn writer(&mut self) -> Result<Writer, Stop> {
+        loop {
+            let error = match self.files.writer(&self.source).await {
+                Ok(writer) => return Ok(writer),
+                Err(error) => error,
+            };
+            let locked = matches!(error, FileError::Lock(LockError::Held { .. }));
+            if locked && self.when_locked == WhenLocked::Refuse {
+                return Err(Stop::Refused(format!(
+                    "{error}, and when_locked = \"refuse\". Remedy: stop the other outboxd, or let this one wait"
+                )));
+            }
+            if !error.is_passing() {
+                return Err(Stop::Halted(error.to_string()));
+            }
+            self.say(State::Waiting, &error.to_string());
+            tokio::select! {
+                Some(command) = self.commands.recv() => refuse(command, "the state's file is locked"),
+                () = shutdown::asked(&mut self.shutdown) => return Err(Stop::Shutdown),
+                () = tokio::time::sleep(FILE_RETRY) => {}
+            }
+        }
+    }
+
+    async fn recorded(&self, writer: &Writer) -> Result<Recorded, JobError> {
+        let name = self.settings.name.clone();
+        writer
+            .perform(move |connection| {
+                Ok(Recorded {
+                    checkpoint: checkpoint::load(connection, &name)?,
+                    keys: held::keys(connection, &name)?,
+                    dead_rows: held::dead_rows(connection, &name)?,
+                    paused: checkpoint::is_paused(connection, &name)?,
+                })
+            })
+            .await
+    }
+
+    fn check_definition(&self, checkpoint: &Checkpoint, look: &Look) -> Result<(), Stop> {
+        let definition = look.mapping.definition();
+        if checkpoint.definition == definition && checkpoint.source == self.settings.source {
+            return Ok(());
+        }
+        Err(Stop::Halted(format!(
+            "the checkpoint of {name} was taken with another mapping: source {old_source}, {old}; now source {source}, {definition}. \
+             Positions and keys may mean something else. Remedy: `outboxd consumer accept {name}` when they mean the same, \
+             `outboxd position set {name}` when they do not",
+            name = self.settings.name,
+            old_source = checkpoint.source,
+            old = checkpoint.definition,
+            source = self.settings.source,
+        )))
+    }
+
+    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), Stop> {
+        let mut marks = vec![checkpoint.mark.clone()];
+        // Inside, the state went back together with the rest of the file.
+        if self.source.state != StatePlace::Inside {
+            marks.extend(checkpoint.witnesses.marks().iter().cloned());
+        }
+        self.reader.verify(marks).await.map_err(|halt| Stop::Halted(halt.detail))
+    }
+
+    fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {
+        let by_row = look.mapping.rows.is_some();
+        let mark = match (self.settings.start, look.has_events && !by_row) {
+            (_, false) | (Some(Start::First), true) => Mark::default(),
+            (Some(Start::Head), true) => Mark { position: look.head, event_id: look.head_id.clone() },
+            (None, true) => {
+                return Err(Stop::Halted(format!(
+                    "source {} already has events and {} has no checkpoint: say where to begin. Remedy: start = \"first\" (send all of \
+                     them) or start = \"head\" (only what comes from now on) in [relays.{}], and restart",
+                    self.settings.source, self.settings.name, self.settings.name
+                )));
+            }
+        };
+        Ok(Checkpoint {
+            consumer: self.settings.name.clone(),
+            source: self.settings.source.clone(),
+            definition: look.mapping.definition(),
+            mark,
+            witnesses: Witnesses::default(),
+            dirty: false,
+            updated_at: String::new(),
+        })
+    }
+
+    /// Answers operators until one says "resume" (true) or the daemon ends (false).
+    async fn wait_for_resume(&mut self) -> bool {
+        loop {
+            let command = tokio::select! {
+                Some(command) = self.commands.recv() => command,
+                () = shutdown::asked(&mut self.shutdown) => return false,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    self.status.send_modify(|status| status.beat_micros = crate::clock::now_micros());
+                    continue;
+                }
+            };
+            match command {
+                Command::Resume(reply) => {
+                    let _ = reply.send(Ok(json!({ "consumer": self.settings.name, "paused": false })));
+                    return true;
+                }
+                Command::Pause(reply) => {
+                    let _ = reply.send(Err(JobError::Refused("it is halted, so nothing moves".into())));
+                }
+                Command::Operate(operation, reply) => {
+                    let done = match self.files.writer(&self.source).await {
+                        Ok(writer) => control::operate(&writer, &self.reader, &self.settings, operation).await,
+                        Err(error) => Err(JobError::Refused(error.to_string())),
+                    };
+                    let restarts = done.as_ref().is_ok_and(|done| done.restarts);
+                    let _ = reply.send(done.map(|done| done.value));
+                    if restarts {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn halted(error: JobError) -> Stop {
+    Stop::Halted(format!("the recorded state cannot be used: {error}"))
+}
+
+fn refuse(command: Command, why: &str) {
+    let (Command::Pause(reply) | Command::Resume(reply) | Command::Operate(_, reply)) = command;
+    let _ = reply.send(Err(JobError::Refused(format!("not now: {why}"))));
+}
+

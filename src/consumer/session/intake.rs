@@ -1,0 +1,59 @@
+//! Reading on: asks the reader for as much as the window has room for.
+
+use super::{End, Session, Surroundings};
+use crate::event::Batch;
+use crate::source::reader::{ReadNews, ReadRequest};
+
+impl Session {
+    pub(super) fn read_on(&mut self) {
+        let bounds = &self.settings.bounds;
+        let room = self.window.events < bounds.window_events && self.window.bytes < bounds.window_bytes;
+        // While nothing may be sent, one batch is enough to know how old the oldest event is.
+        let wanted = room && self.draining.is_none() && self.end.is_none() && (!self.paused || self.window.is_empty());
+        let told = !self.update.is_empty() && self.rows.is_some();
+        if !wanted || (self.reading && !told) {
+            return;
+        }
+        self.reading = true;
+        self.reader.read(ReadRequest {
+            after: self.window.lots().last().map_or(self.checkpoint.position, |lot| lot.batch.end),
+            mark: self.checkpoint.clone(),
+            update: std::mem::take(&mut self.update),
+            events_max: bounds.batch_events.min(bounds.window_events - self.window.events),
+            bytes_max: bounds.batch_bytes.min(bounds.window_bytes - self.window.bytes),
+            event_bytes_max: bounds.event_bytes_max,
+            filter: self.filter.clone(),
+            reply: self.reads_tx.clone(),
+        });
+    }
+
+    pub(super) fn on_read(&mut self, news: ReadNews, around: &mut Surroundings<'_>) {
+        match news {
+            ReadNews::Batch(batch) => {
+                self.reading = false;
+                self.at_head = false;
+                let sent_before = self.sent_before_in(&batch);
+                self.window.push(batch, sent_before);
+            }
+            // The request stays with the reader.
+            ReadNews::AtHead => self.at_head = true,
+            ReadNews::Revived(rows) => self.revive(rows, around),
+            ReadNews::Halted(halt) => self.end = Some(End::Halted(halt.detail)),
+        }
+    }
+
+    /// How many of the batch's first events the run before may have sent.
+    fn sent_before_in(&mut self, batch: &Batch) -> usize {
+        let Some(head) = self.sent_before else { return 0 };
+        let candidates = batch.len().min(self.sent_before_left);
+        let count = match self.rows {
+            Some(_) => candidates,
+            None => (0..candidates).take_while(|index| batch.position(*index) <= head).count(),
+        };
+        self.sent_before_left -= count;
+        if count < batch.len() || self.sent_before_left == 0 {
+            self.sent_before = None;
+        }
+        count
+    }
+}

@@ -1,0 +1,300 @@
+//! Settling: what has come back becomes one settlement, recorded by the writer; one is under way at a time, and grows meanwhile.
+
+use std::collections::HashMap;
+
+use super::release::After;
+use super::{Answer, End, Session, Surroundings};
+use crate::clock;
+use crate::consumer::holds::Key;
+use crate::consumer::verdict::{self, Fate, Verdict};
+use crate::event::{Batch, Event, Rejection, RowKey};
+use crate::retry;
+use crate::sink::format::envelope;
+use crate::source::reader::Mark;
+use crate::sqlite::writer::JobError;
+use crate::state::held::{HeldRow, HeldState, PAYLOAD_BYTES_MAX};
+use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
+
+/// Rows of an application's table that are marked in one settlement: about 2 ms of lock.
+const ROW_MARKS_MAX: usize = 400;
+/// Held rows that are written in one settlement.
+const HELD_MAX: usize = 1_000;
+
+/// A settlement that is with the writer, and what follows when it is recorded.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    /// Lots before this one are settled with it.
+    lots_before: u64,
+    to: Option<Mark>,
+    inserted: HashMap<Key, u64>,
+    waited: HashMap<Key, u64>,
+    /// Keys that became held with it, and when they are due.
+    due: Vec<(Key, i64)>,
+    rows: Vec<RowKey>,
+    dead_rows: Vec<RowKey>,
+    held_keys: Vec<Key>,
+    released: Vec<After>,
+    tally: Tally,
+    halts: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub delivered: u64,
+    pub retrying: u64,
+    pub dead: u64,
+    pub skipped: u64,
+    pub waiting: u64,
+}
+
+impl Tally {
+    pub(super) fn count(&mut self, state: HeldState) {
+        match state {
+            HeldState::Retrying => self.retrying += 1,
+            HeldState::Dead => self.dead += 1,
+            HeldState::Skipped => self.skipped += 1,
+            HeldState::Waiting => self.waiting += 1,
+        }
+    }
+}
+
+impl Session {
+    /// Hands the writer what can be settled, unless it is still busy with the last.
+    pub(super) fn settle(&mut self) {
+        if self.settling.is_some() || self.end.is_some() || self.delivery.is_none() {
+            return;
+        }
+        let mut settlement = Settlement { consumer: self.settings.name.as_str().into(), ..Settlement::default() };
+        let mut settling = Settling { lots_before: self.window.oldest_seq(), ..Settling::default() };
+        self.take_release_changes(&mut settlement, &mut settling);
+        self.take_lots(&mut settlement, &mut settling);
+        if settlement.is_empty() && settling.to.is_none() && settling.rows.is_empty() && settling.lots_before == self.window.oldest_seq()
+        {
+            return;
+        }
+        if let Some(to) = settling.to.clone().filter(|to| self.rows.is_none() && *to != self.checkpoint) {
+            self.witnesses.advance(&to);
+            settlement.advance =
+                Some(Advance { from: self.checkpoint.position, to, witnesses: self.witnesses.clone() });
+        }
+        self.settling = Some(settling);
+        let answers = self.answers_tx.clone();
+        if settlement.is_empty() {
+            // By row, and nothing but events that wait: they stay pending in the application's table.
+            let _ = answers.send(Answer::Settled(Ok(())));
+            return;
+        }
+        let done = Box::new(move |result| drop(answers.send(Answer::Settled(result))));
+        self.delivery.as_mut().expect("looked at above").settle(settlement, done);
+    }
+
+    fn take_release_changes(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
+        let changes = std::mem::take(&mut self.release);
+        settlement.held = changes.held;
+        settlement.rows = changes.rows;
+        settling.dead_rows = changes.dead_rows;
+        settling.rows = settlement.rows.iter().map(|(row, _)| row.clone()).collect();
+        settling.released = changes.after;
+        settling.tally = changes.tally;
+        settling.halts = changes.halts;
+    }
+
+    /// Goes through the window in order, up to the first event that is not final.
+    fn take_lots(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
+        let barrier_seq = self.window.next_seq();
+        let by_row = self.rows.is_some();
+        for lot in self.window.lots_mut() {
+            let began = lot.submitted;
+            if self.holds.is_empty() && !by_row && lot.rejections.is_empty() {
+                // The good path: nothing is held, nothing was refused; the events are only counted.
+                let run = lot.fates[began..].iter().take_while(|fate| **fate == Fate::Delivered).count();
+                lot.submitted += run;
+                settling.tally.delivered += run as u64;
+            } else {
+                while lot.submitted < lot.fates.len() {
+                    if settlement.rows.len() >= ROW_MARKS_MAX || settlement.held.len() >= HELD_MAX {
+                        break;
+                    }
+                    let index = lot.submitted;
+                    let event = lot.batch.event(index);
+                    let key = event.hold_key();
+                    let Some(verdict) = verdict::judge(lot.fates[index], self.holds.contains(&key)) else { break };
+                    lot.submitted += 1;
+                    let row_key = lot.batch.row_key(index).cloned();
+                    settling.rows.extend(row_key.clone());
+                    match verdict {
+                        Verdict::Delivered => {
+                            settling.tally.delivered += 1;
+                            settlement.rows.extend(row_key.map(|row| (row, RowMark::Delivered)));
+                        }
+                        Verdict::Behind => {
+                            if lot.fates[index] == Fate::Wait {
+                                *settling.waited.entry(key.as_ref().into()).or_default() += 1;
+                            }
+                            settling.tally.waiting += 1;
+                            // By row, what waits stays pending in the application's table.
+                            if !by_row {
+                                *settling.inserted.entry(key.as_ref().into()).or_default() += 1;
+                                settlement.held.push(HeldChange::Insert(waiting_row(&event)));
+                            }
+                        }
+                        Verdict::Refused => {
+                            let rejection = lot.rejections.remove(&(index as u32)).expect("a refusal has a reason");
+                            let bounds = &self.settings.bounds;
+                            let consequence = verdict::after_refusal(self.settings.on_reject, 1, bounds.attempts_max);
+                            let row = refused_row(&event, row_key, &rejection, consequence.state);
+                            settling.tally.count(consequence.state);
+                            if consequence.halts {
+                                settling.halts = Some(halted_by(&row));
+                            }
+                            if let Some(row_key) = &row.row_key {
+                                let text = format!("{}: {}", rejection.reason.as_str(), rejection.detail);
+                                let (mark, dead) = match consequence.state {
+                                    HeldState::Retrying => (RowMark::Retry(text), false),
+                                    _ => (RowMark::Rejected(text), true),
+                                };
+                                settlement.rows.push((row_key.clone(), mark));
+                                settling.dead_rows.extend(dead.then(|| row_key.clone()));
+                            }
+                            if consequence.state != HeldState::Skipped {
+                                let key: Key = key.as_ref().into();
+                                self.holds.hold(key.clone(), consequence.state, clock::now_micros(), barrier_seq);
+                                settling.inserted.insert(key.clone(), 1);
+                                settling.held_keys.push(key.clone());
+                                settling.due.extend(row.next_attempt_micros.map(|due| (key, due)));
+                            }
+                            settlement.held.push(HeldChange::Insert(row));
+                        }
+                    }
+                }
+            }
+            if lot.submitted > began || lot.fates.is_empty() {
+                settling.to = Some(mark_at(&lot.batch, lot.submitted));
+            }
+            if !lot.is_submitted() {
+                return;
+            }
+            settling.lots_before = lot.seq + 1;
+        }
+    }
+
+    pub(super) fn on_settled(&mut self, result: Result<(), JobError>, around: &mut Surroundings<'_>) {
+        let settling = self.settling.take().expect("one settlement is under way at a time");
+        if let Err(error) = result {
+            self.end = Some(End::Halted(format!("the settlement was refused: {error}")));
+            return;
+        }
+        self.held_counts = None;
+        self.window.drop_before(settling.lots_before);
+        if let Some(to) = settling.to.filter(|_| self.rows.is_none()) {
+            self.checkpoint = to;
+        }
+        for (key, count) in settling.inserted {
+            if let Some(hold) = self.holds.get_mut(&key) {
+                hold.rows += count;
+            }
+            self.holds.follow(&key);
+        }
+        self.update.hold.extend(settling.held_keys);
+        for (key, count) in settling.waited {
+            if let Some(hold) = self.holds.get_mut(&key) {
+                hold.unsettled -= count;
+            }
+            self.free_if_done(&key);
+        }
+        for (key, due) in settling.due {
+            self.holds.schedule(key, due);
+        }
+        if self.rows.is_some() {
+            self.update.settled.extend(settling.rows);
+            self.update.dead.extend(settling.dead_rows);
+        }
+        for after in settling.released {
+            self.after_release(after);
+        }
+        let tally = settling.tally;
+        self.delivered += tally.delivered;
+        around.metrics.delivered.increment(tally.delivered);
+        around.metrics.retrying.increment(tally.retrying);
+        around.metrics.dead.increment(tally.dead);
+        around.metrics.skipped.increment(tally.skipped);
+        around.metrics.waiting.increment(tally.waiting);
+        if tally.dead + tally.skipped + tally.retrying > 0
+            && let Some(repeated) = around.repeats.admit("events_refused")
+        {
+            let (retrying, dead, skipped) = (tally.retrying, tally.dead, tally.skipped);
+            tracing::warn!(event = "events_refused", consumer = %self.settings.name, retrying, dead, skipped, repeated);
+        }
+        if let Some(why) = settling.halts {
+            self.end = Some(End::Halted(why));
+        }
+    }
+
+    /// Lets a key go when nothing of it is left, and tells the reader.
+    pub(super) fn free_if_done(&mut self, key: &[u8]) {
+        if self.holds.free_if_done(key) {
+            self.update.free.push(key.into());
+        }
+    }
+}
+
+/// What stands at the place up to which `submitted` events of the batch are settled.
+fn mark_at(batch: &Batch, submitted: usize) -> Mark {
+    if submitted == batch.len() {
+        return Mark { position: batch.end, event_id: batch.end_id.clone() };
+    }
+    let last = batch.event(submitted - 1);
+    Mark { position: last.position, event_id: last.id.to_owned() }
+}
+
+fn waiting_row(event: &Event<'_>) -> HeldRow {
+    HeldRow {
+        key: event.hold_key().as_ref().into(),
+        ordinal: 0,
+        position: event.position,
+        row_key: None,
+        event_id: event.id.to_owned(),
+        state: HeldState::Waiting,
+        attempts: 0,
+        next_attempt_micros: None,
+        reason: None,
+        detail: None,
+        held_at: clock::iso(clock::now_micros()),
+        payload: None,
+    }
+}
+
+fn refused_row(event: &Event<'_>, row_key: Option<RowKey>, rejection: &Rejection, state: HeldState) -> HeldRow {
+    let now = clock::now_micros();
+    HeldRow {
+        row_key,
+        state,
+        attempts: 1,
+        next_attempt_micros: (state == HeldState::Retrying).then(|| retry::next_attempt_micros(now, 1, event.id)),
+        reason: Some(rejection.reason.as_str().to_owned()),
+        detail: Some(rejection.detail.clone()),
+        payload: kept_payload(event),
+        ..waiting_row(event)
+    }
+}
+
+/// The event as an envelope, so that it can be looked at and sent after the application has pruned its row.
+pub(super) fn kept_payload(event: &Event<'_>) -> Option<Vec<u8>> {
+    let small = event.payload.is_none_or(|payload| payload.len() <= PAYLOAD_BYTES_MAX);
+    small.then(|| {
+        let mut out = Vec::new();
+        envelope::keep(event, "", &mut out);
+        out
+    })
+}
+
+pub(super) fn halted_by(row: &HeldRow) -> String {
+    format!(
+        "event {} was refused ({}: {}) and on_reject = \"halt\". Remedy: mend what refuses it and `outboxd dead-letters retry --id {}`, \
+         or discard it; then `outboxd resume`",
+        row.event_id,
+        row.reason.as_deref().unwrap_or("unknown"),
+        row.detail.as_deref().unwrap_or(""),
+        row.event_id
+    )
+}

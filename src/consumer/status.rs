@@ -1,0 +1,96 @@
+//! What a consumer says of itself: one value, published in a `watch`; metrics follow from it.
+
+use serde::Serialize;
+
+use crate::clock;
+
+/// The state a consumer is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Starting,
+    /// For a file, a table or a lock that is not there yet.
+    Waiting,
+    Running,
+    /// The sink is away; nothing is lost, nothing is counted.
+    Unavailable,
+    /// A person has to act (or the sink has to heal, which is probed).
+    Halted,
+    Paused,
+    Stopped,
+}
+
+impl State {
+    pub const ALL: [&'static str; 7] = ["starting", "waiting", "running", "unavailable", "halted", "paused", "stopped"];
+
+    pub fn as_str(self) -> &'static str {
+        Self::ALL[self as usize]
+    }
+}
+
+/// A consumer as seen from outside. Counts are events.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Status {
+    pub consumer: String,
+    pub source: String,
+    pub sink: String,
+    pub state: State,
+    /// Why it is in that state, with the remedy where there is one.
+    pub detail: String,
+    pub position: i64,
+    pub head: Option<i64>,
+    /// An upper bound where it comes from positions.
+    pub backlog: u64,
+    pub in_flight: u64,
+    pub delivered: u64,
+    pub redelivered: u64,
+    pub held_keys: u64,
+    pub retrying: u64,
+    pub dead: u64,
+    pub sink_up: bool,
+    pub blocked: Option<String>,
+    /// Microseconds since 1970 UTC.
+    pub oldest_unsettled_micros: Option<i64>,
+    pub held_since_micros: Option<i64>,
+    /// When the loop last turned.
+    pub beat_micros: i64,
+}
+
+impl Status {
+    pub fn new(consumer: &str, source: &str, sink: &str) -> Self {
+        Self {
+            consumer: consumer.to_owned(),
+            source: source.to_owned(),
+            sink: sink.to_owned(),
+            state: State::Starting,
+            detail: String::new(),
+            position: 0,
+            head: None,
+            backlog: 0,
+            in_flight: 0,
+            delivered: 0,
+            redelivered: 0,
+            held_keys: 0,
+            retrying: 0,
+            dead: 0,
+            sink_up: false,
+            blocked: None,
+            oldest_unsettled_micros: None,
+            held_since_micros: None,
+            beat_micros: clock::now_micros(),
+        }
+    }
+
+    /// Seconds since the oldest unsettled event; computed when asked, so that a loop that has stopped does not look caught up.
+    pub fn lag_seconds(&self) -> f64 {
+        age_seconds(self.oldest_unsettled_micros)
+    }
+
+    pub fn held_oldest_seconds(&self) -> f64 {
+        age_seconds(self.held_since_micros)
+    }
+}
+
+fn age_seconds(micros: Option<i64>) -> f64 {
+    micros.map_or(0.0, |micros| (clock::now_micros() - micros).max(0) as f64 / 1e6)
+}

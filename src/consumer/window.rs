@@ -1,0 +1,297 @@
+//! The window: what was read and is not yet durably settled, in the source's order.
+//!
+//! Invariants (tested below and by the crash tests):
+//! 1. Events are settled in order, without a hole.
+//! 2. After trouble, what may not have arrived is sent again, and so is everything behind it of the same key.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::verdict::Fate;
+use crate::event::{Batch, Rejection};
+use crate::sink::{Flight, Outcome, Pick};
+
+/// One batch in the window.
+#[derive(Debug)]
+pub struct Lot {
+    pub seq: u64,
+    pub batch: Arc<Batch>,
+    pub fates: Vec<Fate>,
+    /// Why events were refused or came under suspicion.
+    pub rejections: HashMap<u32, Rejection>,
+    /// Events before this one are in a settlement.
+    pub submitted: usize,
+    /// Events before this index may have been sent by an earlier run.
+    pub sent_before: usize,
+}
+
+impl Lot {
+    pub fn is_submitted(&self) -> bool {
+        self.submitted == self.fates.len()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Window {
+    lots: VecDeque<Lot>,
+    next_seq: u64,
+    /// The first lot and event that may be unsent.
+    cursor: (u64, usize),
+    pub events: usize,
+    pub bytes: usize,
+}
+
+/// What the next flight is made of.
+#[derive(Debug)]
+pub struct Choice {
+    pub lot: u64,
+    pub batch: Arc<Batch>,
+    pub picks: Vec<Pick>,
+}
+
+/// What is to be done with an event when its turn comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    Send,
+    /// Its key is held.
+    Wait,
+    /// Its key has as many in flight as it may: nothing behind it is sent before.
+    Stop,
+}
+
+impl Window {
+    /// Adds a batch; the first `sent_before` of its events may have been sent by an earlier run.
+    pub fn push(&mut self, batch: Batch, sent_before: usize) {
+        self.events += batch.len();
+        self.bytes += batch.bytes();
+        let fates = vec![Fate::Unsent; batch.len()];
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let batch = Arc::new(batch);
+        self.lots.push_back(Lot { seq, batch, fates, rejections: HashMap::new(), submitted: 0, sent_before });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lots.is_empty()
+    }
+
+    pub fn lots(&self) -> impl Iterator<Item = &Lot> {
+        self.lots.iter()
+    }
+
+    pub fn lots_mut(&mut self) -> impl Iterator<Item = &mut Lot> {
+        self.lots.iter_mut()
+    }
+
+    /// The number that the next lot will have.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The number of the oldest lot that is not durably settled.
+    pub fn oldest_seq(&self) -> u64 {
+        self.lots.front().map_or(self.next_seq, |lot| lot.seq)
+    }
+
+    /// Microseconds since 1970 UTC of the oldest event that is not settled.
+    pub fn oldest_micros(&self) -> Option<i64> {
+        let lot = self.lots.iter().find(|lot| !lot.is_submitted()).or(self.lots.front())?;
+        if lot.batch.is_empty() {
+            return None;
+        }
+        let index = lot.submitted.min(lot.batch.len() - 1);
+        Some(lot.batch.event(index).time_micros.unwrap_or(lot.batch.read_micros))
+    }
+
+    fn lot_mut(&mut self, seq: u64) -> Option<&mut Lot> {
+        let first = self.lots.front()?.seq;
+        self.lots.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    /// Picks the next flight: at most `most` unsent events of one lot, each as `turn` decides.
+    pub fn choose(&mut self, most: usize, mut turn: impl FnMut(&Batch, usize) -> Turn) -> Option<Choice> {
+        let (mut seq, mut index) = self.cursor.max((self.oldest_seq(), 0));
+        loop {
+            let lot = self.lot_mut(seq)?;
+            let mut picks = Vec::new();
+            let mut stopped = false;
+            while index < lot.fates.len() && picks.len() < most {
+                let fate = lot.fates[index];
+                if matches!(fate, Fate::Unsent | Fate::UnsentAgain) {
+                    match (turn(&lot.batch, index), lot.batch.defect(index)) {
+                        (Turn::Stop, _) => {
+                            stopped = true;
+                            break;
+                        }
+                        (Turn::Wait, _) => lot.fates[index] = Fate::Wait,
+                        (Turn::Send, Some(defect)) => {
+                            lot.rejections.insert(index as u32, defect.clone());
+                            lot.fates[index] = Fate::Refused;
+                        }
+                        (Turn::Send, None) => {
+                            let redelivery = fate == Fate::UnsentAgain || index < lot.sent_before;
+                            picks.push(Pick { redelivery, ..Pick::first(index as u32) });
+                            lot.fates[index] = Fate::InFlight;
+                        }
+                    }
+                }
+                index += 1;
+            }
+            let choice = (!picks.is_empty()).then(|| Choice { lot: seq, batch: lot.batch.clone(), picks });
+            if index == lot.fates.len() {
+                (seq, index) = (seq + 1, 0);
+            }
+            self.cursor = (seq, index);
+            if choice.is_some() || stopped {
+                return choice;
+            }
+        }
+    }
+
+    /// Writes a landed flight's outcomes into its lot. The outcomes other than `Delivered` are returned.
+    pub fn land(&mut self, lot: u64, flight: &Arc<Flight>) -> Vec<(u32, Outcome)> {
+        let notes = flight.take_notes();
+        let lot = self.lot_mut(lot).expect("a lot stays in the window until its flights have landed");
+        for (slot, pick) in flight.picks.iter().enumerate() {
+            if flight.is_delivered(slot) {
+                lot.fates[pick.index as usize] = Fate::Delivered;
+            }
+        }
+        for (slot, outcome) in &notes {
+            let index = flight.picks[*slot as usize].index;
+            lot.fates[index as usize] = match outcome {
+                Outcome::Delivered => Fate::Delivered,
+                Outcome::Unavailable(_) => Fate::Unknown,
+                // Alone in its flight, and nothing else was under way: see `Session::send_alone`.
+                Outcome::Rejected(rejection) => {
+                    lot.rejections.insert(index, rejection.clone());
+                    Fate::Refused
+                }
+                Outcome::Suspect(rejection) => {
+                    lot.rejections.insert(index, rejection.clone());
+                    Fate::Suspect
+                }
+            };
+        }
+        notes
+    }
+
+    /// The one event of a lone flight is refused: suspicion has become certainty.
+    pub fn convict(&mut self, lot: u64, index: u32) {
+        let lot = self.lot_mut(lot).expect("a lot stays in the window until its flights have landed");
+        lot.fates[index as usize] = Fate::Refused;
+    }
+
+    /// After trouble, with nothing in flight: decides what is sent again. Returns how many events that are.
+    pub fn rewind(&mut self) -> usize {
+        let mut again = 0;
+        let mut tainted: HashSet<Vec<u8>> = HashSet::new();
+        for lot in &mut self.lots {
+            for index in lot.submitted..lot.fates.len() {
+                let fate = lot.fates[index];
+                if fate == Fate::Delivered && tainted.is_empty() {
+                    continue;
+                }
+                let key = lot.batch.event(index).hold_key();
+                let next = fate.after_trouble(tainted.contains(key.as_ref()));
+                if next == Fate::UnsentAgain && fate != Fate::Unsent {
+                    tainted.insert(key.into_owned());
+                    again += 1;
+                }
+                lot.fates[index] = next;
+            }
+        }
+        self.cursor = (self.oldest_seq(), 0);
+        again
+    }
+
+    /// Takes the lots before `seq`, which are settled, out of the window.
+    pub fn drop_before(&mut self, seq: u64) {
+        while let Some(lot) = self.lots.front().filter(|lot| lot.seq < seq) {
+            assert!(lot.is_submitted(), "only settled lots leave the window");
+            self.events -= lot.batch.len();
+            self.bytes -= lot.batch.bytes();
+            self.lots.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{BatchBuilder, Event, Position};
+
+    fn batch(keys: &[&str]) -> Batch {
+        let mut builder = BatchBuilder::default();
+        for (index, key) in keys.iter().enumerate() {
+            builder.push(Event {
+                position: Position(index as i64 + 1),
+                id: "id",
+                key: Some(key.as_bytes()),
+                stream_id: None,
+                stream_type: None,
+                version: None,
+                kind: "T",
+                payload: None,
+                headers: None,
+                time: None,
+                time_micros: None,
+            });
+        }
+        builder.finish(Position(keys.len() as i64), 0)
+    }
+
+    fn flight(window: &mut Window, most: usize) -> Option<(u64, Arc<Flight>)> {
+        let (news, _keep) = tokio::sync::mpsc::unbounded_channel();
+        let choice = window.choose(most, |_, _| Turn::Send)?;
+        Some((choice.lot, Flight::new(0, choice.batch, choice.picks, news)))
+    }
+
+    fn fault() -> Outcome {
+        Outcome::Unavailable(crate::sink::Fault::unavailable("away"))
+    }
+
+    #[test]
+    fn what_is_behind_an_unknown_one_of_its_key_is_sent_again() {
+        let mut window = Window::default();
+        window.push(batch(&["a", "b", "a", "c"]), 0);
+        let (lot, sent) = flight(&mut window, 10).unwrap();
+        for slot in 0..4 {
+            sent.fill(slot, if slot == 0 { fault() } else { Outcome::Delivered });
+        }
+        window.land(lot, &sent);
+        assert_eq!(window.rewind(), 2);
+        let again = window.choose(10, |_, _| Turn::Send).unwrap();
+        assert_eq!(again.picks.iter().map(|p| p.index).collect::<Vec<_>>(), [0, 2]);
+        assert!(again.picks.iter().all(|p| p.redelivery));
+    }
+
+    #[test]
+    fn a_flight_is_made_of_one_lot_and_goes_on_where_it_ended() {
+        let mut window = Window::default();
+        window.push(batch(&["a", "b", "c"]), 2);
+        window.push(batch(&["d"]), 0);
+        let picks = |window: &mut Window| {
+            window.choose(2, |_, _| Turn::Send).map(|c| c.picks.iter().map(|p| (c.lot, p.index, p.redelivery)).collect::<Vec<_>>())
+        };
+        assert_eq!(picks(&mut window), Some(vec![(0, 0, true), (0, 1, true)]));
+        assert_eq!(picks(&mut window), Some(vec![(0, 2, false)]));
+        assert_eq!(picks(&mut window), Some(vec![(1, 0, false)]));
+        assert_eq!(picks(&mut window), None);
+        assert_eq!(window.events, 4);
+    }
+
+    #[test]
+    fn what_must_stop_stops_and_what_must_wait_waits() {
+        let mut window = Window::default();
+        window.push(batch(&["a", "b", "a"]), 0);
+        let first = window.choose(9, |_, i| match i {
+            0 => Turn::Wait,
+            1 => Turn::Send,
+            _ => Turn::Stop,
+        });
+        assert_eq!(first.unwrap().picks.len(), 1);
+        assert_eq!(window.lots[0].fates, [Fate::Wait, Fate::InFlight, Fate::Unsent]);
+        assert_eq!(window.choose(9, |_, _| Turn::Send).unwrap().picks[0].index, 2);
+    }
+}

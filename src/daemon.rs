@@ -1,0 +1,115 @@
+//! The composition root: builds everything from a config, spawns it, drains it, and lets go.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::control_socket::ControlSocket;
+use crate::admin::{Board, http};
+use crate::config::Config;
+use crate::consumer::fleet::Fleet;
+use crate::shutdown::Shutdown;
+use crate::telemetry::metric;
+
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Seconds; from a fast local acknowledgement to a long outage.
+const BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0];
+
+/// Why the daemon could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the admin address {address} cannot be used")]
+    Admin { address: std::net::SocketAddr, source: io::Error },
+    #[error("the control socket {path} cannot be used")]
+    Control { path: std::path::PathBuf, source: io::Error },
+    #[error("the daemon cannot start")]
+    Start(#[source] io::Error),
+    #[error("the metrics cannot be recorded: {0}")]
+    Metrics(String),
+    #[error(transparent)]
+    Locked(#[from] crate::consumer::engine::Locked),
+}
+
+/// Runs until SIGTERM or SIGINT, then drains. A second signal ends it at once, which loses nothing.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let metrics = install_metrics()?;
+    let (shutdown, phase) = Shutdown::new();
+    let mut fleet =
+        Fleet::spawn(&config.sources, config.relays, config.daemon.when_locked, &phase).map_err(Error::Start)?;
+    let board = Board { handles: fleet.handles.clone(), metrics: metrics.clone(), started: Instant::now() };
+    if let Some(address) = config.daemon.admin {
+        let bound = http::serve(address, board.clone()).map_err(|source| Error::Admin { address, source })?;
+        tracing::info!(event = "admin_listens", address = %bound);
+    }
+    let path = config.daemon.control;
+    let socket = ControlSocket::bind(&path).map_err(|source| Error::Control { path, source })?;
+    let control = tokio::spawn(socket.serve(board.clone()));
+    tokio::spawn(upkeep(metrics));
+    let watch = tokio::spawn(keep_the_manager_informed(board));
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Start)?;
+    tracing::info!(event = "daemon_started", version = env!("CARGO_PKG_VERSION"));
+    let ended = tokio::select! {
+        ended = fleet.ended() => ended,
+        _ = terminate.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
+        _ = interrupt.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
+    };
+    watch.abort();
+    control.abort();
+    let _ = control.await;
+    tracing::info!(event = "daemon_stopped");
+    Ok(ended?)
+}
+
+async fn drain(
+    shutdown: &Shutdown,
+    fleet: &mut Fleet,
+    timeout: Duration,
+    terminate: &mut tokio::signal::unix::Signal,
+    interrupt: &mut tokio::signal::unix::Signal,
+) -> Result<(), crate::consumer::engine::Locked> {
+    tracing::info!(event = "daemon_drains");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    shutdown.drain(timeout);
+    tokio::select! {
+        ended = fleet.ended() => ended,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn install_metrics() -> Result<PrometheusHandle, Error> {
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
+        .map_err(|error| Error::Metrics(error.to_string()))?;
+    let handle = builder.install_recorder().map_err(|error| Error::Metrics(error.to_string()))?;
+    metric::describe();
+    metric::build_info();
+    Ok(handle)
+}
+
+/// Without it histograms grow without bound between scrapes.
+async fn upkeep(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        metrics.run_upkeep();
+    }
+}
+
+/// READY at once (a broker may be away for hours), a status line, and the watchdog while the loops turn.
+async fn keep_the_manager_informed(board: Board) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |timeout| timeout / 3);
+    loop {
+        let summary = board.summary();
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&summary)]);
+        if board.hung().is_empty() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        tokio::time::sleep(interval).await;
+    }
+}

@@ -1,0 +1,73 @@
+//! The pace of waiting: exponential, with jitter, for ever.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+/// Delays that grow from `min` to `max` and stay there; each is drawn anew, so that many waiters spread.
+#[derive(Debug)]
+pub struct Pace {
+    builder: ExponentialBuilder,
+    delays: ExponentialBackoff,
+    max: Duration,
+    /// How many delays were handed out since the last success.
+    pub attempts: u32,
+}
+
+impl Pace {
+    pub fn new(min: Duration, max: Duration) -> Self {
+        let builder = ExponentialBuilder::default()
+            .with_factor(2.0)
+            .with_min_delay(min)
+            .with_max_delay(max)
+            .with_jitter()
+            .without_max_times();
+        Self { builder, delays: builder.build(), max, attempts: 0 }
+    }
+
+    /// How long to wait before the next attempt.
+    pub fn delay(&mut self) -> Duration {
+        self.attempts = self.attempts.saturating_add(1);
+        self.delays.next().unwrap_or(self.max).min(self.max * 2)
+    }
+
+    pub fn succeeded(&mut self) {
+        self.attempts = 0;
+        self.delays = self.builder.build();
+    }
+}
+
+/// When a rejected event is tried again: 1 s, 4 s, 16 s, ... up to an hour after the attempt, with up to a quarter of jitter
+/// that depends on the event's id alone, so that a restart does not move it.
+pub fn next_attempt_micros(now_micros: i64, attempts: u32, event_id: &str) -> i64 {
+    const FIRST_MICROS: i64 = 1_000_000;
+    const MOST_MICROS: i64 = 3_600_000_000;
+    let base = FIRST_MICROS.saturating_mul(4_i64.saturating_pow(attempts.saturating_sub(1))).min(MOST_MICROS);
+    let hash = event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    now_micros.saturating_add(base).saturating_add((hash % (base as u64 / 4)) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_grows_to_its_limit_and_never_ends() {
+        let mut pace = Pace::new(Duration::from_millis(100), Duration::from_secs(2));
+        let delays: Vec<Duration> = (0..200).map(|_| pace.delay()).collect();
+        assert!(delays[0] >= Duration::from_millis(100));
+        assert!(delays.iter().all(|d| *d <= Duration::from_secs(4)));
+        assert!(delays[199] >= Duration::from_secs(2));
+        pace.succeeded();
+        assert!(pace.delay() < Duration::from_millis(300));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_next_attempt_is_later_and_bounded(now in 0_i64..4_102_444_800_000_000, attempts in 0_u32..1000, id in ".{0,20}") {
+            let next = next_attempt_micros(now, attempts, &id);
+            proptest::prop_assert!(next > now);
+            proptest::prop_assert!(next - now <= 4_500_000_000);
+        }
+    }
+}

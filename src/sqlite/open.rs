@@ -1,0 +1,79 @@
+//! Connections: how each is opened, and what it may do.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+/// Reads an application's file. Never writes, never waits for a lock, never checkpoints.
+pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8000;")?;
+    Ok(connection)
+}
+
+/// How a writer's commits reach the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durable {
+    /// At every commit.
+    Full,
+    /// With the next barrier or checkpoint.
+    Normal,
+}
+
+/// Writes into a file that is there.
+pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    synchronous(&connection, durable)?;
+    Ok(connection)
+}
+
+/// Opens our own state file, made when it is not there, in WAL mode.
+pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    connection.busy_timeout(Duration::ZERO)?;
+    synchronous(&connection, Durable::Full)?;
+    Ok(connection)
+}
+
+pub fn synchronous(connection: &Connection, durable: Durable) -> rusqlite::Result<()> {
+    connection.execute_batch(match durable {
+        Durable::Full => "PRAGMA synchronous = FULL",
+        Durable::Normal => "PRAGMA synchronous = NORMAL",
+    })
+}
+
+/// `wal`, `delete`, ... in lower case.
+pub fn journal_mode(connection: &Connection) -> rusqlite::Result<String> {
+    connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0)).map(|mode| mode.to_lowercase())
+}
+
+/// Changes whenever another connection committed; comparable on one connection only.
+pub fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+/// The columns of a table or view, in order; empty when there is none.
+pub fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
+    connection
+        .prepare("SELECT name, upper(type) FROM pragma_table_info(?1)")?
+        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the room that opens database files")]
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // A misspelt name in double quotes must be an error, not a string.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
+    connection.execute_batch("PRAGMA mmap_size = 0")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}

@@ -1,0 +1,256 @@
+//! The one writer of a file: a thread on which everyone queues.
+//!
+//! Jobs that wait together share a transaction, each in a savepoint of its own, so that one that is refused takes nobody with
+//! it. The lock is held for at most [`HOLD_MAX`] of work; in an application's file a pause follows that leaves it at least
+//! 85 % of the time. A job's transaction that fails for the disk's or a lock's sake is tried again, with backoff, for ever:
+//! nobody is told of a settlement that is not committed.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use super::fault::{self, Kind};
+use super::open::{self, Durable};
+use crate::retry::Pace;
+use crate::telemetry::metric;
+
+/// The work that is put into one transaction.
+const HOLD_MAX: Duration = Duration::from_millis(3);
+/// In an application's file: the pause after a hold, as a multiple of it. 1 / (1 + 6) is below 15 %.
+const PAUSE_FACTOR: u32 = 6;
+
+/// Why a job was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The job itself found that it must not go on.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The writer's thread has ended.
+    #[error("the writer of this file has ended")]
+    Ended,
+}
+
+type Apply = Box<dyn FnMut(&Connection) -> Result<(), JobError> + Send>;
+type Done = Box<dyn FnOnce(Result<(), JobError>) + Send>;
+
+/// Something to do in a transaction. `apply` may be called several times, each time on a clean slate.
+struct Job {
+    apply: Apply,
+    done: Done,
+    durable: Durable,
+}
+
+/// What the file lets the writer do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WriterState {
+    Ready,
+    /// Since when, and what is in the way.
+    Waiting(String),
+}
+
+/// A handle to the thread; it ends when the last handle is dropped and the queue is empty.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    jobs: Sender<Job>,
+    pub state: watch::Receiver<WriterState>,
+    pub path: PathBuf,
+}
+
+/// Whose file it is decides how politely it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    Application,
+    Ourselves,
+}
+
+impl Writer {
+    /// Starts the thread on an open connection.
+    pub fn start(connection: Connection, path: &Path, owner: Owner) -> Self {
+        let (jobs, queue) = mpsc::channel();
+        let (state_tx, state) = watch::channel(WriterState::Ready);
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None };
+        thread::Builder::new()
+            .name("writer".into())
+            .spawn(move || desk.run())
+            .expect("a thread can be started at start-up");
+        Self { jobs, state, path: path.to_owned() }
+    }
+
+    /// Queues a settlement: committed as the file's durability says.
+    pub fn submit(
+        &self,
+        apply: impl FnMut(&Connection) -> Result<(), JobError> + Send + 'static,
+        done: impl FnOnce(Result<(), JobError>) + Send + 'static,
+    ) {
+        self.queue(Job { apply: Box::new(apply), done: Box::new(done), durable: Durable::Normal });
+    }
+
+    /// Does what an operator asked for, durably, and waits for it.
+    pub async fn perform<T: Send + 'static>(
+        &self,
+        mut apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, JobError> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let slot = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let filled = slot.clone();
+        self.queue(Job {
+            apply: Box::new(move |connection| {
+                let value = apply(connection)?;
+                *filled.lock().expect("no panic happens under this lock") = Some(value);
+                Ok(())
+            }),
+            done: Box::new(move |result| {
+                let _ = reply.send(result);
+            }),
+            durable: Durable::Full,
+        });
+        answer.await.map_err(|_| JobError::Ended)??;
+        let value = slot.lock().expect("no panic happens under this lock").take();
+        Ok(value.expect("a committed job has left its value"))
+    }
+
+    fn queue(&self, job: Job) {
+        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+            (job.done)(Err(JobError::Ended));
+        }
+    }
+}
+
+struct Desk {
+    connection: Connection,
+    queue: Receiver<Job>,
+    state: watch::Sender<WriterState>,
+    owner: Owner,
+    file: String,
+    /// Taken from the queue, and left for the next transaction.
+    carried: Option<Job>,
+}
+
+impl Desk {
+    fn run(mut self) {
+        loop {
+            let first = match self.carried.take() {
+                Some(job) => job,
+                None => match self.queue.recv() {
+                    Ok(job) => job,
+                    Err(mpsc::RecvError) => return,
+                },
+            };
+            let held = self.transact(first);
+            if self.owner == Owner::Application {
+                thread::sleep(held * PAUSE_FACTOR);
+            }
+        }
+    }
+
+    /// Runs one transaction, again and again until it is committed or every job in it was refused. Returns how long the lock was held.
+    fn transact(&mut self, first: Job) -> Duration {
+        let mut jobs = vec![first];
+        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
+        loop {
+            let asked = Instant::now();
+            let attempt = self.attempt(&mut jobs);
+            match attempt {
+                Ok((results, held)) => {
+                    metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
+                    metric::lock_held(&self.file, held);
+                    metric::transaction(&self.file, metric::TransactionResult::Committed);
+                    self.state.send_if_modified(|state| std::mem::replace(state, WriterState::Ready) != WriterState::Ready);
+                    for (job, result) in jobs.into_iter().zip(results) {
+                        (job.done)(result);
+                    }
+                    return held;
+                }
+                Err(error) => {
+                    let (kind, code) = fault::classify(&error);
+                    metric::busy(&self.file, code);
+                    metric::transaction(&self.file, metric::TransactionResult::Retried);
+                    if !matches!(kind, Kind::Busy | Kind::Storage | Kind::CannotOpen) {
+                        metric::transaction(&self.file, metric::TransactionResult::Failed);
+                        let text = error.to_string();
+                        for job in jobs {
+                            (job.done)(Err(JobError::Refused(text.clone())));
+                        }
+                        return Duration::ZERO;
+                    }
+                    let why = format!("{}: {error} (SQLite code {code})", self.file);
+                    self.state.send_replace(WriterState::Waiting(why));
+                    thread::sleep(pace.delay());
+                }
+            }
+        }
+    }
+
+    /// One attempt; further jobs are taken from the queue while there is time. An error means that nothing was committed.
+    fn attempt(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<(Vec<Result<(), JobError>>, Duration)> {
+        let durable = if jobs.iter().any(|job| job.durable == Durable::Full) { Durable::Full } else { Durable::Normal };
+        if self.owner == Owner::Application {
+            open::synchronous(&self.connection, durable)?;
+        }
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        let began = Instant::now();
+        let outcome = self.fill(jobs, began).and_then(|results| {
+            self.connection.execute_batch("COMMIT")?;
+            Ok(results)
+        });
+        match outcome {
+            Ok(results) => Ok((results, began.elapsed())),
+            Err(error) => {
+                // SQLite may have rolled back by itself (disk full, I/O error).
+                if !self.connection.is_autocommit() {
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&mut self, jobs: &mut Vec<Job>, began: Instant) -> rusqlite::Result<Vec<Result<(), JobError>>> {
+        let mut results = Vec::with_capacity(jobs.len());
+        let mut next = 0;
+        loop {
+            if next == jobs.len() {
+                if began.elapsed() >= HOLD_MAX {
+                    return Ok(results);
+                }
+                match self.queue.recv_timeout(Duration::ZERO) {
+                    Ok(job) if job.durable == Durable::Full && jobs[0].durable != Durable::Full => {
+                        self.carried = Some(job);
+                        return Ok(results);
+                    }
+                    Ok(job) => jobs.push(job),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(results),
+                }
+            }
+            results.push(Self::apply_in_savepoint(&self.connection, &mut jobs[next])?);
+            next += 1;
+        }
+    }
+
+    /// The outer error concerns the whole transaction, the inner one this job alone.
+    fn apply_in_savepoint(connection: &Connection, job: &mut Job) -> rusqlite::Result<Result<(), JobError>> {
+        connection.prepare_cached("SAVEPOINT job")?.execute([])?;
+        match (job.apply)(connection) {
+            Ok(()) => {
+                connection.prepare_cached("RELEASE job")?.execute([])?;
+                Ok(Ok(()))
+            }
+            Err(JobError::Sqlite(error))
+                if matches!(fault::classify(&error).0, Kind::Busy | Kind::Storage | Kind::CannotOpen) =>
+            {
+                Err(error)
+            }
+            Err(error) => {
+                connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
+                Ok(Err(error))
+            }
+        }
+    }
+}

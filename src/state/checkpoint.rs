@@ -1,0 +1,204 @@
+//! How far a consumer has durably come, with enough beside it to see that the table is still the one that was read.
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+
+use crate::clock;
+use crate::event::Position;
+use crate::source::reader::Mark;
+use crate::sqlite::writer::JobError;
+
+/// One row of `outboxd_checkpoint`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Checkpoint {
+    pub consumer: String,
+    pub source: String,
+    pub definition: String,
+    pub mark: Mark,
+    pub witnesses: Witnesses,
+    /// The last run did not end by a drain.
+    pub dirty: bool,
+    pub updated_at: String,
+}
+
+/// What stood at exponentially growing distances behind the checkpoint: one mark a power of two.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Witnesses(Vec<Mark>);
+
+impl Witnesses {
+    const MAX: usize = 16;
+
+    pub fn marks(&self) -> &[Mark] {
+        &self.0
+    }
+
+    /// Adds the newest mark, and thins out the older ones: of each distance class the oldest stays, of the last the newest.
+    pub fn advance(&mut self, newest: &Mark) {
+        self.0.retain(|mark| mark.position < newest.position);
+        self.0.push(newest.clone());
+        let mut kept: [Option<Mark>; Self::MAX] = Default::default();
+        for mark in self.0.drain(..) {
+            let distance = (newest.position.0 - mark.position.0) as u64 + 1;
+            let class = (distance.ilog2() as usize).min(Self::MAX - 1);
+            if kept[class].is_none() || class == Self::MAX - 1 {
+                kept[class] = Some(mark);
+            }
+        }
+        self.0.extend(kept.into_iter().rev().flatten());
+    }
+
+    fn to_json(&self) -> String {
+        let pairs: Vec<(i64, &str)> = self.0.iter().map(|mark| (mark.position.0, mark.event_id.as_str())).collect();
+        serde_json::to_string(&pairs).expect("numbers and strings are always JSON")
+    }
+
+    fn from_json(text: &str) -> Result<Self, JobError> {
+        let pairs: Vec<(i64, String)> = serde_json::from_str(text)
+            .map_err(|error| JobError::Refused(format!("outboxd_checkpoint.witnesses is damaged: {error}")))?;
+        Ok(Self(pairs.into_iter().map(|(position, event_id)| Mark { position: Position(position), event_id }).collect()))
+    }
+}
+
+/// Every checkpoint in the file.
+pub fn all(connection: &Connection) -> Result<Vec<Checkpoint>, JobError> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT} ORDER BY consumer"))?;
+    let rows: Vec<(Checkpoint, String)> = statement.query_map([], from_row)?.collect::<Result<_, _>>()?;
+    rows.into_iter().map(with_witnesses).collect()
+}
+
+pub fn load(connection: &Connection, consumer: &str) -> Result<Option<Checkpoint>, JobError> {
+    let row = connection.prepare_cached(&format!("{SELECT} WHERE consumer = ?1"))?.query_row([consumer], from_row).optional()?;
+    row.map(with_witnesses).transpose()
+}
+
+const SELECT: &str = "SELECT consumer, source, definition, position, event_id, witnesses, dirty, updated_at FROM outboxd_checkpoint";
+
+fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Checkpoint, String)> {
+    let checkpoint = Checkpoint {
+        consumer: row.get(0)?,
+        source: row.get(1)?,
+        definition: row.get(2)?,
+        mark: Mark { position: Position(row.get(3)?), event_id: row.get(4)? },
+        witnesses: Witnesses::default(),
+        dirty: row.get(6)?,
+        updated_at: row.get(7)?,
+    };
+    Ok((checkpoint, row.get(5)?))
+}
+
+fn with_witnesses((checkpoint, json): (Checkpoint, String)) -> Result<Checkpoint, JobError> {
+    Ok(Checkpoint { witnesses: Witnesses::from_json(&json)?, ..checkpoint })
+}
+
+/// Writes a checkpoint whatever stood there: at a consumer's first start, and when an operator sets it.
+pub fn put(connection: &Connection, checkpoint: &Checkpoint) -> Result<(), JobError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO outboxd_checkpoint (consumer, source, definition, position, event_id, witnesses, dirty, updated_at) \
+             VALUES (:consumer, :source, :definition, :position, :event_id, :witnesses, :dirty, :updated_at) \
+             ON CONFLICT (consumer) DO UPDATE SET source = excluded.source, definition = excluded.definition, \
+             position = excluded.position, event_id = excluded.event_id, witnesses = excluded.witnesses, dirty = excluded.dirty, \
+             updated_at = excluded.updated_at",
+        )?
+        .execute(named_params! {
+            ":consumer": checkpoint.consumer,
+            ":source": checkpoint.source,
+            ":definition": checkpoint.definition,
+            ":position": checkpoint.mark.position.0,
+            ":event_id": checkpoint.mark.event_id,
+            ":witnesses": checkpoint.witnesses.to_json(),
+            ":dirty": checkpoint.dirty,
+            ":updated_at": clock::iso(clock::now_micros()),
+        })?;
+    Ok(())
+}
+
+/// Moves the checkpoint from where this daemon believes it to be.
+pub fn advance(
+    connection: &Connection,
+    consumer: &str,
+    from: Position,
+    to: &Mark,
+    witnesses: &Witnesses,
+) -> Result<(), JobError> {
+    let moved = connection
+        .prepare_cached(
+            "UPDATE outboxd_checkpoint SET position = :to, event_id = :event_id, witnesses = :witnesses, dirty = 1, updated_at = :now \
+             WHERE consumer = :consumer AND position = :from",
+        )?
+        .execute(named_params! {
+            ":to": to.position.0,
+            ":event_id": to.event_id,
+            ":witnesses": witnesses.to_json(),
+            ":now": clock::iso(clock::now_micros()),
+            ":consumer": consumer,
+            ":from": from.0,
+        })?;
+    if moved == 1 {
+        return Ok(());
+    }
+    Err(JobError::Refused(format!(
+        "the checkpoint of {consumer} is no longer at position {from}: somebody else moved it. Remedy: see that only one outboxd \
+         runs on this file, then `outboxd resume {consumer}`"
+    )))
+}
+
+/// Says whether events behind the checkpoint may have been sent.
+pub fn set_dirty(connection: &Connection, consumer: &str, dirty: bool) -> Result<(), JobError> {
+    connection
+        .prepare_cached("UPDATE outboxd_checkpoint SET dirty = ?2 WHERE consumer = ?1")?
+        .execute(rusqlite::params![consumer, dirty])?;
+    Ok(())
+}
+
+/// A pause outlives a restart.
+pub fn set_paused(connection: &Connection, consumer: &str, paused: bool) -> Result<(), JobError> {
+    let name = format!("paused:{consumer}");
+    if paused {
+        connection.execute("INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES (?1, '1')", [name])?;
+    } else {
+        connection.execute("DELETE FROM outboxd_meta WHERE name = ?1", [name])?;
+    }
+    Ok(())
+}
+
+pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM outboxd_meta WHERE name = ?1)";
+    Ok(connection.query_row(sql, [format!("paused:{consumer}")], |row| row.get(0))?)
+}
+
+pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
+    connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
+    connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn witnesses_stay_few_old_and_ordered(steps in proptest::collection::vec(1_i64..5_000, 1..200)) {
+            let mut witnesses = Witnesses::default();
+            let mut position = 0;
+            for step in &steps {
+                position += step;
+                witnesses.advance(&Mark { position: Position(position), event_id: position.to_string() });
+            }
+            let positions: Vec<i64> = witnesses.marks().iter().map(|m| m.position.0).collect();
+            proptest::prop_assert!(positions.len() <= Witnesses::MAX);
+            proptest::prop_assert!(positions.is_sorted());
+            proptest::prop_assert_eq!(positions.last().copied(), Some(position));
+            proptest::prop_assert_eq!(Witnesses::from_json(&witnesses.to_json()).unwrap(), witnesses);
+        }
+    }
+
+    #[test]
+    fn witnesses_reach_far_back() {
+        let mut witnesses = Witnesses::default();
+        for position in 1..=100_000 {
+            witnesses.advance(&Mark { position: Position(position), event_id: String::new() });
+        }
+        assert!(witnesses.marks()[0].position.0 <= 100_000 - 32_768);
+    }
+}

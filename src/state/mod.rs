@@ -1,0 +1,110 @@
+//! What must survive a restart: checkpoints, held events, what operators decided. Each its table, its SQL, its type.
+//!
+//! The tables stand in a file beside the source (`<file>-outboxd.db`) or in the source's own file (`state = "inside"`); there they
+//! are the only tables of ours. Invariants:
+//! 1. A checkpoint moves by compare-and-set alone ([`checkpoint::advance`]): two daemons cannot both move it.
+//! 2. A refused event's row is written in the transaction that moves the checkpoint past it ([`settlement::Settlement::apply`]).
+//! 3. A newer schema than ours is refused, never guessed at.
+
+pub mod checkpoint;
+pub mod files;
+pub mod held;
+pub mod resolution;
+pub mod settlement;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::sqlite::writer::JobError;
+
+/// The version of the tables below.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE outboxd_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE outboxd_checkpoint (
+    consumer   TEXT PRIMARY KEY,
+    source     TEXT NOT NULL,
+    definition TEXT NOT NULL,                 -- of mapping and key: another one halts until it is accepted
+    position   INTEGER NOT NULL,
+    event_id   TEXT NOT NULL,                 -- of the event at the position
+    witnesses  TEXT NOT NULL,                 -- JSON [[position, event id], ...]
+    dirty      INTEGER NOT NULL,              -- 1 while running: what follows the checkpoint may have been sent
+    updated_at TEXT NOT NULL
+) STRICT;
+CREATE TABLE outboxd_held (
+    consumer        TEXT NOT NULL,
+    key             BLOB NOT NULL,
+    ordinal         INTEGER NOT NULL,
+    position        INTEGER NOT NULL,
+    row_id          ANY,                      -- the row's own name, for sources read by row
+    event_id        TEXT NOT NULL,
+    state           TEXT NOT NULL CHECK (state IN ('retrying', 'dead', 'skipped', 'waiting')),
+    attempts        INTEGER NOT NULL,
+    next_attempt_at INTEGER,                  -- microseconds since 1970 UTC
+    reason          TEXT,
+    detail          TEXT,
+    held_at         TEXT NOT NULL,
+    payload         BLOB,                     -- the event as an envelope, for failed ones of up to 1 MiB
+    PRIMARY KEY (consumer, key, ordinal)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX outboxd_held_state ON outboxd_held (consumer, state, next_attempt_at);
+CREATE TABLE outboxd_resolution (
+    at       TEXT NOT NULL,
+    consumer TEXT NOT NULL,
+    action   TEXT NOT NULL,                   -- discard, position, accept, forget
+    event_id TEXT,
+    key      BLOB,
+    reason   TEXT NOT NULL,
+    detail   TEXT NOT NULL
+) STRICT;
+CREATE TABLE outboxd_job_run (
+    job      TEXT NOT NULL,
+    began    TEXT NOT NULL,
+    ended    TEXT,
+    result   TEXT,
+    detail   TEXT,
+    PRIMARY KEY (job, began)
+) STRICT;
+-- An application may delete what is at or below this position: everything there is settled, and no held event needs its row.
+CREATE VIEW outboxd_safe_position (source, position) AS
+    SELECT source, min(position) FROM (
+        SELECT source, position FROM outboxd_checkpoint
+        UNION ALL
+        SELECT c.source, h.position - 1 FROM outboxd_held h JOIN outboxd_checkpoint c ON c.consumer = h.consumer
+         WHERE h.state = 'waiting' OR (h.payload IS NULL AND h.state <> 'skipped')
+    ) GROUP BY source;
+";
+
+/// Makes the tables where they are not there; refuses a schema that is not ours to use. Runs in the caller's transaction.
+pub fn migrate(connection: &Connection) -> Result<(), JobError> {
+    match schema_version(connection)? {
+        Some(SCHEMA_VERSION) => Ok(()),
+        Some(newer) => Err(JobError::Refused(format!(
+            "the outboxd tables are of schema version {newer}, this outboxd knows {SCHEMA_VERSION}. Remedy: run the outboxd that made them, or a newer one"
+        ))),
+        None => {
+            connection.execute_batch(SCHEMA)?;
+            connection
+                .execute("INSERT INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)", [SCHEMA_VERSION.to_string()])?;
+            Ok(())
+        }
+    }
+}
+
+/// `None` where there are no tables of ours.
+pub fn schema_version(connection: &Connection) -> Result<Option<i64>, JobError> {
+    let there: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'outboxd_meta')",
+        [],
+        |row| row.get(0),
+    )?;
+    if !there {
+        return Ok(None);
+    }
+    let text: Option<String> = connection
+        .query_row("SELECT value FROM outboxd_meta WHERE name = 'schema_version'", [], |row| row.get(0))
+        .optional()?;
+    text.and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or_else(|| JobError::Refused("a table outboxd_meta is there that is not ours: it names no schema version".into()))
+}

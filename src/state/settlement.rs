@@ -1,0 +1,97 @@
+//! The recorded result of a batch: one value, applied in one transaction.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, ToSql};
+
+use super::checkpoint::{self, Witnesses};
+use super::held::{self, HeldRow};
+use crate::clock;
+use crate::event::{Position, RowKey};
+use crate::source::mapping::RowMapping;
+use crate::source::reader::Mark;
+use crate::sqlite::writer::JobError;
+
+/// Everything that a settlement changes.
+#[derive(Clone, Debug, Default)]
+pub struct Settlement {
+    pub consumer: Arc<str>,
+    /// By checkpoint: from where to where.
+    pub advance: Option<Advance>,
+    /// By row: what became of which row.
+    pub rows: Vec<(RowKey, RowMark)>,
+    pub held: Vec<HeldChange>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Advance {
+    pub from: Position,
+    pub to: Mark,
+    pub witnesses: Witnesses,
+}
+
+/// What is written into an application's row.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RowMark {
+    Delivered,
+    /// Delivered after it was held.
+    Released,
+    Retry(String),
+    Rejected(String),
+}
+
+/// A change of the held rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HeldChange {
+    Insert(HeldRow),
+    Update(HeldRow),
+    Delete { key: Box<[u8]>, ordinal: i64 },
+}
+
+impl Settlement {
+    pub fn is_empty(&self) -> bool {
+        self.advance.is_none() && self.rows.is_empty() && self.held.is_empty()
+    }
+
+    /// Runs in the writer's transaction; changes nothing else than what it says.
+    pub fn apply(&self, connection: &Connection, rows: Option<&RowMapping>) -> Result<(), JobError> {
+        if let Some(advance) = &self.advance {
+            checkpoint::advance(connection, &self.consumer, advance.from, &advance.to, &advance.witnesses)?;
+        }
+        for change in &self.held {
+            match change {
+                HeldChange::Insert(row) => held::insert(connection, &self.consumer, row)?,
+                HeldChange::Update(row) => held::update(connection, &self.consumer, row)?,
+                HeldChange::Delete { key, ordinal } => held::delete(connection, &self.consumer, key, *ordinal)?,
+            }
+        }
+        if let Some(mapping) = rows {
+            let now = clock::iso(clock::now_micros()).replace('Z', "+00:00");
+            for (key, mark) in &self.rows {
+                mark_row(connection, mapping, key, mark, &now)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn mark_row(connection: &Connection, mapping: &RowMapping, key: &RowKey, mark: &RowMark, now: &str) -> Result<(), JobError> {
+    let (sql, error) = match mark {
+        RowMark::Delivered => (mapping.on_delivered, None),
+        RowMark::Released => (mapping.on_released, None),
+        RowMark::Retry(error) => (mapping.on_retry, Some(error)),
+        RowMark::Rejected(error) => (mapping.on_rejected, Some(error)),
+    };
+    let mut statement = connection.prepare_cached(sql)?;
+    let row: &dyn ToSql = match key {
+        RowKey::Integer(n) => n,
+        RowKey::Text(text) => &&**text,
+    };
+    for (name, value) in [(":row", row), (":now", &now), (":error", &error)] {
+        if let Some(index) = statement.parameter_index(name)? {
+            statement.raw_bind_parameter(index, value)?;
+        }
+    }
+    statement.raw_execute()?;
+    Ok(())
+}

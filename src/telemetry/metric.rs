@@ -1,0 +1,195 @@
+//! Every metric that there is: name, kind, labels, meaning. No other file names one.
+//!
+//! Labels hold names from the config and closed sets only, never ids, keys or payloads.
+
+use std::time::Duration;
+
+use metrics::{Label, counter, gauge, histogram};
+
+/// One row of the reference in docs/METRICS.md.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($constant:ident = $name:literal, $kind:literal, [$($label:literal),*], $help:literal;)*) => {
+        $(const $constant: &str = $name;)*
+        /// All of them, in the order of the reference.
+        pub const ALL: &[Metric] = &[$(Metric { name: $name, kind: $kind, labels: &[$($label),*], help: $help }),*];
+    };
+}
+
+metrics_table! {
+    BUILD_INFO = "outboxd_build_info", "gauge", ["version"], "1, with the version of the daemon.";
+    LAG_SECONDS = "outboxd_lag_seconds", "gauge", ["consumer"], "Age of the oldest event that is not settled; 0 when there is none. Held events have a gauge of their own.";
+    BACKLOG_EVENTS = "outboxd_backlog_events", "gauge", ["consumer"], "Events behind the checkpoint, counted from positions: an upper bound.";
+    EVENTS_TOTAL = "outboxd_events_total", "counter", ["consumer", "outcome"], "Settled events by outcome: delivered, retrying, dead, skipped, waiting.";
+    REDELIVERED_TOTAL = "outboxd_redelivered_total", "counter", ["consumer"], "Events that were sent again and may have been delivered before.";
+    EVENT_TO_ACK_SECONDS = "outboxd_event_to_ack_seconds", "histogram", ["consumer"], "From the event's time (else from its reading) to its acknowledgement; at most 64 evenly spaced events of a flight stand for the rest.";
+    CONSUMER_STATE = "outboxd_consumer_state", "gauge", ["consumer", "state"], "1 for the state that the consumer is in: starting, waiting, running, unavailable, halted, paused, stopped.";
+    HELD_KEYS = "outboxd_held_keys", "gauge", ["consumer"], "Keys whose head was refused; later events of them wait.";
+    HELD_OLDEST_SECONDS = "outboxd_held_oldest_seconds", "gauge", ["consumer"], "Age of the oldest hold; 0 when there is none.";
+    DEAD_LETTERS = "outboxd_dead_letters", "gauge", ["consumer"], "Events whose attempts are spent.";
+    SINK_UP = "outboxd_sink_up", "gauge", ["consumer"], "1 while the sink acknowledges, 0 while it is unavailable or refuses as a whole.";
+    SINK_BLOCKED = "outboxd_sink_blocked", "gauge", ["consumer"], "1 while the broker asks publishers to stop (an alarm).";
+    RETRIES_TOTAL = "outboxd_retries_total", "counter", ["consumer", "reason"], "Attempts that failed, by reason.";
+    IN_FLIGHT_EVENTS = "outboxd_in_flight_events", "gauge", ["consumer"], "Events read and not yet durably settled.";
+    BUSY_TOTAL = "outboxd_busy_total", "counter", ["file", "code"], "Transactions that SQLite did not let through, by extended code.";
+    LOCK_WAIT_SECONDS = "outboxd_lock_wait_seconds", "histogram", ["file"], "How long a transaction of ours waited for the write lock.";
+    LOCK_HELD_SECONDS = "outboxd_lock_held_seconds", "histogram", ["file"], "How long a transaction of ours held the write lock.";
+    TRANSACTIONS_TOTAL = "outboxd_transactions_total", "counter", ["file", "result"], "Transactions of ours by result: committed, retried, failed.";
+    BARRIER_SECONDS = "outboxd_barrier_seconds", "histogram", ["source"], "How long it took to make what was read durable.";
+    FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
+    SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransactionResult {
+    Committed,
+    Retried,
+    Failed,
+}
+
+fn label(name: &'static str, value: &str) -> Label {
+    Label::new(name, value.to_owned())
+}
+
+pub fn build_info() {
+    gauge!(BUILD_INFO, vec![label("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+}
+
+pub fn lock_wait(file: &str, waited: Duration) {
+    histogram!(LOCK_WAIT_SECONDS, vec![label("file", file)]).record(waited);
+}
+
+pub fn lock_held(file: &str, held: Duration) {
+    histogram!(LOCK_HELD_SECONDS, vec![label("file", file)]).record(held);
+}
+
+pub fn busy(file: &str, code: i32) {
+    counter!(BUSY_TOTAL, vec![label("file", file), label("code", &code.to_string())]).increment(1);
+}
+
+pub fn transaction(file: &str, result: TransactionResult) {
+    let result = match result {
+        TransactionResult::Committed => "committed",
+        TransactionResult::Retried => "retried",
+        TransactionResult::Failed => "failed",
+    };
+    counter!(TRANSACTIONS_TOTAL, vec![label("file", file), label("result", result)]).increment(1);
+}
+
+pub fn barrier(source: &str, took: Duration) {
+    histogram!(BARRIER_SECONDS, vec![label("source", source)]).record(took);
+}
+
+pub fn file_bytes(file: &str, part: &'static str, bytes: u64) {
+    gauge!(FILE_BYTES, vec![label("file", file), label("part", part)]).set(bytes as f64);
+}
+
+pub fn source_ready(source: &str, ready: bool) {
+    gauge!(SOURCE_READY, vec![label("source", source)]).set(f64::from(u8::from(ready)));
+}
+
+/// The counters of one consumer, looked up once: nothing on the hot path hashes a name.
+pub struct ConsumerMetrics {
+    consumer: String,
+    pub delivered: metrics::Counter,
+    pub retrying: metrics::Counter,
+    pub dead: metrics::Counter,
+    pub skipped: metrics::Counter,
+    pub waiting: metrics::Counter,
+    pub redelivered: metrics::Counter,
+    pub event_to_ack: metrics::Histogram,
+}
+
+impl ConsumerMetrics {
+    /// `reasons` is a closed set; every series stands from the start, at zero.
+    pub fn new(consumer: &str, reasons: &[&'static str]) -> Self {
+        let own = || vec![label("consumer", consumer)];
+        let outcome = |outcome| {
+            let counter = counter!(EVENTS_TOTAL, vec![label("consumer", consumer), label("outcome", outcome)]);
+            counter.absolute(0);
+            counter
+        };
+        for reason in reasons {
+            counter!(RETRIES_TOTAL, vec![label("consumer", consumer), label("reason", reason)]).absolute(0);
+        }
+        let redelivered = counter!(REDELIVERED_TOTAL, own());
+        redelivered.absolute(0);
+        Self {
+            consumer: consumer.to_owned(),
+            delivered: outcome("delivered"),
+            retrying: outcome("retrying"),
+            dead: outcome("dead"),
+            skipped: outcome("skipped"),
+            waiting: outcome("waiting"),
+            redelivered,
+            event_to_ack: histogram!(EVENT_TO_ACK_SECONDS, own()),
+        }
+    }
+
+    pub fn retry(&self, reason: &'static str) {
+        counter!(RETRIES_TOTAL, vec![label("consumer", &self.consumer), label("reason", reason)]).increment(1);
+    }
+}
+
+/// The gauges of one consumer, set when somebody asks: a loop that has stopped does not freeze its lag.
+pub struct ConsumerGauges<'a> {
+    pub lag_seconds: f64,
+    pub backlog: u64,
+    pub in_flight: u64,
+    pub held_keys: u64,
+    pub held_oldest_seconds: f64,
+    pub dead_letters: u64,
+    pub sink_up: bool,
+    pub sink_blocked: bool,
+    pub state: &'a str,
+    pub states: &'a [&'static str],
+}
+
+impl ConsumerGauges<'_> {
+    pub fn set(&self, consumer: &str) {
+        let own = || vec![label("consumer", consumer)];
+        gauge!(LAG_SECONDS, own()).set(self.lag_seconds);
+        gauge!(BACKLOG_EVENTS, own()).set(self.backlog as f64);
+        gauge!(IN_FLIGHT_EVENTS, own()).set(self.in_flight as f64);
+        gauge!(HELD_KEYS, own()).set(self.held_keys as f64);
+        gauge!(HELD_OLDEST_SECONDS, own()).set(self.held_oldest_seconds);
+        gauge!(DEAD_LETTERS, own()).set(self.dead_letters as f64);
+        gauge!(SINK_UP, own()).set(f64::from(u8::from(self.sink_up)));
+        gauge!(SINK_BLOCKED, own()).set(f64::from(u8::from(self.sink_blocked)));
+        for state in self.states {
+            let labels = vec![label("consumer", consumer), label("state", state)];
+            gauge!(CONSUMER_STATE, labels).set(f64::from(u8::from(*state == self.state)));
+        }
+    }
+}
+
+/// Tells the recorder what each metric means. Call once, after it is installed.
+pub fn describe() {
+    for metric in ALL {
+        match metric.kind {
+            "counter" => metrics::describe_counter!(metric.name, metric.help),
+            "gauge" => metrics::describe_gauge!(metric.name, metric.help),
+            _ => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+/// docs/METRICS.md.
+pub fn reference() -> String {
+    let mut out = String::from(
+        "# Metrics\n\nGenerated from the code (`src/telemetry/metric.rs`); a test compares the two.\n\
+         Labels hold names from the config and closed sets only.\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for metric in ALL {
+        let labels = metric.labels.join(", ");
+        out.push_str(&format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help));
+    }
+    out
+}

@@ -1,0 +1,4 @@
+//! What can be seen from outside: metrics (a closed set), logs.
+
+pub mod logs;
+pub mod metric;

@@ -82,6 +82,7 @@ pub struct Loaded {
 }
 
 /// Reads the file, what stands beside it, and this process's environment.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 pub fn load(file: &Path) -> Result<Loaded, Error> {
     load_with(file, std::env::vars_os())
 }

@@ -36,11 +36,6 @@ pub fn read(path: &Path, audience: Audience) -> Result<String, (String, Option<S
     }
 }
 
-/// Checks that a file can be read, and by whom; it is read later, by somebody else.
-pub fn check(path: &Path, audience: Audience) -> Result<(), (String, Option<String>)> {
-    read(path, audience).map(|_| ())
-}
-
 fn refuse_open_to_all(
     path: &Path,
     metadata: &std::fs::Metadata,

@@ -95,7 +95,7 @@ impl Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let binary = SIZE_UNITS.into_iter().rev().filter(|(unit, _)| unit.contains('i'));
-        match binary.into_iter().find(|(_, factor)| self.0 > 0 && self.0 % factor == 0) {
+        match binary.into_iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)) {
             Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
             None => write!(f, "{}B", self.0),
         }

@@ -22,7 +22,7 @@ fn errors(text: &str) -> String {
 #[test]
 fn not_toml() {
     assert_eq!(
-        errors(&(small("[sinks.lines]", "[sinks.lines"))),
+        errors(&small("[sinks.lines]", "[sinks.lines")),
         r#"error: outboxd.toml, line 7
        this is not TOML: unclosed table, expected `]`
   fix: mend this line; text stands in quotes, a section in [brackets]"#
@@ -142,7 +142,7 @@ error: relays.shop_to_lines.window_events  (outboxd.toml, line 18)
   fix: for example: window_events = 10000"#
     );
     assert_eq!(
-        errors(&(small("[sources.shop]", "[sinks]\nx = 5\n[sources.shop]"))),
+        errors(&small("[sources.shop]", "[sinks]\nx = 5\n[sources.shop]")),
         r#"error: sinks.x.type  (outboxd.toml, line 3)
        must be said
   fix: write `kafka`, `amqp`, `file` or `stdout`"#
@@ -193,7 +193,7 @@ error: sources.shop.preset  (outboxd.toml, line 2)
   fix: for example: source = "shop""#
     );
     assert_eq!(
-        errors(&("[daemon]\n".to_owned())),
+        errors("[daemon]\n"),
         r#"error: relays  (outboxd.toml)
        there is no relay: nothing would be carried anywhere
   fix: write a section [relays.a_name_you_choose] with `source` and `sink`"#
@@ -203,13 +203,13 @@ error: sources.shop.preset  (outboxd.toml, line 2)
 #[test]
 fn names() {
     assert_eq!(
-        errors(&(SMALL.replace("shop_to_lines", "\"Shop-to\""))),
+        errors(&SMALL.replace("shop_to_lines", "\"Shop-to\"")),
         r#"error: relays.Shop-to  (outboxd.toml, line 11)
        this name cannot be used
   fix: choose a name of a-z, 0-9 and _, without __, of at most 64 characters"#
     );
     assert_eq!(
-        errors(&(SMALL.replace("shop_to_lines", "shop__lines"))),
+        errors(&SMALL.replace("shop_to_lines", "shop__lines")),
         r#"error: relays.shop__lines  (outboxd.toml, line 11)
        this name cannot be used
   fix: choose a name of a-z, 0-9 and _, without __, of at most 64 characters"#
@@ -219,13 +219,13 @@ fn names() {
 #[test]
 fn sections_that_are_not_there() {
     assert_eq!(
-        errors(&(small(r#"source = "shop""#, r#"source = "shp""#))),
+        errors(&small(r#"source = "shop""#, r#"source = "shp""#)),
         r#"error: relays.shop_to_lines.source  (outboxd.toml, line 12)
        there is no section [sources.shp]
   fix: did you mean "shop"?"#
     );
     assert_eq!(
-        errors(&(small(r#"sink = "lines""#, r#"sink = "kafka""#))),
+        errors(&small(r#"sink = "lines""#, r#"sink = "kafka""#)),
         r#"error: relays.shop_to_lines.sink  (outboxd.toml, line 13)
        there is no section [sinks.kafka]
   fix: known are `lines`"#
@@ -279,13 +279,13 @@ table = "my_outbox""#
   fix: leave it out"#
     );
     assert_eq!(
-        errors(&(small(r#"type = "file""#, r#"type = "http""#))),
+        errors(&small(r#"type = "file""#, r#"type = "http""#)),
         r#"error: sinks.lines.type  (outboxd.toml, line 8)
        the HTTP sink is not in this version
   fix: write `kafka`, `amqp`, `file` or `stdout`"#
     );
     assert_eq!(
-        errors(&(small(r#"preset = "outboxd""#, r#"preset = "flightdeck""#))),
+        errors(&small(r#"preset = "outboxd""#, r#"preset = "flightdeck""#)),
         r#"error: sources.shop.preset  (outboxd.toml, line 4)
        "flightdeck" is not a choice here
   fix: write `outboxd` or `eventsource-py`"#
@@ -334,7 +334,7 @@ control = "outboxd.sock"
   fix: write "unix:outboxd.sock""#
     );
     assert_eq!(
-        errors(&(format!("{SMALL}[daemon]\ncontrol = \"unix:/{}\"\n", "x".repeat(110)))),
+        errors(&format!("{SMALL}[daemon]\ncontrol = \"unix:/{}\"\n", "x".repeat(110))),
         r#"error: daemon.control  (outboxd.toml, line 15)
        /xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx is longer than the 107 bytes that a socket's path may have
   fix: write a shorter one, as in "unix:/run/outboxd/outboxd.sock""#
@@ -372,31 +372,31 @@ error: daemon.log_level  (outboxd.toml, line 18)
 #[test]
 fn sources() {
     assert_eq!(
-        errors(&(small(r#""shop.db""#, r#"":memory:""#))),
+        errors(&small(r#""shop.db""#, r#"":memory:""#)),
         r#"error: sources.shop.path  (outboxd.toml, line 3)
        a database in memory belongs to one process: nobody else can read it
   fix: let the application write to a file, and name that"#
     );
     assert_eq!(
-        errors(&(small(r#""shop.db""#, r#""""#))),
+        errors(&small(r#""shop.db""#, r#""""#)),
         r#"error: sources.shop.path  (outboxd.toml, line 3)
        the path is empty
   fix: name the application's SQLite file"#
     );
     assert_eq!(
-        errors(&(small(r#""shop.db""#, r#""file:shop.db?mode=ro""#))),
+        errors(&small(r#""shop.db""#, r#""file:shop.db?mode=ro""#)),
         r#"error: sources.shop.path  (outboxd.toml, line 3)
        a URI is not taken here
   fix: write the plain path of the file"#
     );
     assert_eq!(
-        errors(&(small(r#""outboxd""#, r#""outbox""#))),
+        errors(&small(r#""outboxd""#, r#""outbox""#)),
         r#"error: sources.shop.preset  (outboxd.toml, line 4)
        "outbox" is not a choice here
   fix: did you mean "outboxd"?"#
     );
     assert_eq!(
-        errors(&(small(r#"read = "outbox""#, r#"read = "event""#))),
+        errors(&small(r#"read = "outbox""#, r#"read = "event""#)),
         r#"error: sources.shop.read  (outboxd.toml, line 5)
        "event" is not a choice here
   fix: did you mean "events"?"#
@@ -590,7 +590,7 @@ sink = "lines"
 #[test]
 fn file_sinks() {
     assert_eq!(
-        errors(&(small(r#"path = "events.ndjson""#, r#"path = """#))),
+        errors(&small(r#"path = "events.ndjson""#, r#"path = """#)),
         r#"error: sinks.lines.path  (outboxd.toml, line 9)
        the path is empty
   fix: name the file that is to be written"#
@@ -608,7 +608,7 @@ format = "plain""#
   fix: leave `format` out, or write format = "envelope""#
     );
     assert_eq!(
-        errors(&(small(r#"type = "file""#, r#"type = "fiel""#))),
+        errors(&small(r#"type = "file""#, r#"type = "fiel""#)),
         r#"error: sinks.lines.type  (outboxd.toml, line 8)
        there is no such type of sink
   fix: did you mean `file`?"#
@@ -619,7 +619,7 @@ format = "plain""#
 #[test]
 fn kafka() {
     assert_eq!(
-        errors(&(sink(r#"type = "kafka""#))),
+        errors(&sink(r#"type = "kafka""#)),
         r#"error: sinks.lines.bootstrap_servers  (outboxd.toml, line 7)
        must be said
   fix: for example: bootstrap_servers = ["127.0.0.1:9092"]
@@ -828,7 +828,7 @@ sasl = { mechanism = "PLAIN", username = "u", password_file = "missing" }"#
 #[test]
 fn amqp() {
     assert_eq!(
-        errors(&(sink(r#"type = "amqp""#))),
+        errors(&sink(r#"type = "amqp""#)),
         r#"error: sinks.lines.uri  (outboxd.toml, line 7)
        must be said
   fix: for example: uri = "amqp://127.0.0.1"
@@ -1060,4 +1060,15 @@ The configuration has 1 error; nothing was started or changed."#
 fn open_to_all(path: &std::path::Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[cfg(not(feature = "kafka"))]
+#[test]
+fn a_build_without_kafka_says_so() {
+    assert_eq!(
+        errors(&sink("type = \"kafka\"\nbootstrap_servers = [\"127.0.0.1:9092\"]\ntopic = \"t\"")),
+        r#"error: sinks.lines.type  (outboxd.toml, line 8)
+       this build of outboxd cannot do kafka: it was built without the feature `kafka`
+  fix: build it with `cargo build --release --features kafka`, or use a release"#
+    );
 }

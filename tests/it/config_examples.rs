@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use outboxd::config;
-
+// A build without a broker's client refuses its sinks.
+#[cfg(all(feature = "kafka", feature = "amqp"))]
 #[test]
 fn every_example_is_taken() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -11,7 +11,7 @@ fn every_example_is_taken() {
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|end| end == "toml") {
-            if let Err(error) = config::load_with(&path, []) {
+            if let Err(error) = outboxd::config::load_with(&path, []) {
                 panic!("{error}");
             }
             taken.push(path.file_stem().unwrap().to_string_lossy().into_owned());
@@ -19,4 +19,18 @@ fn every_example_is_taken() {
     }
     taken.sort();
     assert_eq!(taken, ["eventsource-py", "file", "kafka", "outboxd", "rabbitmq"]);
+}
+
+#[test]
+fn the_unit_waits_longer_for_a_stop_than_the_daemon_drains() {
+    let unit = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/outboxd.service")).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    let stop = std::time::Duration::from_secs(value("TimeoutStopSec=").parse().unwrap());
+    let folder = crate::config::Folder::with(crate::config::SMALL);
+    assert!(stop > folder.load(&[]).unwrap().config.daemon.drain_timeout);
+    assert_eq!(value("RestartPreventExitStatus="), "64 77 78");
+    // What the unit sets is what the daemon reads.
+    let set = value("Environment=OUTBOXD_").split_once('=').unwrap();
+    let config = folder.load(&[(&format!("OUTBOXD_{}", set.0), set.1)]).unwrap().config;
+    assert_eq!(config.daemon.control, Path::new("/run/outboxd/outboxd.sock"));
 }

@@ -1,5 +1,7 @@
 //! The integration tests: one binary, whose modules are promises.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
+
 mod demo;
 mod cli;
 mod cli_control;

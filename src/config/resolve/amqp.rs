@@ -19,7 +19,7 @@ mod with_client {
 
     use crate::config::file;
     use crate::config::problem::KeyPath;
-    use crate::config::resolve::{Bytes, Checker, Nanos, is_loopback, sink};
+    use crate::config::resolve::{Bytes, Checker, Nanos, broker, is_loopback};
     use crate::config::value::{Size, Span};
     use crate::consumer::Bounds;
     use crate::secret::Secret;
@@ -47,7 +47,7 @@ mod with_client {
         }
         let mut template = |part: &str, said: Option<&String>| {
             let text = checker.require(&key(part), said)?;
-            let template = sink::template(&key(part), &text, checker)?;
+            let template = broker::template(&key(part), &text, checker)?;
             if template.constant().is_some_and(|constant| constant.len() > NAME_BYTES_MAX) {
                 let reason = format!("this is longer than the {NAME_BYTES_MAX} bytes that AMQP admits");
                 checker.refuse(key(part), reason, "write a shorter one");
@@ -56,9 +56,9 @@ mod with_client {
         };
         let exchange = template("exchange", raw.exchange.as_ref());
         let routing_key = template("routing_key", raw.routing_key.as_ref());
-        let format = sink::format(&key("format"), raw.format.as_ref(), checker);
-        let headers = sink::headers(&key("headers"), raw.headers.as_ref(), checker);
-        let tls = raw.tls.as_ref().map(|raw| sink::tls(name, raw, checker));
+        let format = broker::format(&key("format"), raw.format.as_ref(), checker);
+        let headers = broker::headers(&key("headers"), raw.headers.as_ref(), checker);
+        let tls = raw.tls.as_ref().map(|raw| broker::tls(name, raw, checker));
         let heartbeat = raw.heartbeat.unwrap_or(Span(HEARTBEAT));
         checker.within(&key("heartbeat"), Nanos(heartbeat), Nanos(Span(HEARTBEAT_MIN)), Nanos(Span(HEARTBEAT_MAX)));
         if heartbeat.0.subsec_nanos() != 0 {
@@ -116,7 +116,7 @@ mod with_client {
                 "write amqps://",
             );
         } else if user.contains(':') && !is_encrypted && !is_loopback(host) && raw.allow_plaintext != Some(true) {
-            sink::refuse_plaintext_password(key, host, "write amqps://", checker);
+            broker::refuse_plaintext_password(key, host, "write amqps://", checker);
         }
     }
 }

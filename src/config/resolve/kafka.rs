@@ -19,7 +19,7 @@ mod with_client {
 
     use crate::config::file;
     use crate::config::problem::KeyPath;
-    use crate::config::resolve::{Checker, is_loopback, sink};
+    use crate::config::resolve::{Checker, broker, is_loopback};
     use crate::consumer::Bounds;
     use crate::sink::Settings;
     use crate::sink::kafka;
@@ -35,24 +35,21 @@ mod with_client {
             check_servers(&key("bootstrap_servers"), &servers.0, checker);
         }
         let topic = checker.require(&key("topic"), raw.topic.as_ref());
-        let topic = topic.and_then(|text| sink::template(&key("topic"), &text, checker));
-        if let Some(constant) = topic.as_ref().and_then(|topic| topic.constant()) {
-            if let Err(reason) = kafka::check_topic(constant) {
-                checker.refuse(key("topic"), reason, "write 1 to 249 letters, digits, dots, _ and -");
-            }
+        let topic = topic.and_then(|text| broker::template(&key("topic"), &text, checker));
+        if let Some(Err(reason)) = topic.as_ref().and_then(|topic| topic.constant()).map(kafka::check_topic) {
+            checker.refuse(key("topic"), reason, "write 1 to 249 letters, digits, dots, _ and -");
         }
-        let message_key = raw.key.as_ref().and_then(|text| sink::template(&key("key"), text, checker));
-        let format = sink::format(&key("format"), raw.format.as_ref(), checker);
-        let headers = sink::headers(&key("headers"), raw.headers.as_ref(), checker);
+        let message_key = raw.key.as_ref().and_then(|text| broker::template(&key("key"), text, checker));
+        let format = broker::format(&key("format"), raw.format.as_ref(), checker);
+        let headers = broker::headers(&key("headers"), raw.headers.as_ref(), checker);
         let properties = properties(&key("properties"), raw, checker);
-        let tls = raw.tls.as_ref().map(|raw| sink::tls(name, raw, checker));
+        let tls = raw.tls.as_ref().map(|raw| broker::tls(name, raw, checker));
         let sasl = raw.sasl.as_ref().and_then(|raw| sasl(name, raw, checker));
         let servers = servers?.0;
-        if raw.sasl.is_some() && tls.is_none() && raw.allow_plaintext != Some(true) {
-            if let Some(server) = servers.iter().find(|server| !server.contains('@') && !is_loopback(host(server))) {
-                let place = KeyPath(["sinks", name, "sasl"].map(str::to_owned).to_vec());
-                sink::refuse_plaintext_password(place, server, "write tls = {}", checker);
-            }
+        let is_bare = raw.sasl.is_some() && tls.is_none() && raw.allow_plaintext != Some(true);
+        let is_remote = |server: &&String| !server.contains('@') && !is_loopback(host(server));
+        if let Some(server) = servers.iter().find(is_remote).filter(|_| is_bare) {
+            broker::refuse_plaintext_password(key("sasl"), server, "write tls = {}", checker);
         }
         Some(Settings::Kafka(kafka::Settings {
             bootstrap_servers: servers,

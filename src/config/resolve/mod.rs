@@ -2,6 +2,8 @@
 //! told at once; a value that stands in for a refused one never leaves this room, because then nothing does.
 
 mod amqp;
+#[cfg(any(feature = "kafka", feature = "amqp"))]
+mod broker;
 mod daemon;
 mod kafka;
 mod relay;

@@ -4,16 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Checker, amqp, kafka};
-use crate::config::file;
-use crate::config::problem::{KeyPath, either, nearest};
+use crate::config::problem::KeyPath;
 use crate::config::read;
-use crate::config::secret::{self, Audience};
-use crate::config::value::{FilePath, List};
+use crate::config::value::FilePath;
 use crate::sink::Settings;
 use crate::sink::file as file_sink;
-use crate::sink::format::{Format, HeaderField};
-use crate::sink::template::{ParseError, Template};
-use crate::sink::tls::{Identity, Tls};
+use crate::sink::format::Format;
 
 pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -> Option<Settings> {
     let key = |part: &str| KeyPath::of(["sinks", name, part]);
@@ -54,7 +50,8 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
         Settings::Kafka(settings) => settings.ack_timeout = ack_timeout,
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.ack_timeout = ack_timeout,
-        Settings::File(_) | Settings::Custom(_) => {}
+        // A file acknowledges as soon as it is synced: there is nothing to wait for.
+        Settings::File(_) | Settings::Custom(_) => _ = ack_timeout,
     }
     settings
 }
@@ -86,90 +83,6 @@ fn line_format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) 
         }
         Some(word) => checker.choose(key, word, &[("envelope", Format::Envelope)]),
     }
-}
-
-/// The wire form of a broker's messages.
-pub(super) fn format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) -> Format {
-    if word.is_some_and(|word| word == "cloudevents") {
-        let names = either(Format::ALL.iter().map(|(name, _)| *name));
-        checker.refuse(key.clone(), "format \"cloudevents\" is not in this version", format!("write {names}"));
-        return Format::Plain;
-    }
-    checker.choose_or(key, word, &Format::ALL, Format::Plain)
-}
-
-pub(super) fn headers(key: &KeyPath, names: Option<&List>, checker: &mut Checker<'_>) -> Vec<HeaderField> {
-    let mut fields = Vec::new();
-    for name in names.iter().flat_map(|list| &list.0) {
-        let known = || HeaderField::ALL.iter().map(|(name, _)| *name);
-        match HeaderField::parse(name) {
-            Some(field) if fields.contains(&field) => {
-                checker.refuse(key.clone(), format!("{name:?} is said twice"), "say it once");
-            }
-            Some(field) => fields.push(field),
-            None => {
-                let near = nearest(name, known());
-                let remedy = near
-                    .map_or_else(|| format!("known are {}", either(known())), |near| format!("did you mean {near:?}?"));
-                checker.refuse(key.clone(), format!("there is no header {name:?}"), remedy);
-            }
-        }
-    }
-    fields
-}
-
-/// A template; one that cannot be parsed is reported, with the place.
-pub(super) fn template(key: &KeyPath, text: &str, checker: &mut Checker<'_>) -> Option<Template> {
-    match Template::parse(text) {
-        Ok(template) => Some(template),
-        Err(error) => {
-            let remedy = match &error {
-                ParseError::UnknownField { nearest: Some(near), .. } => format!("write {{{near}}}"),
-                ParseError::UnknownField { .. } => "write one of the known fields".to_owned(),
-                _ => "close every field, and write {{ and }} for braces".to_owned(),
-            };
-            checker.refuse(key.clone(), format!("in {text:?}: {error}"), remedy);
-            None
-        }
-    }
-}
-
-/// The files of a `tls` table, checked.
-pub(super) fn tls(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Tls {
-    let key = |part: &str| KeyPath(["sinks", sink, "tls", part].map(str::to_owned).to_vec());
-    let mut file = |part: &str, path: Option<&FilePath>, audience: Audience| {
-        let path = checker.path(path?);
-        if let Err((reason, remedy)) = secret::check(&path, audience) {
-            checker.refuse(
-                key(part),
-                reason,
-                remedy.unwrap_or_else(|| "name a file in PEM that outboxd may read".to_owned()),
-            );
-        }
-        Some(path)
-    };
-    let ca_file = file("ca_file", raw.ca_file.as_ref(), Audience::Anybody);
-    let certificate = file("cert_file", raw.cert_file.as_ref(), Audience::Anybody);
-    let private = file("key_file", raw.key_file.as_ref(), Audience::NotOthers);
-    if certificate.is_some() != private.is_some() {
-        let (said, missing) = if certificate.is_some() { ("cert_file", "key_file") } else { ("key_file", "cert_file") };
-        checker.refuse(
-            key(said),
-            format!("`{said}` is said without `{missing}`"),
-            format!("add `{missing}`, or leave both out"),
-        );
-    }
-    let identity = certificate.zip(private).map(|(cert_file, key_file)| Identity { cert_file, key_file });
-    Tls { ca_file, identity }
-}
-
-/// Refuses to send a password unencrypted over a network.
-pub(super) fn refuse_plaintext_password(key: KeyPath, host: &str, encrypt: &str, checker: &mut Checker<'_>) {
-    checker.refuse(
-        key,
-        format!("the password would travel unencrypted to {host}"),
-        format!("{encrypt}; or write allow_plaintext = true if the network between is safe"),
-    );
 }
 
 /// Refuses a sink whose client was left out of this build.

@@ -272,3 +272,18 @@ async fn a_wrong_password_is_fatal_and_a_closed_port_is_not() {
         assert!(!fault.detail.contains("wrong") && !fault.detail.contains("hidden"), "{fault:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken_and_a_stranger_is_fatal() {
+    let broker = Broker::start("rabbitmq", &["--tls-client"]);
+    let tower = Tower::new("contract");
+    let with = |tls| Settings { tls: Some(tls), ..settings(&broker.text("tls_uri"), "amq.topic", "good.x") };
+    let mut right = Amqp::new(with(broker.tls("ca", Some("client"))), tower.port.clone());
+    right.check(Duration::from_secs(10)).await.unwrap();
+    for wrong in [broker.tls("stranger_ca", Some("client")), broker.tls("ca", Some("stranger")), broker.tls("ca", None)]
+    {
+        let fault = Amqp::new(with(wrong), tower.port.clone()).check(Duration::from_secs(10)).await.unwrap_err();
+        println!("{fault:?}");
+        assert_eq!(fault.class, FaultClass::Fatal, "{fault:?}");
+    }
+}

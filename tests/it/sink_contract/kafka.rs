@@ -217,3 +217,33 @@ async fn a_topic_deleted_under_the_sink_is_fatal() {
     assert_eq!(tower.send(&mut *sink, &[Draft::nth("x", 1)]).await, [Outcome::Delivered]);
     sink.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken_and_a_stranger_is_fatal() {
+    let broker = Broker::start("kafka", &["--sasl-tls"]);
+    broker.topic("sealed", 1, &[]);
+    let alice =
+        || Sasl { mechanism: Mechanism::ScramSha512, username: "alice".into(), password: Secret::new("secret") };
+    let with = |bootstrap: &str, tls, sasl| Settings {
+        security: Security { tls: Some(tls), sasl },
+        ..settings(broker.text(bootstrap), "sealed")
+    };
+    let mut tower = Tower::new("contract");
+    for right in [
+        with("sasl_tls_bootstrap", broker.tls("ca", None), Some(alice())),
+        with("mtls_bootstrap", broker.tls("ca", Some("client")), None),
+    ] {
+        let mut sink: Box<dyn Sink> = Box::new(Kafka::new(right, tower.port.clone()));
+        sink.check(Duration::from_secs(10)).await.unwrap();
+        assert_eq!(tower.send(&mut *sink, &[Draft::nth("s", 0)]).await, [Outcome::Delivered]);
+        sink.close().await;
+    }
+    for wrong in [
+        with("sasl_tls_bootstrap", broker.tls("stranger_ca", None), Some(alice())),
+        with("mtls_bootstrap", broker.tls("ca", Some("stranger")), None),
+    ] {
+        let mut sink = Kafka::new(wrong, tower.port.clone());
+        let fault = sink.check(Duration::from_secs(10)).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Fatal, "{fault:?}");
+    }
+}

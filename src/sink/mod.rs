@@ -208,6 +208,7 @@ pub struct Port {
 
 /// A resolved `[sinks.X]` section.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are a handful of them, made once, at start")]
 pub enum Settings {
     #[cfg(feature = "kafka")]
     Kafka(kafka::Settings),

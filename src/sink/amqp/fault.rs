@@ -33,7 +33,9 @@ pub(super) fn answer(error: &Error) -> Answer {
 /// The fault behind an error while connecting, declaring or waiting.
 pub(super) fn fault(doing: &str, error: &Error) -> Fault {
     let detail = format!("{doing}: {error}");
-    let is_untrusted = matches!(error.kind(), ErrorKind::IOError(_)) && detail.contains("certificate");
+    // rustls says so in words only: what we hold against the broker's certificate, or the broker against ours.
+    let is_untrusted = matches!(error.kind(), ErrorKind::IOError(_))
+        && ["certificate", "received fatal alert"].iter().any(|word| detail.contains(word));
     match answer(error) {
         Answer::NotFound | Answer::Denied | Answer::Refused => Fault::fatal(detail),
         Answer::Away if is_untrusted => Fault::fatal(detail),

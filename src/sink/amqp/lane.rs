@@ -121,7 +121,9 @@ impl Lane {
         let returned: HashMap<String, BasicReturnMessage> = confirms
             .into_iter()
             .filter_map(Confirmation::take_message)
-            .map(|message| (message.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(), message))
+            .map(|message| {
+                (message.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(), message)
+            })
             .collect();
         let mut returns = 0;
         let mut outcomes = Vec::with_capacity(messages.len());
@@ -175,9 +177,7 @@ impl Lane {
             }
             // It stood in the way of others: the error names it, and not them.
             Answer::NotFound if named.is_some() => Outcome::Unavailable(away.clone()),
-            Answer::Refused if was_alone => {
-                Outcome::Rejected(Rejection::new(Reason::Refused, away.detail.clone()))
-            }
+            Answer::Refused if was_alone => Outcome::Rejected(Rejection::new(Reason::Refused, away.detail.clone())),
             Answer::Refused => Outcome::Suspect(Rejection::new(Reason::Refused, away.detail.clone())),
             Answer::NotFound | Answer::Denied | Answer::Away => Outcome::Unavailable(fault.clone()),
         };

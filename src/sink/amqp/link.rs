@@ -50,7 +50,8 @@ impl Link {
     pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
         let uri = uri(settings)?;
         let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
-        let properties = ConnectionProperties::default().with_connection_name(format!("outboxd {}", port.consumer).into());
+        let properties =
+            ConnectionProperties::default().with_connection_name(format!("outboxd {}", port.consumer).into());
         let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
         let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime)
             .await

@@ -47,7 +47,8 @@ pub(super) fn compose<'a>(
     };
     let body = dress.format.body_owned(event, &dress.source).unwrap_or_default();
     if body.len() > settings.message_bytes_max {
-        let detail = format!("{} bytes are more than the {} that the broker admits", body.len(), settings.message_bytes_max);
+        let detail =
+            format!("{} bytes are more than the {} that the broker admits", body.len(), settings.message_bytes_max);
         return Err(Rejection::new(Reason::TooLarge, detail));
     }
     Ok(Message {
@@ -104,7 +105,6 @@ fn properties(
 fn short(reason: Reason, what: &str, text: impl Into<String>) -> Result<ShortString, Rejection> {
     let text = text.into();
     let bytes = text.len();
-    ShortString::try_new(text).map_err(|_| {
-        Rejection::new(reason, format!("a {what} of {bytes} bytes: AMQP takes {SHORT_BYTES_MAX}"))
-    })
+    ShortString::try_new(text)
+        .map_err(|_| Rejection::new(reason, format!("a {what} of {bytes} bytes: AMQP takes {SHORT_BYTES_MAX}")))
 }

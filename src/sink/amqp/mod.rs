@@ -230,7 +230,8 @@ mod tests {
         assert!(chunks.iter().all(|chunk| chunk.1.len() <= CHUNK_EVENTS_MAX));
         let mut all: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.1.clone()).collect();
         for lane in 0..LANES {
-            let slots: Vec<u32> = chunks.iter().filter(|chunk| chunk.0 == lane).flat_map(|chunk| chunk.1.clone()).collect();
+            let slots: Vec<u32> =
+                chunks.iter().filter(|chunk| chunk.0 == lane).flat_map(|chunk| chunk.1.clone()).collect();
             assert!(slots.is_sorted());
             assert!(slots.iter().all(|slot| lane_of(events[*slot as usize].1.as_bytes()) == lane));
         }

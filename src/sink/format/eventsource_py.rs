@@ -147,7 +147,8 @@ mod tests {
 
     fn list(payload: &'static str, wire: Wire) -> Vec<String> {
         let mut seen = Vec::new();
-        each(&event(payload), wire, &mut |name: &str, value: Value<'_>| seen.push(format!("{name}={value:?}"))).unwrap();
+        each(&event(payload), wire, &mut |name: &str, value: Value<'_>| seen.push(format!("{name}={value:?}")))
+            .unwrap();
         seen
     }
 

@@ -82,12 +82,7 @@ pub struct Dress {
 impl Dress {
     /// Hands every header of the message to `put`, in a fixed order. Only `eventsource-py` can reject: a payload that is
     /// not that library's.
-    pub fn each(
-        &self,
-        event: &Event<'_>,
-        pick: Pick,
-        mut put: impl FnMut(&str, Value<'_>),
-    ) -> Result<(), Rejection> {
+    pub fn each(&self, event: &Event<'_>, pick: Pick, mut put: impl FnMut(&str, Value<'_>)) -> Result<(), Rejection> {
         if self.format == Format::EventsourcePy {
             eventsource_py::each(event, self.wire, &mut put)?;
             put_traceparent(event, &mut put);

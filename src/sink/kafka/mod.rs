@@ -88,7 +88,10 @@ impl Kafka {
         };
         live.ask(self.settings.topic.constant().map(str::to_owned), timeout).await?;
         if !self.is_moving(deadline).await {
-            tracing::warn!(consumer = self.port.consumer, "Kafka answers, but reports are overdue: the producer is made anew");
+            tracing::warn!(
+                consumer = self.port.consumer,
+                "Kafka answers, but reports are overdue: the producer is made anew"
+            );
             self.let_go();
             self.live = Some(Live::build(&self.settings, &self.port).await?);
         }
@@ -98,7 +101,8 @@ impl Kafka {
     /// Whether no report is overdue, or reports are coming again.
     async fn is_moving(&mut self, deadline: Instant) -> bool {
         self.outstanding.retain(|flight| !flight.is_landed());
-        let is_overdue = |flight: &Arc<Flight>| !flight.is_landed() && flight.sent_at.elapsed() > self.settings.ack_timeout;
+        let is_overdue =
+            |flight: &Arc<Flight>| !flight.is_landed() && flight.sent_at.elapsed() > self.settings.ack_timeout;
         let Some(live) = self.live.as_ref().filter(|_| self.outstanding.iter().any(is_overdue)) else { return true };
         let before = live.reports.reported.load(Ordering::Acquire);
         let until = deadline.min(Instant::now() + OVERDUE_WAIT);
@@ -209,7 +213,9 @@ impl Live {
         let metadata = metadata.map_err(|error| {
             // The answer that did not come is explained by what the client reported meanwhile.
             let known = self.reports.fault.borrow().clone();
-            known.unwrap_or_else(|| verdict::fault(error.rdkafka_error_code().unwrap_or(Code::Unknown), "no answer from Kafka"))
+            known.unwrap_or_else(|| {
+                verdict::fault(error.rdkafka_error_code().unwrap_or(Code::Unknown), "no answer from Kafka")
+            })
         })?;
         self.reports.clear();
         topic.map_or(Ok(()), |topic| is_there(&metadata, &topic))

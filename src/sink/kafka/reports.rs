@@ -100,10 +100,19 @@ impl ClientContext for Context {
             Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::UnsupportedSASLMechanism => {
                 self.0.trouble(Fault::fatal(format!("Kafka: {reason}")));
             }
+            Code::BrokerTransportFailure if is_untrusted(reason) => {
+                self.0.trouble(Fault::fatal(format!("Kafka: {reason}")));
+            }
             // One broker of several: the client goes on with the others, and says so when none is left.
             code => tracing::debug!(%code, reason, "Kafka client"),
         }
     }
+}
+
+/// A broker that refuses our certificate says so after the handshake: the client knows only that the connection ended, and
+/// repeats the alert's words.
+fn is_untrusted(reason: &str) -> bool {
+    reason.contains("SSL routines") && (reason.contains("certificate") || reason.contains("alert"))
 }
 
 impl ProducerContext for Context {

@@ -91,7 +91,8 @@ pub const OWNED: [(&str, &str); 20] = [
 ];
 
 /// Partitioners that keep a key on one partition.
-const PARTITIONERS: [&str; 6] = ["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
+const PARTITIONERS: [&str; 6] =
+    ["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
 
 /// What outboxd sets where the user says nothing.
 const DEFAULTS: [(&str, &str); 6] = [
@@ -125,7 +126,9 @@ pub fn check_topic(topic: &str) -> Result<(), String> {
     let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     match topic {
         "" | "." | ".." => Err(format!("`{topic}` cannot be a topic's name")),
-        topic if topic.len() > 249 => Err(format!("a topic's name of {} bytes is too long: 249 is the most", topic.len())),
+        topic if topic.len() > 249 => {
+            Err(format!("a topic's name of {} bytes is too long: 249 is the most", topic.len()))
+        }
         topic if !topic.as_bytes().iter().all(is_legal) => {
             Err(format!("the topic's name {topic:?} has characters other than a-z A-Z 0-9 . _ -"))
         }

@@ -187,7 +187,8 @@ async fn an_outage_is_unavailable_and_passes_and_closing_never_waits<R: Rig>() {
             assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unavailable(_))), "{outcomes:?}");
         }
         Err(_) => {
-            let is_trouble = |news: &News| matches!(news, News::Trouble(fault) if fault.class == FaultClass::Unavailable);
+            let is_trouble =
+                |news: &News| matches!(news, News::Trouble(fault) if fault.class == FaultClass::Unavailable);
             tower.hear(Duration::from_secs(5), is_trouble).await;
         }
     }
@@ -200,7 +201,8 @@ async fn an_outage_is_unavailable_and_passes_and_closing_never_waits<R: Rig>() {
         Ok(outcomes) => outcomes,
         Err(_) => tower.land(&during, Duration::from_secs(40)).await.unwrap(),
     };
-    let again: Vec<_> = (0..200).filter(|n| outcomes[*n] != Outcome::Delivered).map(|n| drafts[100 + n].clone()).collect();
+    let again: Vec<_> =
+        (0..200).filter(|n| outcomes[*n] != Outcome::Delivered).map(|n| drafts[100 + n].clone()).collect();
     if !again.is_empty() {
         let outcomes = tower.send(&mut *sink, &again).await;
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered), "{outcomes:?}");

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use outboxd::sink::tls::{Identity, Tls};
 use serde_json::Value;
 
 /// One broker, its files in a directory of its own.
@@ -67,6 +68,20 @@ impl Broker {
         let mut arguments = vec![name, "--partitions", &partitions];
         configs.iter().for_each(|config| arguments.extend(["--config", config]));
         self.run("topic", &arguments);
+    }
+
+    /// A file that the broker's certificate authority made.
+    pub fn tls_file(&self, name: &str) -> PathBuf {
+        self.facts["tls"][name].as_str().unwrap_or_else(|| panic!("no TLS file {name}: {}", self.facts)).into()
+    }
+
+    /// Who trusts the authority `ca`, and shows the certificate of `party` when asked.
+    pub fn tls(&self, ca: &str, party: Option<&str>) -> Tls {
+        let identity = party.map(|party| Identity {
+            cert_file: self.tls_file(&format!("{party}_certificate")),
+            key_file: self.tls_file(&format!("{party}_key")),
+        });
+        Tls { ca_file: Some(self.tls_file(ca)), identity }
     }
 
     pub fn text(&self, fact: &str) -> String {

@@ -96,11 +96,12 @@ impl FarSide {
 pub struct FakeSink {
     far_side: FarSide,
     flights: Option<UnboundedSender<Arc<Flight>>>,
+    task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl FakeSink {
     pub fn new(far_side: FarSide, _port: Port) -> Self {
-        Self { far_side, flights: None }
+        Self { far_side, flights: None, task: None }
     }
 }
 
@@ -113,7 +114,7 @@ impl Sink for FakeSink {
             if self.flights.is_none() {
                 let (flights, mut inbox) = unbounded_channel::<Arc<Flight>>();
                 let far_side = self.far_side.clone();
-                tokio::spawn(async move {
+                self.task = Some(tokio::spawn(async move {
                     while let Some(flight) = inbox.recv().await {
                         let delay = far_side.0.lock().unwrap().delay;
                         if !delay.is_zero() {
@@ -121,7 +122,7 @@ impl Sink for FakeSink {
                         }
                         far_side.take(&flight);
                     }
-                });
+                }));
                 self.flights = Some(flights);
             }
             Ok(())
@@ -136,6 +137,6 @@ impl Sink for FakeSink {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
+        Box::pin(async move { self.task.into_iter().for_each(|task| task.abort()) })
     }
 }

@@ -35,6 +35,8 @@ pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.busy_timeout(Duration::ZERO)?;
+    // This file is ours: it may be tidied up when the last connection goes.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     synchronous(&connection, Durable::Full)?;
     Ok(connection)
 }

@@ -3,6 +3,11 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod demo;
+mod dead_letters_are_operated;
+mod guilty_only_alone;
+mod held_keys_slow_nobody;
+mod outage_dead_letters_nothing;
+mod poison_holds_its_key;
 mod cli;
 mod cli_control;
 mod cli_reference;

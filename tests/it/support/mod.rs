@@ -3,3 +3,4 @@
 pub mod broker;
 pub mod fake_sink;
 pub mod flights;
+pub mod rig;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod demo;
+mod crash_ladder;
 mod dead_letters_are_operated;
 mod files_come_late_and_locks_pass;
 mod fingerprint;

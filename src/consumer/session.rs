@@ -87,7 +87,7 @@ enum Answer {
     Settled(Result<(), JobError>),
     Checked(Box<dyn Delivery>, Result<(), Fault>),
     Loaded(Key, Result<release::Loaded, String>),
-    Revived(Key),
+    Revived(release::Revived),
 }
 
 /// How the far side does.
@@ -174,8 +174,9 @@ impl Session {
     pub fn new(start: Start) -> Self {
         let (reads_tx, reads) = tokio::sync::mpsc::unbounded_channel();
         let (answers_tx, answers) = tokio::sync::mpsc::unbounded_channel();
-        let mut update = RowsUpdate { dead: start.dead_rows, ..RowsUpdate::default() };
-        update.hold = start.holds.all_keys();
+        let mut update = RowsUpdate::anew();
+        start.dead_rows.into_iter().for_each(|row| update.dead(row));
+        start.holds.all_keys().into_iter().for_each(|key| update.hold(key));
         Self {
             filter: Arc::new(Filter::new(&start.settings.types)),
             sent_before_left: start.settings.bounds.window_events,
@@ -537,8 +538,14 @@ impl Session {
         match answer {
             Answer::Settled(result) => self.on_settled(result, around),
             Answer::Checked(delivery, checked) => self.on_checked(delivery, checked, around),
-            Answer::Loaded(key, loaded) => self.on_loaded(key, loaded),
-            Answer::Revived(key) => self.on_revived(key),
+            Answer::Loaded(key, loaded) => {
+                // What was read before the reader knew that the key is held came first: it has to wait.
+                while let Ok(read) = self.reads.try_recv() {
+                    self.on_read(read, around);
+                }
+                self.on_loaded(key, loaded);
+            }
+            Answer::Revived(revived) => self.on_revived(revived),
         }
     }
 
@@ -578,7 +585,7 @@ impl Session {
         let keys = self.writer.perform(move |connection| crate::state::held::keys(connection, &name)).await?;
         let before = self.holds.all_keys();
         self.holds.load(keys, self.window.next_seq());
-        self.update.free.extend(before.into_iter().filter(|key| !self.holds.contains(key)));
+        before.into_iter().filter(|key| !self.holds.contains(key)).for_each(|key| self.update.free(key));
         self.held_counts = None;
         Ok(())
     }

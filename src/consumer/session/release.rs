@@ -51,9 +51,22 @@ pub(super) struct Loaded {
     indexes: Vec<Option<u32>>,
 }
 
+/// Dead rows that the application made pending again.
+#[derive(Debug, Default)]
+pub(super) struct Revived {
+    /// By key, with the state before.
+    held: Vec<(Key, HeldState)>,
+    /// Of these nothing is recorded.
+    unknown: Vec<RowKey>,
+}
+
 impl Session {
     pub(super) fn start_releases(&mut self) {
         if !self.may_send() || self.holds.is_empty() || self.isolation.is_some() {
+            return;
+        }
+        // The reader has to know first that a key is held: rows of it that it hands out later would overtake.
+        if self.rows.is_some() && self.update.holds_any() {
             return;
         }
         let releasing = self.flights.values().filter(|flying| matches!(flying.kind, Kind::Release { .. })).count();
@@ -262,7 +275,7 @@ impl Session {
         if self.holds.contains(&key) && !self.holds.free_if_done(&key) {
             self.holds.schedule(key, clock::now_micros() + 5_000);
         } else {
-            self.update.free.push(key);
+            self.update.free(key);
         }
     }
 
@@ -274,37 +287,42 @@ impl Session {
             let now = clock::now_micros();
             let revived = writer
                 .perform(move |connection| {
-                    let mut keys = Vec::new();
+                    let mut revived = Revived::default();
                     for row in &rows {
-                        if let Some(held) = held::by_row_key(connection, &name, row)? {
-                            held::revive(connection, &name, &held, now)?;
-                            keys.push(held.key);
+                        match held::by_row_key(connection, &name, row)? {
+                            Some(held) => {
+                                held::revive(connection, &name, &held, now)?;
+                                revived.held.push((held.key, held.state));
+                            }
+                            None => revived.unknown.push(row.clone()),
                         }
                     }
-                    Ok(keys)
+                    Ok(revived)
                 })
                 .await;
-            if let Ok(keys) = revived {
-                for key in keys {
-                    let _ = answers.send(Answer::Revived(key));
-                }
+            match revived {
+                Ok(revived) => drop(answers.send(Answer::Revived(revived))),
+                Err(error) => tracing::warn!(event = "revival_unrecorded", detail = %error),
             }
         });
     }
 
-    pub(super) fn on_revived(&mut self, key: Key) {
-        if !self.holds.contains(&key) {
-            let barrier = self.window.next_seq();
-            self.holds.hold(key.clone(), HeldState::Retrying, clock::now_micros(), barrier);
-            self.update.hold.push(key.clone());
-            if let Some(hold) = self.holds.get_mut(&key) {
-                hold.rows = 1;
+    pub(super) fn on_revived(&mut self, revived: Revived) {
+        for (key, state) in revived.held {
+            if !self.holds.contains(&key) {
+                let barrier = self.window.next_seq();
+                self.holds.hold(key.clone(), HeldState::Retrying, clock::now_micros(), barrier);
+                self.update.hold(key.clone());
             }
-        } else if let Some(hold) = self.holds.get_mut(&key) {
+            let Some(hold) = self.holds.get_mut(&key) else { continue };
+            // A skipped row did not count among those that hold.
+            hold.rows += u64::from(state == HeldState::Skipped);
             hold.head = HeldState::Retrying;
+            self.holds.schedule(key, 0);
         }
+        // Discarded since: now it is a row like every other.
+        revived.unknown.into_iter().for_each(|row| self.update.ordinary(row));
         self.held_counts = None;
-        self.holds.schedule(key, 0);
     }
 }
 
@@ -332,7 +350,11 @@ async fn load(
     let mut builder = BatchBuilder::default();
     let mut indexes = Vec::with_capacity(rows.len());
     for row in &rows {
-        let at = (0..found.len()).find(|index| found.event(*index).id == row.event_id);
+        // An event may stand in an outbox twice.
+        let at = (0..found.len()).find(|index| match &row.row_key {
+            Some(row_key) => found.row_key(*index) == Some(row_key),
+            None => found.event(*index).id == row.event_id,
+        });
         let kept = || row.payload.as_deref().and_then(|payload| envelope::read(payload).ok());
         let pushed = match at {
             Some(index) => {

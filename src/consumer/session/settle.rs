@@ -195,7 +195,7 @@ impl Session {
             }
             self.holds.follow(&key);
         }
-        self.update.hold.extend(settling.held_keys);
+        settling.held_keys.into_iter().for_each(|key| self.update.hold(key));
         for (key, count) in settling.waited {
             if let Some(hold) = self.holds.get_mut(&key) {
                 hold.unsettled -= count;
@@ -206,8 +206,8 @@ impl Session {
             self.holds.schedule(key, due);
         }
         if self.rows.is_some() {
-            self.update.settled.extend(settling.rows);
-            self.update.dead.extend(settling.dead_rows);
+            settling.rows.into_iter().for_each(|row| self.update.settled(row));
+            settling.dead_rows.into_iter().for_each(|row| self.update.dead(row));
         }
         for after in settling.released {
             self.after_release(after);
@@ -233,7 +233,7 @@ impl Session {
     /// Lets a key go when nothing of it is left, and tells the reader.
     pub(super) fn free_if_done(&mut self, key: &[u8]) {
         if self.holds.free_if_done(key) {
-            self.update.free.push(key.into());
+            self.update.free(key.into());
         }
     }
 }

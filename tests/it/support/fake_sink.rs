@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outboxd::event::{Event, Rejection};
 use outboxd::sink::{BoxFuture, Fault, Flight, Outcome, Pick, Port, Sink};
@@ -17,6 +17,7 @@ pub struct Arrival {
     pub key: Vec<u8>,
     pub body: Vec<u8>,
     pub pick: Pick,
+    pub at: Instant,
 }
 
 /// The far side, held by the test.
@@ -86,6 +87,7 @@ impl FarSide {
                     key: event.key.unwrap_or_default().into(),
                     body: event.payload.unwrap_or_default().into(),
                     pick: flight.picks[slot],
+                    at: Instant::now(),
                 });
             }
             flight.fill(slot, outcome);

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod demo;
+mod kills_lose_nothing;
 mod cli;
 mod cli_control;
 mod cli_reference;

@@ -8,5 +8,6 @@ pub mod flights;
 pub mod process;
 pub mod readers;
 pub mod referee;
+pub mod relays;
 pub mod topology;
 pub mod wait;

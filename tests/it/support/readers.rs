@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::broker::Broker;
+use super::referee::Arrival;
 
 /// A message as the reader printed it.
 #[derive(Clone, Debug)]
@@ -56,4 +57,16 @@ fn read(tool: &str, arguments: &[&str]) -> Vec<Value> {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{tool} {arguments:?}: {} {told}", output.status);
     output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect()
+}
+
+/// The lines of an NDJSON file, as what arrived there.
+pub fn lines(path: &std::path::Path) -> Vec<Arrival> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+    text.lines().map(|line| Arrival { id: id(line), lane: 0, run: 0 }).collect()
+}
+
+/// For the referee, where nobody asks which run sent what.
+pub fn arrivals(messages: Vec<Message>) -> Vec<Arrival> {
+    messages.into_iter().map(|message| Arrival { id: message.id, lane: message.lane, run: 0 }).collect()
 }

@@ -34,7 +34,6 @@ pub use show::{Line, Shown};
 pub use value::{Size, Span};
 
 pub use crate::consumer::engine::WhenLocked;
-
 use crate::{consumer, source};
 use layers::Layers;
 
@@ -62,7 +61,6 @@ pub struct Daemon {
     /// A level or directives, which an `EnvFilter` takes.
     pub log_level: String,
 }
-
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

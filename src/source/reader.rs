@@ -27,6 +27,7 @@ use super::preset::{self, Misfit};
 use super::rows::Rows;
 use super::wake::{Bell, Wake};
 use super::{Durability, Settings};
+use crate::controls::{self, Protection, Seam};
 use crate::event::{Batch, Position, RowKey};
 use crate::sqlite::barrier::Barrier;
 use crate::sqlite::{fault, open};
@@ -148,6 +149,27 @@ enum Request {
 }
 
 impl RowsUpdate {
+    /// The key is held from now on. A key stands in at most one of the two lists: the later word counts.
+    pub fn hold(&mut self, key: Box<[u8]>) {
+        self.free.retain(|freed| *freed != key);
+        self.hold.push(key);
+    }
+
+    /// The key is free from now on.
+    pub fn free(&mut self, key: Box<[u8]>) {
+        self.hold.retain(|held| *held != key);
+        self.free.push(key);
+    }
+
+    /// What is said here, and then `later`.
+    fn then(mut self, later: RowsUpdate) -> RowsUpdate {
+        self.settled.extend(later.settled);
+        self.dead.extend(later.dead);
+        later.hold.into_iter().for_each(|key| self.hold(key));
+        later.free.into_iter().for_each(|key| self.free(key));
+        self
+    }
+
     pub fn is_empty(&self) -> bool {
         self.settled.is_empty() && self.hold.is_empty() && self.free.is_empty() && self.dead.is_empty()
     }
@@ -169,6 +191,8 @@ impl Request {
 pub struct Reader {
     requests: Sender<Request>,
     bell: Arc<LastRing>,
+    /// The source is read by row: it has no position.
+    pub by_row: bool,
     pub state: watch::Receiver<SourceState>,
 }
 
@@ -188,6 +212,7 @@ impl Reader {
         let (state_tx, state) = watch::channel(waiting);
         let (wake, bell) = Wake::new(&settings.path)?;
         metric::source_ready(&settings.name, false);
+        let by_row = settings.is_by_row();
         let desk = Desk {
             barrier: Barrier::new(&settings.path),
             settings,
@@ -202,7 +227,7 @@ impl Reader {
             looked_at_sizes: None,
         };
         thread::Builder::new().name("reader".into()).spawn(move || desk.run())?;
-        Ok(Self { requests, bell: Arc::new(LastRing(bell)), state })
+        Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, state })
     }
 
     fn ask(&self, request: Request) {
@@ -339,12 +364,7 @@ impl Desk {
     fn supersede(&mut self, read: &mut ReadRequest) {
         self.parked.retain_mut(|parked| match parked {
             Request::Read(old) if old.reply.same_channel(&read.reply) => {
-                let mut update = std::mem::take(&mut old.update);
-                update.settled.append(&mut read.update.settled);
-                update.hold.append(&mut read.update.hold);
-                update.free.append(&mut read.update.free);
-                update.dead.append(&mut read.update.dead);
-                read.update = update;
+                read.update = std::mem::take(&mut old.update).then(std::mem::take(&mut read.update));
                 false
             }
             _ => true,
@@ -388,7 +408,10 @@ impl Desk {
                     fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
                         metric::busy(&self.file_name(), code);
                         self.wait_for(format!("{}: {error} (SQLite code {code})", self.settings.path.display()));
-                        self.open = None;
+                        // The connection stays: what a table read by row leaves out is known to it alone.
+                        if let Some(open) = &mut self.open {
+                            open.served_version = None;
+                        }
                         Ok(false)
                     }
                     _ => Err(Halt::new(format!(
@@ -407,6 +430,9 @@ impl Desk {
 
     fn check_inode(&self) -> Result<(), Halt> {
         let Some(open) = &self.open else { return Ok(()) };
+        if controls::is_off(Protection::Inode) {
+            return Ok(());
+        }
         let path = self.settings.path.display();
         match fs::metadata(&self.settings.path) {
             Ok(meta) if (meta.dev(), meta.ino()) == open.inode => Ok(()),
@@ -603,7 +629,9 @@ impl Desk {
             let _ = request.reply.send(ReadNews::AtHead);
             return Ok(Some(Request::Read(request)));
         };
-        if self.settings.durability == Durability::Strict && open.durable_version != Some(version) {
+        controls::reach(Seam::Read);
+        let strict = self.settings.durability == Durability::Strict && !controls::is_off(Protection::Barrier);
+        if strict && open.durable_version != Some(version) {
             let began = Instant::now();
             if let Err(detail) = self.barrier.raise() {
                 let halt = Halt {
@@ -616,6 +644,7 @@ impl Desk {
                 return Err((Request::Read(request), ReadFault::Halt(halt)));
             }
             metric::barrier(&self.settings.name, began.elapsed());
+            controls::reach(Seam::Barrier);
             open.durable_version = Some(version);
         }
         let _ = request.reply.send(ReadNews::Batch(batch));

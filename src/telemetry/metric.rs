@@ -2,6 +2,8 @@
 //!
 //! Labels hold names from the config and closed sets only, never ids, keys or payloads.
 
+#![expect(clippy::disallowed_macros, reason = "this is the one place that names metrics")]
+
 use std::time::Duration;
 
 use metrics::{Label, counter, gauge, histogram};

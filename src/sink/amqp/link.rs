@@ -11,6 +11,7 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event, ExchangeKind};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
@@ -46,7 +47,7 @@ struct State {
 }
 
 impl Link {
-    /// Connects and proves that the exchange is there.
+    /// Connects; nothing is proved yet.
     pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
         let uri = uri(settings)?;
         let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
@@ -66,7 +67,6 @@ impl Link {
             in_flight: AtomicUsize::new(0),
         });
         tokio::spawn(watch(link.clone()));
-        link.prove().await.inspect_err(|_| link.let_go())?;
         Ok(link)
     }
 
@@ -125,14 +125,17 @@ impl Link {
             self.tell(News::Blocked(None));
         }
         let link = self.clone();
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(GOODBYE, link.connection.close(200, "done".into())).await;
-        });
+        // Without a runtime everything is at its end, and the connection with it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(GOODBYE, link.connection.close(200, "done".into())).await;
+            });
+        }
     }
 
-    pub fn close(self: &Arc<Self>) {
+    /// From now on nobody is told anything.
+    pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.let_go();
     }
 
     pub fn is_closed(&self) -> bool {

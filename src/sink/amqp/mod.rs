@@ -68,9 +68,10 @@ pub struct Amqp {
     live: Option<Live>,
 }
 
+/// A connection in use; dropped, also halfway through a probe, it is let go.
 struct Live {
     link: Arc<Link>,
-    lanes: [UnboundedSender<Chunk>; LANES],
+    lanes: Vec<UnboundedSender<Chunk>>,
 }
 
 impl Amqp {
@@ -85,38 +86,40 @@ impl Amqp {
     }
 
     async fn probe(&mut self) -> Result<(), Fault> {
-        if let Some(live) = self.live.take_if(|live| live.link.broken().is_some()) {
-            live.link.let_go();
-        }
+        drop(self.live.take_if(|live| live.link.broken().is_some()));
         if let Some(live) = &self.live {
             return live.link.prove().await;
         }
         let link = Link::connect(&self.settings, &self.dress, &self.port).await?;
-        self.live = Some(Live::open(link).await?);
+        let mut live = Live { link, lanes: Vec::with_capacity(LANES) };
+        live.link.prove().await?;
+        for _ in 0..LANES {
+            live.open_lane().await?;
+        }
+        self.live = Some(live);
         Ok(())
     }
 }
 
 impl Live {
-    async fn open(link: Arc<Link>) -> Result<Self, Fault> {
-        let mut channels = Vec::with_capacity(LANES);
-        for _ in 0..LANES {
-            channels.push(link.channel().await.inspect_err(|_| link.let_go())?);
-        }
-        let mut channels = channels.into_iter();
-        let lanes = std::array::from_fn(|_| {
-            let channel = channels.next().expect("as many were opened");
-            let (sender, inbox) = mpsc::unbounded_channel();
-            tokio::spawn(Lane { channel, link: link.clone() }.run(inbox));
-            sender
-        });
-        Ok(Self { link, lanes })
+    async fn open_lane(&mut self) -> Result<(), Fault> {
+        let channel = self.link.channel().await?;
+        let (sender, inbox) = mpsc::unbounded_channel();
+        tokio::spawn(Lane { channel, link: self.link.clone() }.run(inbox));
+        self.lanes.push(sender);
+        Ok(())
     }
 
     fn post(&self, lane: usize, chunk: Chunk) {
         if let Err(mpsc::error::SendError(chunk)) = self.lanes[lane].send(chunk) {
             chunk.fill_all(&Outcome::Unavailable(Fault::unavailable("the channel's task has ended")));
         }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.link.let_go();
     }
 }
 

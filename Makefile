@@ -10,7 +10,7 @@ TIMED = scripts/timed
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: ## a complete example in one process: an application, a relay, a projection, the admin page
+demo: ## a complete example in one process: an application, a relay and a file
 	$(CARGO) run --locked --profile quick --no-default-features -- demo
 
 build: ## the release binary, with Kafka and RabbitMQ, in target/release/outboxd

@@ -2,8 +2,6 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
-mod demo;
-mod house;
 mod cli;
 mod cli_control;
 mod cli_reference;
@@ -12,6 +10,13 @@ mod config_errors;
 mod config_examples;
 mod config_reference;
 mod config_secrets;
+mod demo;
+mod house;
+mod kills_lose_nothing;
+mod only_the_guilty_are_refused;
+mod outage_dead_letters_nothing;
 mod sink_contract;
 mod sink_speed;
 mod support;
+mod the_daemon_lives_and_ends_well;
+mod what_a_sink_refuses_halts_and_heals;

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cli;
 pub mod config;
 pub mod consumer;
+pub mod controls;
 pub mod daemon;
 pub mod demo;
 pub mod event;

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedSender;
-
-use crate::sink::{self, BoxFuture, Fault, Flight, News, Port, Sink};
+use crate::controls::{self, Protection};
+use crate::sink::{self, BoxFuture, Fault, Flight, Port, Sink};
 use crate::source::mapping::RowMapping;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::settlement::Settlement;
@@ -18,29 +17,29 @@ pub trait Delivery: Send {
     fn check(&mut self, timeout: Duration) -> BoxFuture<'_, Result<(), Fault>>;
     /// Takes a flight; its slots are filled later.
     fn send(&mut self, flight: Arc<Flight>);
-    /// Records a settlement; `done` is called when it is durable, or can never be.
-    fn settle(&mut self, settlement: Settlement, done: Box<dyn FnOnce(Result<(), JobError>) + Send>);
     /// Drops what is in flight and starts anew; nothing of what was sent before is reported any more.
     fn reopen(&mut self) -> BoxFuture<'_, ()>;
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
-/// Effect at a sink, progress in a file of its own time.
+pub type Done = Box<dyn FnOnce(Result<(), JobError>) + Send>;
+
+/// Where settlements are recorded. Apart from the delivery, because that is away while it is probed.
+pub trait Ledger: Send {
+    /// `done` is called when the settlement is durable, or can never be.
+    fn record(&self, settlement: Settlement, done: Done);
+}
+
+/// Effect at a sink.
 pub struct Publish {
     sink: Option<Box<dyn Sink>>,
     settings: sink::Settings,
     port: Port,
-    writer: Writer,
-    rows: Option<RowMapping>,
 }
 
 impl Publish {
-    pub fn new(settings: sink::Settings, port: Port, writer: Writer, rows: Option<RowMapping>) -> Self {
-        Self { sink: Some(sink::open(&settings, port.clone())), settings, port, writer, rows }
-    }
-
-    pub fn news(&self) -> &UnboundedSender<News> {
-        &self.port.news
+    pub fn new(settings: sink::Settings, port: Port) -> Self {
+        Self { sink: Some(sink::open(&settings, port.clone())), settings, port }
     }
 
     fn sink(&mut self) -> &mut Box<dyn Sink> {
@@ -55,11 +54,6 @@ impl Delivery for Publish {
 
     fn send(&mut self, flight: Arc<Flight>) {
         self.sink().send(flight);
-    }
-
-    fn settle(&mut self, settlement: Settlement, done: Box<dyn FnOnce(Result<(), JobError>) + Send>) {
-        let rows = self.rows.clone();
-        self.writer.submit(move |connection| settlement.apply(connection, rows.as_ref()), done);
     }
 
     fn reopen(&mut self) -> BoxFuture<'_, ()> {
@@ -78,5 +72,38 @@ impl Delivery for Publish {
                 sink.close().await;
             }
         })
+    }
+}
+
+/// Progress of a relay: a transaction of its own in the file that the state stands in.
+pub struct StateLedger {
+    pub writer: Writer,
+    /// How the application's rows are marked, for a source read by row.
+    pub rows: Option<RowMapping>,
+}
+
+impl Ledger for StateLedger {
+    fn record(&self, settlement: Settlement, done: Done) {
+        let rows = self.rows.clone();
+        if controls::is_off(Protection::OneTransaction) {
+            return self.record_apart(settlement, done);
+        }
+        self.writer.submit(move |connection| settlement.apply(connection, rows.as_ref()), done);
+    }
+}
+
+impl StateLedger {
+    /// The control: the checkpoint first, the rest in a transaction of its own.
+    fn record_apart(&self, mut settlement: Settlement, done: Done) {
+        let rows = self.rows.clone();
+        let first = Settlement { advance: settlement.advance.take(), consumer: settlement.consumer.clone(), ..Settlement::default() };
+        let writer = self.writer.clone();
+        self.writer.submit(
+            move |connection| first.apply(connection, None),
+            move |result| match result {
+                Ok(()) => writer.submit(move |connection| settlement.apply(connection, rows.as_ref()), done),
+                Err(error) => done(Err(error)),
+            },
+        );
     }
 }

@@ -72,10 +72,16 @@ impl Fleet {
                 commands: queue,
                 shutdown: shutdown.clone(),
                 status: status_tx,
+                resumed: false,
             };
             tasks.spawn(engine.run());
         }
         Ok(Self { handles, tasks })
+    }
+
+    /// Ends everything at once, as a crash would; harmless by the guarantees.
+    pub async fn cut(mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Waits until every consumer has ended, or one says that the daemon must.

@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use super::mapping::Mapping;
 use super::reader::{Halt, Look, Mark, ReadFault, ReadRequest};
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position};
+use crate::sqlite::open;
 
 #[derive(Debug)]
 pub struct Checkpointed {
@@ -60,9 +62,17 @@ impl Checkpointed {
     /// Compares what was recorded with the table: the marks' ids, and the sequence.
     pub fn verify(&self, connection: &Connection, marks: &[Mark]) -> Result<(), ReadFault> {
         let Some(newest) = marks.iter().map(|mark| mark.position).max() else { return Ok(()) };
+        if controls::is_off(Protection::Fingerprint) {
+            return Ok(());
+        }
         let table = self.mapping.table;
         let sequence = self.sequence(connection)?;
         if sequence < newest.0 {
+            if open::columns(connection, table)?.is_empty() {
+                return Err(ReadFault::Halt(Halt::new(format!(
+                    "table {table} is gone. Nothing was passed over. Remedy: bring the table back, then `outboxd resume`"
+                ))));
+            }
             return Err(ReadFault::Halt(Halt::new(format!(
                 "table {table} went back: the checkpoint is at position {newest}, but the newest position ever given out is \
                  {sequence}. The file was restored from an older copy, or the table was rebuilt. {REMEDY}"

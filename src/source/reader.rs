@@ -28,6 +28,7 @@ use super::rows::{self, Rows};
 pub use super::rows::RowsUpdate;
 use super::wake::{Bell, Wake};
 use super::{Durability, Settings};
+use crate::controls::{self, Protection, Seam};
 use crate::event::{Batch, Position, RowKey};
 use crate::sqlite::barrier::Barrier;
 use crate::sqlite::{fault, open};
@@ -160,6 +161,8 @@ impl Request {
 pub struct Reader {
     requests: Sender<Request>,
     bell: Arc<LastRing>,
+    /// The source is read by row: it has no position.
+    pub by_row: bool,
     pub state: watch::Receiver<SourceState>,
 }
 
@@ -179,6 +182,7 @@ impl Reader {
         let (state_tx, state) = watch::channel(waiting);
         let (wake, bell) = Wake::new()?;
         metric::source_ready(&settings.name, false);
+        let by_row = settings.is_by_row();
         let desk = Desk {
             barrier: Barrier::new(&settings.path),
             excluded: rows::Shared::default(),
@@ -195,7 +199,7 @@ impl Reader {
             looked_at_sizes: None,
         };
         thread::Builder::new().name("reader".into()).spawn(move || desk.run())?;
-        Ok(Self { requests, bell: Arc::new(LastRing(bell)), state })
+        Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, state })
     }
 
     fn ask(&self, request: Request) {
@@ -384,7 +388,10 @@ impl Desk {
                     fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
                         metric::busy(&self.file_name(), code);
                         self.wait_for(format!("{}: {error} (SQLite code {code})", self.settings.path.display()));
-                        self.open = None;
+                        // The connection stays: what a table read by row leaves out is known to it alone.
+                        if let Some(open) = &mut self.open {
+                            open.served_version = None;
+                        }
                         Ok(false)
                     }
                     _ => Err(Halt::new(format!(
@@ -403,6 +410,9 @@ impl Desk {
 
     fn check_inode(&self) -> Result<(), Halt> {
         let Some(open) = &self.open else { return Ok(()) };
+        if controls::is_off(Protection::Inode) {
+            return Ok(());
+        }
         let path = self.settings.path.display();
         match fs::metadata(&self.settings.path) {
             Ok(meta) if (meta.dev(), meta.ino()) == open.inode => Ok(()),
@@ -620,7 +630,9 @@ impl Desk {
             let _ = request.reply.send(ReadNews::AtHead);
             return Ok(Some(Request::Read(request)));
         };
-        if self.settings.durability == Durability::Strict && open.durable_version != Some(version) {
+        controls::reach(Seam::Read);
+        let strict = self.settings.durability == Durability::Strict && !controls::is_off(Protection::Barrier);
+        if strict && open.durable_version != Some(version) {
             let began = Instant::now();
             if let Err(detail) = self.barrier.raise() {
                 let halt = Halt {
@@ -633,6 +645,7 @@ impl Desk {
                 return Err((Request::Read(request), ReadFault::Halt(halt)));
             }
             metric::barrier(&self.settings.name, began.elapsed());
+            controls::reach(Seam::Barrier);
             open.durable_version = Some(version);
         }
         if let Table::Rows(table) = &mut open.table {

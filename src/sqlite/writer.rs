@@ -14,7 +14,9 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 use super::fault::{self, Kind};
+use super::lockfile::LockFile;
 use super::open::{self, Durable};
+use crate::controls::{self, Seam};
 use crate::retry::Pace;
 use crate::telemetry::metric;
 
@@ -74,12 +76,13 @@ pub enum Owner {
 }
 
 impl Writer {
-    /// Starts the thread on an open connection.
-    pub fn start(connection: Connection, path: &Path, owner: Owner) -> Self {
+    /// Starts the thread on an open connection. The lock is let go when the thread has ended and the connection is closed: what is
+    /// still queued is written before another daemon may.
+    pub fn start(connection: Connection, path: &Path, owner: Owner, lock: LockFile) -> Self {
         let (jobs, queue) = mpsc::channel();
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None };
+        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None, _lock: lock };
         thread::Builder::new()
             .name("writer".into())
             .spawn(move || desk.run())
@@ -135,6 +138,8 @@ struct Desk {
     file: String,
     /// Taken from the queue, and left for the next transaction.
     carried: Option<Job>,
+    // Dropped last.
+    _lock: LockFile,
 }
 
 impl Desk {
@@ -218,7 +223,9 @@ impl Desk {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let began = Instant::now();
         let outcome = self.fill(jobs, began).and_then(|results| {
+            controls::reach(Seam::Commit);
             self.connection.execute_batch("COMMIT")?;
+            controls::reach(Seam::Committed);
             Ok(results)
         });
         match outcome {

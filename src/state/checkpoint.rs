@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::Position;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
@@ -123,7 +124,7 @@ pub fn advance(
     let moved = connection
         .prepare_cached(
             "UPDATE outboxd_checkpoint SET position = :to, event_id = :event_id, witnesses = :witnesses, dirty = 1, updated_at = :now \
-             WHERE consumer = :consumer AND position = :from",
+             WHERE consumer = :consumer AND (position = :from OR :unchecked)",
         )?
         .execute(named_params! {
             ":to": to.position.0,
@@ -132,6 +133,7 @@ pub fn advance(
             ":now": clock::iso(clock::now_micros()),
             ":consumer": consumer,
             ":from": from.0,
+            ":unchecked": controls::is_off(Protection::CompareAndSet),
         })?;
     if moved == 1 {
         return Ok(());
@@ -169,7 +171,7 @@ pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobErr
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
     connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
     connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;
-    Ok(())
+    set_paused(connection, consumer, false)
 }
 
 #[cfg(test)]

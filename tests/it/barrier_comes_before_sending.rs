@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use outboxd::source::Read;
 
-use crate::support::application;
+use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, one_relay, relay};
 use crate::support::fake_sink::FarSide;
-use crate::support::relays::{self, Relays, arrived, until};
+use crate::support::fleet::{self, Relays, arrived, until};
 
 /// What a trace shows, in order.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,14 +48,14 @@ fn steps(trace: &str) -> Vec<Step> {
 #[tokio::test(flavor = "multi_thread")]
 async fn for_every_commit_that_was_read() {
     let folder = tempfile::tempdir().unwrap();
-    let application = application::eventsource(&folder.path().join("app.db"), "g4");
+    let application = eventsource::make(&folder.path().join("app.db"), "g4");
     application.execute_batch("PRAGMA synchronous = OFF").unwrap();
     let arguments = ["-s", "4096", "-e", "trace=fdatasync,write,writev,pwrite64,pwritev"];
     let mut daemon = Daemon::traced(folder.path(), &one_relay("app.db", "events"), &arguments);
     daemon.start();
     let out = folder.path().join("out.ndjson");
     for n in 1..=20 {
-        application::append(&application, n);
+        eventsource::append(&application, n);
         until("it is sent", || match lines(&out).len() {
             seen if seen == n => Ok(()),
             seen => Err(format!("{seen} of {n}; {}", daemon.log())),
@@ -78,7 +78,7 @@ async fn for_every_commit_that_was_read() {
 async fn and_where_it_fails_nothing_more_is_sent_from_that_source() {
     let folder = tempfile::tempdir().unwrap();
     let (bad, good) = (folder.path().join("bad.db"), folder.path().join("good.db"));
-    let (bad, good) = (application::eventsource(&bad, "g4"), application::eventsource(&good, "g4"));
+    let (bad, good) = (eventsource::make(&bad, "g4"), eventsource::make(&good, "g4"));
     let config = [relay("bad", "bad.db", "events", "bad.ndjson"), relay("good", "good.db", "events", "good.ndjson")].concat();
     let wal = folder.path().join("bad.db-wal").display().to_string();
     // The second barrier fails, and a third would succeed.
@@ -89,14 +89,14 @@ async fn and_where_it_fails_nothing_more_is_sent_from_that_source() {
     let reaches = async |name: &str, count: usize| {
         until("lines", || if sent(name) == count { Ok(()) } else { Err(format!("{} of {count} in {name}", sent(name))) }).await;
     };
-    application::append(&bad, 1);
-    application::append(&good, 1);
+    eventsource::append(&bad, 1);
+    eventsource::append(&good, 1);
     reaches("bad.ndjson", 1).await;
-    application::append(&bad, 2);
+    eventsource::append(&bad, 2);
     until("it halts", || if daemon.log().contains("cannot be made durable") { Ok(()) } else { Err(daemon.log()) }).await;
-    application::append(&bad, 3);
+    eventsource::append(&bad, 3);
     for n in 2..=20 {
-        application::append(&good, n);
+        eventsource::append(&good, n);
     }
     reaches("good.ndjson", 20).await;
     // A person's word does not mend a disk.
@@ -123,12 +123,12 @@ async fn and_an_applications_file_that_is_read_by_checkpoint_is_never_written() 
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
     let wal = folder.path().join("app.db-wal");
-    let application = application::eventsource(&database, "g4");
-    (1..=100).for_each(|n| application::append(&application, n));
+    let application = eventsource::make(&database, "g4");
+    (1..=100).for_each(|n| eventsource::append(&application, n));
     let before = (facts(&database), facts(&wal));
     for _ in 0..2 {
         let far_side = FarSide::default();
-        let relays = Relays::one(relays::eventsource("log", &database, Read::Events), relays::fake(&far_side));
+        let relays = Relays::one(fleet::source("log", &database, Read::Events), fleet::fake(&far_side));
         if far_side.arrivals().is_empty() && !folder.path().join("app.db-outboxd.db").exists() {
             arrived(&far_side, 100).await;
         }
@@ -136,7 +136,7 @@ async fn and_an_applications_file_that_is_read_by_checkpoint_is_never_written() 
         relays.stop().await;
     }
     assert!((facts(&database), facts(&wal)) == before, "the application's file or its -wal was written");
-    application::append(&application, 101);
+    eventsource::append(&application, 101);
     assert_eq!(application.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
 }
 
@@ -145,12 +145,12 @@ async fn and_an_applications_file_that_is_read_by_checkpoint_is_never_written() 
 async fn also_behind_a_symbolic_link() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();
-    let application = application::eventsource(&folder.path().join("data/app.db"), "g4");
+    let application = eventsource::make(&folder.path().join("data/app.db"), "g4");
     std::os::unix::fs::symlink("data/app.db", folder.path().join("link.db")).unwrap();
     let arguments = ["-e", "trace=fdatasync"];
     let mut daemon = Daemon::traced(folder.path(), &one_relay("link.db", "events"), &arguments);
     daemon.start();
-    application::append(&application, 1);
+    eventsource::append(&application, 1);
     until("it is sent", || if lines(&folder.path().join("out.ndjson")).len() == 1 { Ok(()) } else { Err(daemon.log()) }).await;
     daemon.kill();
     assert!(daemon.trace().contains("data/app.db-wal>"), "no barrier: {}", daemon.trace());

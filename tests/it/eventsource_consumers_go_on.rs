@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::sink_contract::{amqp, kafka};
 use crate::support::broker::Broker;
-use crate::support::relays::{self, Relays};
+use crate::support::fleet::{self, Relays};
 
 const AGGREGATES: usize = 8;
 const EVENTS: usize = 6;
@@ -88,10 +88,10 @@ async fn with_the_librarys_own_buses() {
     let mut kafka = kafka::settings(bootstrap, "events.stream");
     kafka.format = Format::EventsourcePy;
     let relays = Relays::start(
-        &[relays::eventsource("outbox", &database, Read::Outbox), relays::eventsource("log", &database, Read::Events)],
+        &[fleet::source("outbox", &database, Read::Outbox), fleet::source("log", &database, Read::Events)],
         vec![
-            relays::relay("to_rabbitmq", "outbox", outboxd::sink::Settings::Amqp(amqp)),
-            relays::relay("to_kafka", "log", outboxd::sink::Settings::Kafka(kafka)),
+            fleet::relay("to_rabbitmq", "outbox", outboxd::sink::Settings::Amqp(amqp)),
+            fleet::relay("to_kafka", "log", outboxd::sink::Settings::Kafka(kafka)),
         ],
     );
     // The file appears, and grows, while they run.

@@ -10,10 +10,10 @@ use outboxd::source::Read;
 use outboxd::state::held::Selection;
 use rusqlite::Connection;
 
-use crate::support::application::{self, count, enqueue, enqueue_many, row_state};
+use crate::support::eventsource::{self, count, enqueue, enqueue_many, row_state};
 use crate::support::daemon::{Daemon, one_relay};
 use crate::support::fake_sink::{Arrival, FarSide};
-use crate::support::relays::{self, Relays, arrived, until};
+use crate::support::fleet::{self, Relays, arrived, until};
 
 /// A file with the newest tables, an application, a far side.
 struct Stage {
@@ -27,14 +27,14 @@ impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
-        let application = application::eventsource(&database, "g4");
+        let application = eventsource::make(&database, "g4");
         Self { _folder: folder, database, application, far_side: FarSide::default() }
     }
 
     fn start(&self, change: impl FnOnce(&mut Settings)) -> Relays {
-        let mut relay = relays::relay("r", "outbox", relays::fake(&self.far_side));
+        let mut relay = fleet::relay("r", "outbox", fleet::fake(&self.far_side));
         change(&mut relay);
-        Relays::start(&[relays::eventsource("outbox", &self.database, Read::Outbox)], vec![relay])
+        Relays::start(&[fleet::source("outbox", &self.database, Read::Outbox)], vec![relay])
     }
 
     /// The events whose row has this name are refused.
@@ -221,7 +221,7 @@ async fn a_crash_between_sending_and_marking_costs_duplicates_only() {
     // The first run is a process of its own: killed when everything was sent, while a lock keeps it from marking.
     let folder = stage.database.parent().unwrap();
     let mut daemon = Daemon::new(folder, &one_relay("app.db", "outbox"));
-    let lock = application::open(&stage.database);
+    let lock = eventsource::open(&stage.database);
     lock.execute_batch("CREATE TABLE kept (n)").unwrap();
     daemon.start();
     until("our tables are made", || match count(&stage.application, "sqlite_schema WHERE name = 'outboxd_checkpoint'") {

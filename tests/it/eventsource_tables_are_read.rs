@@ -8,9 +8,9 @@ use outboxd::sink::format::Format;
 use outboxd::source::Read;
 use rusqlite::Connection;
 
-use crate::support::application;
+use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
-use crate::support::relays::{self, Relays, arrived, until};
+use crate::support::fleet::{self, Relays, arrived, until};
 
 const WRITABLE: [&str; 3] = ["g1a", "g1b", "g3"];
 const EVERY: [&str; 6] = ["g1a", "g1b", "g2_0_3_0", "g2_0_5_0", "g3", "g4"];
@@ -48,12 +48,12 @@ async fn the_outbox_of_every_release_that_could_write_one_is_relayed_and_marked(
         for format in [Format::Plain, Format::EventsourcePy] {
             let folder = tempfile::tempdir().unwrap();
             let database = folder.path().join("app.db");
-            let application = application::eventsource(&database, generation);
+            let application = eventsource::make(&database, generation);
             let (out, sink) = sink_file(folder.path(), format);
-            let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), sink);
+            let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), sink);
             assert_eq!(lines(&out, 6).await, payloads(&application, "rowid"), "{generation} {format:?}");
             relays.reaches("r", |status| status.backlog == 0 && status.delivered == 6).await;
-            assert_eq!(application::count(&application, "event_outbox WHERE status = 'published' AND retry_count = 0"), 6);
+            assert_eq!(eventsource::count(&application, "event_outbox WHERE status = 'published' AND retry_count = 0"), 6);
             let published: String =
                 application.query_row("SELECT published_at FROM event_outbox", [], |row| row.get(0)).unwrap();
             assert!(published.ends_with("+00:00") && published.as_bytes()[10] == b'T', "not the library's format: {published}");
@@ -68,12 +68,12 @@ async fn the_log_of_every_release_is_relayed() {
     for generation in EVERY {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
-        let application = application::eventsource(&database, generation);
+        let application = eventsource::make(&database, generation);
         if generation == "g4" {
             application.execute_batch(&rows_of_the_same_tables()).unwrap();
         }
         let (out, sink) = sink_file(folder.path(), Format::Plain);
-        let relays = Relays::one(relays::eventsource("log", &database, Read::Events), sink);
+        let relays = Relays::one(fleet::source("log", &database, Read::Events), sink);
         let mut statement = application.prepare("SELECT payload FROM events ORDER BY 1 = 0, rowid").unwrap();
         let expected: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
         assert_eq!(expected.len(), 6);
@@ -91,10 +91,10 @@ fn rows_of_the_same_tables() -> String {
 async fn an_envelope_says_what_the_columns_say() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     application.execute_batch(&rows_of_the_same_tables()).unwrap();
     let (out, sink) = sink_file(folder.path(), Format::Envelope);
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), sink);
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), sink);
     let first: serde_json::Value = serde_json::from_str(&lines(&out, 6).await[0]).unwrap();
     let (id, aggregate): (String, String) = application
         .query_row("SELECT event_id, aggregate_id FROM event_outbox ORDER BY rowid", [], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -115,13 +115,13 @@ async fn an_outbox_that_its_release_cannot_write_is_refused_in_words() {
     for generation in ["g2_0_3_0", "g2_0_5_0"] {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("app.db");
-        let application = application::eventsource(&database, generation);
-        let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&FarSide::default()));
+        let application = eventsource::make(&database, generation);
+        let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&FarSide::default()));
         let status = relays.reaches("r", |status| status.state == State::Halted).await;
         for part in ["event_outbox", "0.3 to 0.5", "datatype mismatch", "read = \"events\"", "drop the empty table"] {
             assert!(status.detail.contains(part), "{generation}: {:?} is not said in {}", part, status.detail);
         }
-        assert_eq!(application::count(&application, "sqlite_schema WHERE name LIKE 'outboxd%'"), 0, "nothing was made in it");
+        assert_eq!(eventsource::count(&application, "sqlite_schema WHERE name LIKE 'outboxd%'"), 0, "nothing was made in it");
         relays.stop().await;
     }
 }
@@ -131,7 +131,7 @@ async fn an_outbox_that_its_release_cannot_write_is_refused_in_words() {
 async fn an_unwritable_outbox_with_rows_of_an_older_release_is_drained() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g2_0_5_0");
+    let application = eventsource::make(&database, "g2_0_5_0");
     application
         .execute_batch(
             "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data)
@@ -139,7 +139,7 @@ async fn an_unwritable_outbox_with_rows_of_an_older_release_is_drained() {
         )
         .unwrap();
     let far_side = FarSide::default();
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&far_side));
     assert_eq!(arrived(&far_side, 1).await[0].body, b"{\"n\":7}");
     relays.stop().await;
 }
@@ -148,7 +148,7 @@ async fn an_unwritable_outbox_with_rows_of_an_older_release_is_drained() {
 async fn rows_go_out_in_the_order_of_the_log_and_then_of_their_making() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     let row = |id: &str, event: &str, created: &str| {
         let sql = "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
                    VALUES (?1, ?2, 'T', 'a', 'A', '{\"payload\":{}}', ?3)";
@@ -171,7 +171,7 @@ async fn rows_go_out_in_the_order_of_the_log_and_then_of_their_making() {
     row("2", "first", "2026-11-21T05:00:00+00:00");
     row("3", "second", "2026-11-21T02:00:00+00:00");
     let far_side = FarSide::default();
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&far_side));
     let order: Vec<String> = arrived(&far_side, 9).await.into_iter().map(|arrival| arrival.id).collect();
     assert_eq!(order, ["first", "second", "third", "early-1", "early-2", "space", "same-1", "same-2", "late"]);
     relays.stop().await;
@@ -188,7 +188,7 @@ async fn the_payload_is_a_raw_slice() {
     ];
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     for (n, body) in bodies.iter().enumerate() {
         let sql = "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data)
                    VALUES (?1, 'e' || ?1, 'T', 'a', 'A', ?2)";
@@ -196,7 +196,7 @@ async fn the_payload_is_a_raw_slice() {
         application.execute(sql, rusqlite::params![n.to_string(), data]).unwrap();
     }
     let far_side = FarSide::default();
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&far_side));
     let sent: Vec<String> =
         arrived(&far_side, bodies.len()).await.into_iter().map(|a| String::from_utf8(a.body).unwrap()).collect();
     assert_eq!(sent, bodies);
@@ -207,16 +207,16 @@ async fn the_payload_is_a_raw_slice() {
 async fn an_event_that_was_enqueued_twice_is_sent_twice_and_both_rows_are_marked() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     for row in ["one", "two"] {
         let sql = "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data)
                    VALUES (?1, 'e', 'T', 'a', 'A', '{\"payload\":{}}')";
         application.execute(sql, [row]).unwrap();
     }
     let far_side = FarSide::default();
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&far_side));
     relays.reaches("r", |status| status.delivered == 2).await;
     assert_eq!(far_side.arrivals().iter().map(|a| a.id.as_str()).collect::<Vec<_>>(), ["e", "e"]);
-    assert_eq!(application::count(&application, "event_outbox WHERE status = 'published'"), 2);
+    assert_eq!(eventsource::count(&application, "event_outbox WHERE status = 'published'"), 2);
     relays.stop().await;
 }

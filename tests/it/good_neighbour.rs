@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use outboxd::source::Read;
 use rusqlite::Connection;
 
-use crate::support::application::{self, count, enqueue, enqueue_many};
+use crate::support::eventsource::{self, count, enqueue, enqueue_many};
 use crate::support::daemon::{Daemon, one_relay};
 use crate::support::fake_sink::FarSide;
-use crate::support::relays::{self, Relays, until};
+use crate::support::fleet::{self, Relays, until};
 
 /// An application that inserts so many rows a second, each in a transaction that begins IMMEDIATE. Returns its refusals and its
 /// waits for the lock.
 fn write(path: &Path, rows: u32, per_second: u32) -> (u32, Vec<Duration>) {
-    let connection = application::open(path);
+    let connection = eventsource::open(path);
     connection.busy_timeout(Duration::from_secs(1)).unwrap();
     let (mut refused, mut waits) = (0, Vec::new());
     let began = Instant::now();
@@ -69,7 +69,7 @@ fn free_port() -> u16 {
 async fn an_application_that_writes_never_meets_a_busy_file() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     // A backlog besides, so that marks come in full batches.
     enqueue_many(&application, 20_000, 50);
     let port = free_port();
@@ -102,7 +102,7 @@ async fn an_application_that_writes_never_meets_a_busy_file() {
 async fn an_application_that_keeps_the_lock_costs_lag_and_hardly_any_processor_time() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     let mut daemon = Daemon::new(folder.path(), &one_relay("app.db", "outbox"));
     daemon.start();
     enqueue(&application, &[("first", "a")]);
@@ -113,7 +113,7 @@ async fn an_application_that_keeps_the_lock_costs_lag_and_hardly_any_processor_t
     until("the first is published", || published(1)).await;
     let rows: Vec<String> = (0..100).map(|n| n.to_string()).collect();
     enqueue(&application, &rows.iter().map(|row| (row.as_str(), "a")).collect::<Vec<_>>());
-    let lock = application::open(&database);
+    let lock = eventsource::open(&database);
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ticks = daemon.ticks();
@@ -130,11 +130,11 @@ async fn a_large_backlog_drains_without_going_over_it_again_and_again() {
     let rows = 200_000;
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     enqueue_many(&application, rows, 97);
     let far_side = FarSide::default();
     let began = Instant::now();
-    let relays = Relays::one(relays::eventsource("outbox", &database, Read::Outbox), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), fleet::fake(&far_side));
     relays.reaches("r", |status| status.delivered >= 20_000).await;
     let tenth = began.elapsed();
     until("everything is published", || match relays.status("r").delivered as usize {

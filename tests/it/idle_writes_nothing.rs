@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
-use crate::support::application;
+use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, relay};
-use crate::support::relays::until;
+use crate::support::fleet::until;
 
 const IDLE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_thirty_seconds() {
     let folder = tempfile::tempdir().unwrap();
-    let application = application::eventsource(&folder.path().join("app.db"), "g3");
+    let application = eventsource::make(&folder.path().join("app.db"), "g3");
     let config = [relay("log", "app.db", "events", "log.ndjson"), relay("outbox", "app.db", "outbox", "outbox.ndjson")].concat();
     let mut daemon = Daemon::new(folder.path(), &config);
     daemon.start();
     until("both relays have caught up", || {
         let sent = ["log", "outbox"].map(|name| lines(&folder.path().join(format!("{name}.ndjson"))).len());
-        let pending = application::count(&application, "event_outbox WHERE status = 'pending'");
+        let pending = eventsource::count(&application, "event_outbox WHERE status = 'pending'");
         if sent == [6, 6] && pending == 0 { Ok(()) } else { Err(format!("{sent:?} sent, {pending} pending; {}", daemon.log())) }
     })
     .await;
@@ -31,7 +31,7 @@ async fn for_thirty_seconds() {
     assert!(used * 10 <= 30, "{} ms of processor time in {IDLE:?} of idleness", used * 10);
 
     // It was asleep, not dead.
-    application::append(&application, 7);
+    eventsource::append(&application, 7);
     until("it wakes", || {
         let sent = lines(&folder.path().join("log.ndjson")).len();
         if sent == 7 { Ok(()) } else { Err(format!("{sent}")) }

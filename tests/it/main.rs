@@ -2,8 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
-mod demo;
-mod house;
+mod barrier_comes_before_sending;
 mod cli;
 mod cli_control;
 mod cli_reference;
@@ -12,13 +11,19 @@ mod config_errors;
 mod config_examples;
 mod config_reference;
 mod config_secrets;
-mod barrier_comes_before_sending;
+mod demo;
 mod eventsource_consumers_go_on;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
 mod good_neighbour;
+mod house;
 mod idle_writes_nothing;
+mod kills_lose_nothing;
+mod only_the_guilty_are_refused;
+mod outage_dead_letters_nothing;
 mod sink_contract;
 mod sink_speed;
 mod support;
+mod the_daemon_lives_and_ends_well;
 mod wakes_on_a_commit;
+mod what_a_sink_refuses_halts_and_heals;

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use outboxd::source::Read;
 
-use crate::support::application;
+use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, one_relay};
 use crate::support::fake_sink::FarSide;
-use crate::support::relays::{self, Relays, arrived, until};
+use crate::support::fleet::{self, Relays, arrived, until};
 
 const COMMITS: usize = 100;
 
@@ -17,15 +17,15 @@ const WITH_NOTICES_MOST: Duration = Duration::from_millis(20);
 async fn measure(name: &str, synchronous: &str) {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("app.db");
-    let application = application::eventsource(&database, "g4");
+    let application = eventsource::make(&database, "g4");
     application.pragma_update(None, "synchronous", synchronous).unwrap();
     let far_side = FarSide::default();
-    let relays = Relays::one(relays::eventsource("log", &database, Read::Events), relays::fake(&far_side));
+    let relays = Relays::one(fleet::source("log", &database, Read::Events), fleet::fake(&far_side));
     relays.reaches("r", |status| status.sink_up).await;
     let mut committed = Vec::new();
     for n in 1..=COMMITS {
         tokio::time::sleep(Duration::from_millis(30 + (n as u64 * 7919) % 270)).await;
-        application::append(&application, n);
+        eventsource::append(&application, n);
         committed.push(Instant::now());
     }
     let arrivals = arrived(&far_side, COMMITS).await;
@@ -52,13 +52,13 @@ async fn at_once_when_the_application_syncs_its_commits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn by_the_poll_where_there_are_no_change_notices() {
     let folder = tempfile::tempdir().unwrap();
-    let application = application::eventsource(&folder.path().join("app.db"), "g4");
+    let application = eventsource::make(&folder.path().join("app.db"), "g4");
     let no_notices = ["-e", "trace=inotify_init1,inotify_add_watch", "-e", "inject=inotify_init1:error=EMFILE"];
     let mut daemon = Daemon::traced(folder.path(), &one_relay("app.db", "events"), &no_notices);
     daemon.start();
     for n in 1..=5 {
         tokio::time::sleep(Duration::from_millis(600)).await;
-        application::append(&application, n);
+        eventsource::append(&application, n);
         until("the poll finds it", || match lines(&folder.path().join("out.ndjson")).len() {
             seen if seen == n => Ok(()),
             seen => Err(format!("{seen} of {n}; {}", daemon.log())),

@@ -10,7 +10,7 @@ impl Session {
         let room = self.window.events < bounds.window_events && self.window.bytes < bounds.window_bytes;
         // While nothing may be sent, one batch is enough to know how old the oldest event is.
         let wanted = room && self.draining.is_none() && self.end.is_none() && (!self.paused || self.window.is_empty());
-        let told = !self.update.is_empty() && self.rows.is_some();
+        let told = !self.update.is_empty() && self.by_row;
         if !wanted || (self.reading && !told) {
             return;
         }
@@ -34,20 +34,22 @@ impl Session {
                 self.at_head = false;
                 let sent_before = self.sent_before_in(&batch);
                 self.window.push(batch, sent_before);
-                if self.rows.is_some() {
+                if self.by_row {
                     self.hold_back_arrivals();
                 }
             }
             // The request stays with the reader.
             ReadNews::AtHead => {
                 self.at_head = true;
-                if self.rows.is_some() {
+                if self.by_row {
                     // What the run before may have sent has been read.
                     self.sent_before = None;
                 }
             }
             ReadNews::Revived(rows) => self.revive(rows, around),
-            ReadNews::Halted(halt) => self.end = Some(End::Halted(halt.detail)),
+            ReadNews::Halted(halt) => {
+                self.end.get_or_insert(End::Halted(halt.detail));
+            }
         }
     }
 
@@ -71,9 +73,10 @@ impl Session {
     fn sent_before_in(&mut self, batch: &Batch) -> usize {
         let Some(head) = self.sent_before else { return 0 };
         let candidates = batch.len().min(self.sent_before_left);
-        let count = match self.rows {
-            Some(_) => candidates,
-            None => (0..candidates).take_while(|index| batch.position(*index) <= head).count(),
+        let count = if self.by_row {
+            candidates
+        } else {
+            (0..candidates).take_while(|index| batch.position(*index) <= head).count()
         };
         self.sent_before_left -= count;
         if count < batch.len() || self.sent_before_left == 0 {

@@ -1,73 +1,119 @@
-//! An application beside outboxd: its own connection, in WAL mode, with the tables of an eventsource-py release.
+//! An application with an outbox, and its own book of what it was told is committed.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
-/// Opens (and makes) the file as an application does.
-#[expect(clippy::disallowed_methods, reason = "it plays an application, which opens its file by itself")]
-pub fn open(path: &Path) -> Connection {
-    let connection = Connection::open(path).unwrap();
-    connection.busy_timeout(Duration::from_secs(5)).unwrap();
-    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).unwrap();
-    connection.execute_batch("PRAGMA synchronous = NORMAL").unwrap();
-    connection
+use super::dice::Dice;
+use super::referee::Entry;
+
+/// What it inserts.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub key: String,
+    pub stream_type: String,
+    pub payload: Vec<u8>,
 }
 
-/// `tests/tools/eventsource_generations/NAME.sql`, and its rows where there are any.
-pub fn eventsource(path: &Path, generation: &str) -> Connection {
-    let connection = open(path);
-    connection.execute_batch(&generation_sql(&format!("{generation}.sql")).unwrap()).unwrap();
-    if let Some(rows) = generation_sql(&format!("{generation}.rows.sql")) {
-        connection.execute_batch(&rows).unwrap();
+impl Row {
+    pub fn of(key: &str) -> Self {
+        Self { key: key.into(), stream_type: "order".into(), payload: br#"{"total": 7}"#.to_vec() }
     }
-    connection
-}
 
-fn generation_sql(file: &str) -> Option<String> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tools/eventsource_generations");
-    std::fs::read_to_string(folder.join(file)).ok()
-}
-
-/// Adds rows to G3's outbox: `(row, key)`; their event is `e-{row}`, their payload says the row.
-pub fn enqueue(connection: &Connection, rows: &[(&str, &str)]) {
-    let transaction = connection.unchecked_transaction().unwrap();
-    for (row, key) in rows {
-        connection
-            .prepare_cached(
-                "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at) \
-                 VALUES (?1, 'e-' || ?1, 'Happened', ?2, 'Thing', '{\"payload\": {\"row\": \"' || ?1 || '\"}}', \
-                 '2026-11-21T03:15:20.378836+00:00')",
-            )
-            .unwrap()
-            .execute([row, key])
-            .unwrap();
+    pub fn to(self, stream_type: &str) -> Self {
+        Self { stream_type: stream_type.into(), ..self }
     }
-    transaction.commit().unwrap();
+
+    pub fn heavy(self, bytes: usize) -> Self {
+        Self { payload: vec![b'x'; bytes], ..self }
+    }
 }
 
-/// Rows `000000`, `000001`, ... whose keys `k00`, `k01`, ... take turns.
-pub fn enqueue_many(connection: &Connection, rows: usize, keys: usize) {
-    let rows: Vec<(String, String)> = (0..rows).map(|n| (format!("{n:06}"), format!("k{:02}", n % keys))).collect();
-    enqueue(connection, &rows.iter().map(|(row, key)| (row.as_str(), key.as_str())).collect::<Vec<_>>());
+pub struct Application {
+    connection: Connection,
+    keys: usize,
+    /// How many events each key has had.
+    numbers: std::collections::HashMap<String, u32>,
+    /// What COMMIT returned for, in order.
+    pub ledger: Vec<Entry>,
 }
 
-/// Adds one event to G3's log, in a transaction of its own.
-pub fn append(connection: &Connection, n: usize) {
-    let sql = "INSERT INTO events (event_id, aggregate_id, aggregate_type, event_type, version, timestamp, payload)
-               VALUES ('e-' || ?1, 'k' || ?1, 'Thing', 'Happened', ?1, '2026-11-21T03:15:20+00:00', '{\"n\": ' || ?1 || '}')";
-    connection.prepare_cached(sql).unwrap().execute([n as i64]).unwrap();
-}
+impl Application {
+    /// As most do it: WAL, synchronous NORMAL.
+    pub fn open(path: &Path, keys: usize) -> Self {
+        let connection = Connection::open(path).unwrap();
+        connection.pragma_update(None, "journal_mode", "wal").unwrap();
+        connection.pragma_update(None, "synchronous", "normal").unwrap();
+        connection.busy_timeout(Duration::from_secs(10)).unwrap();
+        Self { connection, keys, numbers: std::collections::HashMap::new(), ledger: Vec::new() }
+    }
 
-/// What the outbox says of a row: status, retries, last error, when it was published.
-pub type RowState = (String, i64, Option<String>, Option<String>);
+    /// One transaction. Returns the ids, and writes them into the book once it is committed.
+    pub fn commit(&mut self, rows: &[Row]) -> Vec<String> {
+        let first = self.ledger.len();
+        let transaction = self.connection.transaction().unwrap();
+        let mut entries = Vec::with_capacity(rows.len());
+        {
+            let mut insert = transaction
+                .prepare_cached(
+                    "INSERT INTO outbox (id, stream_id, stream_type, type, payload) VALUES (?1, ?2, ?3, 'Happened', ?4)",
+                )
+                .unwrap();
+            for (n, row) in rows.iter().enumerate() {
+                let number = self.numbers.entry(row.key.clone()).or_default();
+                *number += 1;
+                let id = format!("event-{}", first + n);
+                insert.execute(params![id, row.key, row.stream_type, row.payload]).unwrap();
+                entries.push(Entry { id, key: row.key.clone(), number: *number });
+            }
+        }
+        transaction.commit().unwrap();
+        self.ledger.extend(entries);
+        self.ledger[first..].iter().map(|entry| entry.id.clone()).collect()
+    }
 
-pub fn row_state(connection: &Connection, row: &str) -> RowState {
-    let sql = "SELECT status, retry_count, last_error, published_at FROM event_outbox WHERE id = ?1";
-    connection.query_row(sql, [row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap()
-}
+    /// So many ordinary events, over all its keys, in transactions of 100.
+    pub fn write(&mut self, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            let rows: Vec<_> = (0..left.min(100)).map(|n| self.ordinary(self.ledger.len() + n)).collect();
+            left -= rows.len();
+            self.commit(&rows);
+        }
+    }
 
-pub fn count(connection: &Connection, what: &str) -> i64 {
-    connection.query_row(&format!("SELECT count(*) FROM {what}"), [], |row| row.get(0)).unwrap()
+    fn ordinary(&self, n: usize) -> Row {
+        Row::of(&format!("key-{}", n % self.keys))
+    }
+
+    /// Goes on writing on a thread of its own until it has written `count` events, at `per_second` on the average: in bursts of up to
+    /// 5,000, in transactions of 1 to 200.
+    pub fn flow(mut self, count: usize, per_second: f64, mut dice: Dice) -> JoinHandle<Self> {
+        std::thread::spawn(move || {
+            let start = Instant::now();
+            let mut written = 0;
+            while written < count {
+                let burst = (1 + dice.below(5000) as usize).min(count - written);
+                let mut left = burst;
+                while left > 0 {
+                    let rows: Vec<_> = (0..(1 + dice.below(200) as usize).min(left))
+                        .map(|_| Row::of(&format!("key-{}", dice.below(self.keys as u64))))
+                        .collect();
+                    left -= rows.len();
+                    self.commit(&rows);
+                }
+                written += burst;
+                let due = Duration::from_secs_f64(written as f64 / per_second);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            self
+        })
+    }
+
+    /// The newest position.
+    pub fn head(&self) -> i64 {
+        self.connection.query_row("SELECT coalesce(max(position), 0) FROM outbox", [], |row| row.get(0)).unwrap()
+    }
 }

@@ -40,7 +40,7 @@ fn insert(connection: &Connection, n: u32) {
     connection
         .prepare_cached(
             "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
-             VALUES (?1, 'e-' || ?1, 'T', ?1 % 50, 'A', '{\"payload\": {\"n\": ' || ?1 || '}}', '2026-11-21T03:15:20+00:00')",
+             VALUES (?1, 'e-' || ?1, 'T', substr(?1, 2) % 50, 'A', '{\"payload\": {\"n\": \"' || ?1 || '\"}}', '2026-11-21T03:15:20+00:00')",
         )
         .unwrap()
         .execute([format!("n{n}")])

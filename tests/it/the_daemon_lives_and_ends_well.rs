@@ -157,7 +157,7 @@ fn a_stop_with_a_dead_broker_ends_in_time() {
             topology::declare(&broker, "shop", "#");
             amqp("bus", &broker.text("uri"), "shop", "{type}", "")
         };
-        let scene = Scene::new(&[&daemon_keys, &sink, &relay("bus", "")].concat());
+        let scene = Scene::new(&[daemon_keys.as_str(), &sink, &relay("bus", "")].concat());
         let mut application = Application::open(&scene.path("app.db"), 50);
         let mut daemon = scene.daemon();
         application.write(200);

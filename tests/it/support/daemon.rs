@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 /// A config with one relay of eventsource-py's `read` table in `path`, to `out.ndjson`.
 pub fn one_relay(path: &str, read: &str) -> String {
-    relay("app", path, read, "out.ndjson")
+    relay("r", path, read, "out.ndjson")
 }
 
 /// The same as one of several.

@@ -59,7 +59,7 @@ impl Relays {
     pub fn start(sources: &[source::Settings], relays: Vec<Settings>) -> Self {
         let sources: BTreeMap<_, _> = sources.iter().map(|source| (source.name.clone(), source.clone())).collect();
         let (shutdown, phase) = Shutdown::new();
-        let fleet = Fleet::spawn(&sources, relays, WhenLocked::Refuse, &phase).unwrap();
+        let fleet = Fleet::spawn(&sources, relays, WhenLocked::Wait, &phase).unwrap();
         Self { fleet, shutdown }
     }
 

@@ -13,7 +13,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, named_params};
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, Pushed};
 use super::filter::Filter;
 use super::reader::{Look, ReadFault, ReadRequest, RowsUpdate};
 use crate::clock;
@@ -157,7 +157,7 @@ impl Rows {
             };
             let Some(row) = rows.next()? else { continue };
             let pushed = self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?;
-            if pushed.admitted {
+            if matches!(pushed, Pushed::Taken) {
                 self.excluded().in_flight.insert(key.clone());
                 batch.row_key(key);
             }

@@ -13,5 +13,4 @@ mod config_examples;
 mod config_reference;
 mod config_secrets;
 mod sink_contract;
-mod sink_speed;
 mod support;

@@ -272,9 +272,10 @@ impl Session {
         self.look_after_the_far_side();
         self.settle();
         self.start_releases();
+        // Before the dispatch, so that the reader works while the sink takes what was read before.
+        self.read_on();
         self.dispatch(around);
         self.settle();
-        self.read_on();
     }
 
     fn on_answer(&mut self, answer: Answer, around: &mut Surroundings<'_>) {

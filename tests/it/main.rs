@@ -22,7 +22,6 @@ mod kills_lose_nothing;
 mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
 mod sink_contract;
-mod sink_speed;
 mod support;
 mod the_daemon_lives_and_ends_well;
 mod wakes_on_a_commit;

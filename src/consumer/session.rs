@@ -325,7 +325,8 @@ impl Session {
             let written = self
                 .writer
                 .perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
-            match tokio::time::timeout(left, written).await {
+            // It only spares what follows a mark that it may come twice: not worth a long wait.
+            match tokio::time::timeout(CLOSE_MIN, written).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = %error),
                 Err(_) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = "the file is locked"),

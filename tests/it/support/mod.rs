@@ -14,3 +14,4 @@ pub mod referee;
 pub mod relays;
 pub mod topology;
 pub mod wait;
+pub mod rig;

@@ -165,6 +165,8 @@ pub struct Session {
     pace: Pace,
     fatal_pace: Pace,
     blocked: Option<String>,
+    /// When the far side last blocked us or let us go on.
+    patient_since: Instant,
     /// Events that were found unroutable one after the other, with none delivered in between.
     unroutable_run: u32,
 
@@ -222,6 +224,7 @@ impl Session {
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
             blocked: None,
+            patient_since: Instant::now(),
             unroutable_run: 0,
             reading: false,
             at_head: false,

@@ -24,7 +24,10 @@ impl Session {
                 self.log_fault(&fault, around);
                 self.fault = Some(fault);
             }
-            News::Blocked(why) => self.blocked = why,
+            News::Blocked(why) => {
+                self.blocked = why;
+                self.patient_since = Instant::now();
+            }
         }
     }
 
@@ -164,8 +167,7 @@ impl Session {
         match self.health {
             Health::Up => {
                 let timeout = self.settings.bounds.ack_timeout;
-                let oldest = self.flights.values().map(|flying| flying.flight.sent_at).min();
-                if self.blocked.is_none() && oldest.is_some_and(|sent| sent.elapsed() >= timeout) {
+                if self.flights.values().any(|flying| self.is_overdue(&flying.flight)) {
                     self.fault = Some(Fault::unavailable(format!("no acknowledgement for {timeout:?}")));
                     self.stuck = true;
                     self.health = Health::Backoff(Instant::now());
@@ -179,8 +181,7 @@ impl Session {
                 };
             }
             Health::Landing => {
-                let timeout = self.settings.bounds.ack_timeout;
-                if self.flights.values().all(|flying| flying.flight.sent_at.elapsed() >= timeout) {
+                if self.flights.values().all(|flying| self.is_overdue(&flying.flight)) {
                     self.stuck = true;
                     self.health = Health::Backoff(Instant::now());
                 }
@@ -188,6 +189,12 @@ impl Session {
             Health::Backoff(until) if Instant::now() >= until && self.draining.is_none() => self.probe(),
             Health::Backoff(_) | Health::Probing => {}
         }
+    }
+
+    /// While the broker has publishers blocked the clock stands still, and begins anew when it lets them go on: only then can it answer.
+    fn is_overdue(&self, flight: &Flight) -> bool {
+        let since = flight.sent_at.max(self.patient_since);
+        self.blocked.is_none() && since.elapsed() >= self.settings.bounds.ack_timeout
     }
 
     fn delay(&mut self, class: FaultClass) -> Duration {

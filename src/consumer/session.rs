@@ -154,6 +154,8 @@ pub struct Session {
     /// For `in_flight_per_key`: live events in flight.
     per_key: HashMap<Key, u32>,
     isolation: Option<Isolation>,
+    /// Since it was last well, the far side has refused several events together: it is not away.
+    answered: bool,
     /// A first refusal holds its key (not with `on_reject = "skip"` and a single attempt).
     announces: bool,
 
@@ -217,6 +219,7 @@ impl Session {
             next_flight: 1,
             per_key: HashMap::new(),
             isolation: None,
+            answered: false,
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,

@@ -125,6 +125,7 @@ impl Session {
         };
         let until_seq = self.isolation.map_or(self.window.next_seq(), |isolation| isolation.until_seq);
         self.isolation = Some(Isolation { group, until_seq });
+        self.answered = true;
         if matches!(self.health, Health::Up) {
             self.health = Health::Landing;
         }
@@ -175,7 +176,10 @@ impl Session {
             }
             Health::Landing if self.flights.is_empty() => {
                 self.window.rewind(&mut self.holds);
+                let answered = std::mem::take(&mut self.answered);
                 self.health = match &self.fault {
+                    // It is there, and only had to say no: the next smaller group goes out as soon as it can be reached.
+                    Some(fault) if answered && fault.class == FaultClass::Unavailable => Health::Backoff(Instant::now()),
                     Some(fault) => Health::Backoff(Instant::now() + self.delay(fault.class)),
                     None => Health::Up,
                 };

@@ -28,8 +28,8 @@ lint: ## clippy and formatting, as `make test` asks for them
 test: setup lint ## everything, against a real Kafka and a real RabbitMQ
 	@$(TIMED) tests $(CARGO) test $(TESTED)
 
-bench: setup ## the relay's speed beside that of bare clients
-	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay
+bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay -- $(ARGS)
 
 fmt: ## formats the code
 	$(CARGO) fmt

@@ -94,7 +94,7 @@ enum Answer {
     Settled(Result<(), JobError>),
     Checked(Box<dyn Delivery>, Result<(), Fault>),
     Loaded(Key, Result<release::Loaded, String>),
-    Revived(Key),
+    Revived(release::Revived),
     Operated(commands::Operated),
 }
 
@@ -194,8 +194,9 @@ impl Session {
         let (reads_tx, reads) = tokio::sync::mpsc::unbounded_channel();
         let (answers_tx, answers) = tokio::sync::mpsc::unbounded_channel();
         let first = verdict::after_refusal(start.settings.on_reject, 1, start.settings.bounds.attempts_max);
-        let mut update = RowsUpdate { dead: start.dead_rows, ..RowsUpdate::default() };
-        update.hold = start.holds.all_keys();
+        let mut update = RowsUpdate::anew();
+        start.dead_rows.into_iter().for_each(|row| update.dead(row));
+        start.holds.all_keys().into_iter().for_each(|key| update.hold(key));
         Self {
             filter: Arc::new(Filter::new(&start.settings.types)),
             sent_before_left: start.settings.bounds.window_events,
@@ -286,8 +287,14 @@ impl Session {
         match answer {
             Answer::Settled(result) => self.on_settled(result, around),
             Answer::Checked(delivery, checked) => self.on_checked(delivery, checked, around),
-            Answer::Loaded(key, loaded) => self.on_loaded(key, loaded, around),
-            Answer::Revived(key) => self.on_revived(key),
+            Answer::Loaded(key, loaded) => {
+                // What was read before the reader knew that the key is held came first: it has to wait.
+                while let Ok(read) = self.reads.try_recv() {
+                    self.on_read(read, around);
+                }
+                self.on_loaded(key, loaded, around);
+            }
+            Answer::Revived(revived) => self.on_revived(revived),
             Answer::Operated(operated) => self.on_operated(operated),
         }
     }

@@ -55,7 +55,10 @@ fn eventsource_outbox(
     };
     // Releases 0.3 to 0.5 write a UUID into an INTEGER key, which SQLite refuses: such a table stays empty, unless an
     // older release filled it.
-    if id_type == Some("INTEGER") && has("global_position") {
+    // 0.3.0 has the log of 0.2.0, where the outbox works: its table of checkpoints tells them apart.
+    let checkpoints = open::columns(connection, "projection_checkpoints")?;
+    let later_than_0_2 = has("global_position") || checkpoints.iter().any(|(column, _)| column == "global_position");
+    if id_type == Some("INTEGER") && later_than_0_2 {
         let filled: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM event_outbox)", [], |row| row.get(0))?;
         if !filled {
             return Ok(Err(Misfit::Unusable(

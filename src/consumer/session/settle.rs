@@ -218,8 +218,8 @@ impl Session {
             self.holds.follow(&key);
         }
         if self.by_row {
-            self.update.settled.extend(settling.rows);
-            self.update.dead.extend(settling.dead_rows);
+            settling.rows.into_iter().for_each(|row| self.update.settled(row));
+            settling.dead_rows.into_iter().for_each(|row| self.update.dead(row));
         }
         for after in settling.released {
             self.after_release(after);

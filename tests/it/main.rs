@@ -26,5 +26,7 @@ mod sink_contract;
 mod sink_speed;
 mod support;
 mod the_admin_tells_the_truth;
+#[cfg(feature = "controls")]
+mod the_controls_fail_without_their_protection;
 mod the_daemon_lives_and_ends_well;
 mod what_a_sink_refuses_halts_and_heals;

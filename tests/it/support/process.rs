@@ -90,7 +90,11 @@ impl Scene {
 
     /// A second one, with a configuration of its own.
     pub fn daemon_of(&self, config: &str) -> Daemon {
-        Daemon::spawn(self.folder.path(), config, &[])
+        self.daemon_of_with(config, &[])
+    }
+
+    pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
+        Daemon::spawn(self.folder.path(), config, environment)
     }
 }
 

@@ -86,6 +86,9 @@ fn away_and_back(broker: &Broker, config: &str, read: impl FnOnce() -> Vec<Arriv
     assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 1.0, "{knocks} connections in {outage:?}");
     assert!(cpu_share < 0.1, "it is busy: {cpu_share}");
 
+    let log = daemon.log();
+    assert!(log.lines().count() < 20, "what repeats is counted, not repeated:\n{log}");
+
     broker.restart();
     let back = Instant::now();
     daemon.until("to_bus", "running and settled", Duration::from_secs(5), |status| {

@@ -10,7 +10,7 @@ TIMED = scripts/timed
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: ## a complete example in one process: an application, a relay, a projection, the admin page
+demo: ## a complete example in one process: an application, a relay and a file
 	$(CARGO) run --locked --profile quick --no-default-features -- demo
 
 build: ## the release binary, with Kafka and RabbitMQ, in target/release/outboxd
@@ -28,8 +28,8 @@ lint: ## clippy and formatting, as `make test` asks for them
 test: setup lint ## everything, against a real Kafka and a real RabbitMQ
 	@$(TIMED) tests $(CARGO) test $(TESTED)
 
-bench: setup ## the relay's speed beside that of bare clients
-	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay
+bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay -- $(ARGS)
 
 fmt: ## formats the code
 	$(CARGO) fmt

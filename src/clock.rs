@@ -13,6 +13,13 @@ pub fn iso(micros: i64) -> String {
     jiff::Timestamp::from_microsecond(micros).map_or_else(|_| format!("{micros}us"), |t| format!("{t:.6}"))
 }
 
+/// As Python's `datetime.now(UTC).isoformat()`: an offset, and no fraction where it is zero.
+pub fn python_iso(micros: i64) -> String {
+    let text = iso(micros);
+    let text = text.strip_suffix('Z').unwrap_or(&text);
+    format!("{}+00:00", text.strip_suffix(".000000").unwrap_or(text))
+}
+
 /// Reads ISO 8601 with `T` or a space, zero to nine digits of fraction, and `Z`, an offset or nothing (= UTC).
 /// `None` when the text is no such time.
 pub fn parse_micros(text: &str) -> Option<i64> {
@@ -89,6 +96,12 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn python_leaves_out_a_fraction_of_zero() {
+        assert_eq!(python_iso(1_795_228_980_000_000), "2026-11-21T02:43:00+00:00");
+        assert_eq!(python_iso(1_795_228_980_000_120), "2026-11-21T02:43:00.000120+00:00");
+    }
 
     #[test]
     fn the_formats_that_applications_write_are_read() {

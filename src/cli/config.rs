@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, Exit, reference, terminal};
 use crate::config::{self as configuration, Shown};
+use crate::telemetry::metric;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -17,8 +18,11 @@ pub enum Command {
     /// Print the reference of all keys (docs/CONFIG.md)
     Reference {
         /// Print the reference of all commands instead (docs/CLI.md)
-        #[arg(long)]
+        #[arg(long, conflicts_with = "metrics")]
         commands: bool,
+        /// Print the reference of all metrics instead (docs/METRICS.md)
+        #[arg(long)]
+        metrics: bool,
     },
 }
 
@@ -31,8 +35,9 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
                 false => terminal::print(&plain(&loaded.shown.toml(*origin)))?,
             }
         }
-        Command::Reference { commands: false } => terminal::print(&configuration::reference::markdown())?,
-        Command::Reference { commands: true } => terminal::print(&reference::markdown())?,
+        Command::Reference { metrics: true, .. } => terminal::print(&metric::reference())?,
+        Command::Reference { commands: true, .. } => terminal::print(&reference::markdown())?,
+        Command::Reference { .. } => terminal::print(&configuration::reference::markdown())?,
     }
     Ok(Exit::Ok)
 }

@@ -58,9 +58,9 @@ fn told(summary: &Summary, folder: &Path) -> String {
     format!(
         "\nCounted from both files: {} events written, {} delivered, {} missing, {} repeated, {} out of order per key.\n\n\
          Look at what was delivered:   tail -n 3 {folder}/events.ndjson\n\
-         What the relay remembers:     outboxd position show -c {folder}/outboxd.toml\n\
-         Carry on as a daemon:         outboxd run -c {folder}/outboxd.toml\n\
-         ... and, in another terminal: outboxd status -c {folder}/outboxd.toml\n\
+         What the relay remembers:     {program} position show -c {folder}/outboxd.toml\n\
+         Carry on as a daemon:         {program} run -c {folder}/outboxd.toml\n\
+         ... and, in another terminal: {program} status -c {folder}/outboxd.toml\n\
          Write an event yourself:      sqlite3 {folder}/shop.db \"INSERT INTO outbox (stream_id, type, payload) VALUES ('me', 'Hello', '{{}}')\"\n",
         summary.written,
         summary.delivered,
@@ -68,7 +68,15 @@ fn told(summary: &Summary, folder: &Path) -> String {
         summary.repeated,
         summary.out_of_order,
         folder = folder.display(),
+        program = program(),
     )
+}
+
+/// How this program is called from here.
+fn program() -> String {
+    let Ok(path) = std::env::current_exe() else { return "outboxd".to_owned() };
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(&path).display().to_string()
 }
 
 /// The folder that was named, or a new one here.

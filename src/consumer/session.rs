@@ -94,7 +94,7 @@ enum Answer {
     Settled(Result<(), JobError>),
     Checked(Box<dyn Delivery>, Result<(), Fault>),
     Loaded(Key, Result<release::Loaded, String>),
-    Revived(Key),
+    Revived(release::Revived),
     Operated(commands::Operated),
 }
 
@@ -154,6 +154,8 @@ pub struct Session {
     /// For `in_flight_per_key`: live events in flight.
     per_key: HashMap<Key, u32>,
     isolation: Option<Isolation>,
+    /// Since it was last well, the far side has refused several events together: it is not away.
+    answered: bool,
     /// A first refusal holds its key (not with `on_reject = "skip"` and a single attempt).
     announces: bool,
 
@@ -165,6 +167,8 @@ pub struct Session {
     pace: Pace,
     fatal_pace: Pace,
     blocked: Option<String>,
+    /// When the far side last blocked us or let us go on.
+    patient_since: Instant,
     /// Events that were found unroutable one after the other, with none delivered in between.
     unroutable_run: u32,
 
@@ -190,8 +194,9 @@ impl Session {
         let (reads_tx, reads) = tokio::sync::mpsc::unbounded_channel();
         let (answers_tx, answers) = tokio::sync::mpsc::unbounded_channel();
         let first = verdict::after_refusal(start.settings.on_reject, 1, start.settings.bounds.attempts_max);
-        let mut update = RowsUpdate { dead: start.dead_rows, ..RowsUpdate::default() };
-        update.hold = start.holds.all_keys();
+        let mut update = RowsUpdate::anew();
+        start.dead_rows.into_iter().for_each(|row| update.dead(row));
+        start.holds.all_keys().into_iter().for_each(|key| update.hold(key));
         Self {
             filter: Arc::new(Filter::new(&start.settings.types)),
             sent_before_left: start.settings.bounds.window_events,
@@ -215,6 +220,7 @@ impl Session {
             next_flight: 1,
             per_key: HashMap::new(),
             isolation: None,
+            answered: false,
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,
@@ -222,6 +228,7 @@ impl Session {
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
             blocked: None,
+            patient_since: Instant::now(),
             unroutable_run: 0,
             reading: false,
             at_head: false,
@@ -271,17 +278,24 @@ impl Session {
         self.look_after_the_far_side();
         self.settle();
         self.start_releases();
+        // Before the dispatch, so that the reader works while the sink takes what was read before.
+        self.read_on();
         self.dispatch(around);
         self.settle();
-        self.read_on();
     }
 
     fn on_answer(&mut self, answer: Answer, around: &mut Surroundings<'_>) {
         match answer {
             Answer::Settled(result) => self.on_settled(result, around),
             Answer::Checked(delivery, checked) => self.on_checked(delivery, checked, around),
-            Answer::Loaded(key, loaded) => self.on_loaded(key, loaded, around),
-            Answer::Revived(key) => self.on_revived(key),
+            Answer::Loaded(key, loaded) => {
+                // What was read before the reader knew that the key is held came first: it has to wait.
+                while let Ok(read) = self.reads.try_recv() {
+                    self.on_read(read, around);
+                }
+                self.on_loaded(key, loaded, around);
+            }
+            Answer::Revived(revived) => self.on_revived(revived),
             Answer::Operated(operated) => self.on_operated(operated),
         }
     }

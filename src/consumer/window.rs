@@ -73,6 +73,16 @@ impl Window {
         self.lots.push_back(Lot { seq, batch, fates, rejections: HashMap::new(), submitted: 0, sent_before });
     }
 
+    /// Decides for the newest lot's events which of them wait.
+    pub fn hold_back_last(&mut self, mut waits: impl FnMut(&[u8]) -> bool) {
+        let Some(lot) = self.lots.back_mut() else { return };
+        for (index, fate) in lot.fates.iter_mut().enumerate() {
+            if waits(&lot.batch.event(index).hold_key()) {
+                *fate = Fate::Wait;
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.lots.is_empty()
     }

@@ -24,7 +24,8 @@ use super::checkpointed::Checkpointed;
 use super::filter::Filter;
 use super::mapping::Mapping;
 use super::preset::{self, Misfit};
-use super::rows::Rows;
+use super::rows::{self, Rows};
+pub use super::rows::RowsUpdate;
 use super::wake::{Bell, Wake};
 use super::{Durability, Settings};
 use crate::controls::{self, Protection, Seam};
@@ -38,6 +39,11 @@ const POLL_MIN: Duration = Duration::from_millis(10);
 const POLL_MAX: Duration = Duration::from_millis(250);
 /// How often a file or table that is not there is looked for.
 const APPEAR_POLL: Duration = Duration::from_millis(500);
+/// The poll after a change notice that came before the commit could be seen: the file is written first, and perhaps synced, and only
+/// then is the commit there.
+const POLL_HINTED: Duration = Duration::from_micros(500);
+/// Pending rows are counted again only after so many times what the last count took.
+const COUNT_FACTOR: u32 = 50;
 
 /// A person has to act: what was found, and the remedy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,15 +120,6 @@ pub struct ReadRequest {
     pub reply: channel::UnboundedSender<ReadNews>,
 }
 
-/// For sources read by row: what changed since the last request.
-#[derive(Debug, Default)]
-pub struct RowsUpdate {
-    pub settled: Vec<RowKey>,
-    pub hold: Vec<Box<[u8]>>,
-    pub free: Vec<Box<[u8]>>,
-    pub dead: Vec<RowKey>,
-}
-
 /// What a reader tells an engine.
 #[derive(Debug)]
 pub enum ReadNews {
@@ -146,33 +143,6 @@ enum Request {
     Verify(Vec<Mark>, oneshot::Sender<Result<(), Halt>>),
     Read(ReadRequest),
     Fetch(Names, usize, oneshot::Sender<Result<Batch, Halt>>),
-}
-
-impl RowsUpdate {
-    /// The key is held from now on. A key stands in at most one of the two lists: the later word counts.
-    pub fn hold(&mut self, key: Box<[u8]>) {
-        self.free.retain(|freed| *freed != key);
-        self.hold.push(key);
-    }
-
-    /// The key is free from now on.
-    pub fn free(&mut self, key: Box<[u8]>) {
-        self.hold.retain(|held| *held != key);
-        self.free.push(key);
-    }
-
-    /// What is said here, and then `later`.
-    fn then(mut self, later: RowsUpdate) -> RowsUpdate {
-        self.settled.extend(later.settled);
-        self.dead.extend(later.dead);
-        later.hold.into_iter().for_each(|key| self.hold(key));
-        later.free.into_iter().for_each(|key| self.free(key));
-        self
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.hold.is_empty() && self.free.is_empty() && self.dead.is_empty()
-    }
 }
 
 impl Request {
@@ -210,11 +180,13 @@ impl Reader {
         let (requests, queue) = mpsc::channel();
         let waiting = SourceState::Waiting(format!("{} was not looked at yet", settings.path.display()));
         let (state_tx, state) = watch::channel(waiting);
-        let (wake, bell) = Wake::new(&settings.path)?;
+        let (wake, bell) = Wake::new()?;
         metric::source_ready(&settings.name, false);
         let by_row = settings.is_by_row();
         let desk = Desk {
             barrier: Barrier::new(&settings.path),
+            excluded: rows::Shared::default(),
+            counted: None,
             settings,
             queue,
             wake,
@@ -276,6 +248,8 @@ struct Open {
     durable_version: Option<i64>,
     /// The `data_version` at which the parked requests were last answered.
     served_version: Option<i64>,
+    /// The `data_version` whose head is published.
+    headed_version: Option<i64>,
 }
 
 struct Desk {
@@ -288,6 +262,10 @@ struct Desk {
     seen: bool,
     halted: Option<Halt>,
     barrier: Barrier,
+    /// For a table read by row: what the engine told, which outlives the connection.
+    excluded: rows::Shared,
+    /// When pending rows were counted, and how long that took.
+    counted: Option<(Instant, Duration)>,
     parked: VecDeque<Request>,
     poll: Duration,
     looked_at_sizes: Option<Instant>,
@@ -318,7 +296,7 @@ impl Desk {
                 wait
             };
             if !wait.is_zero() && self.wake.wait(wait) {
-                self.poll = POLL_MIN;
+                self.poll = POLL_HINTED;
             }
         }
     }
@@ -364,7 +342,9 @@ impl Desk {
     fn supersede(&mut self, read: &mut ReadRequest) {
         self.parked.retain_mut(|parked| match parked {
             Request::Read(old) if old.reply.same_channel(&read.reply) => {
-                read.update = std::mem::take(&mut old.update).then(std::mem::take(&mut read.update));
+                let mut update = std::mem::take(&mut old.update);
+                update.append(std::mem::take(&mut read.update));
+                read.update = update;
                 false
             }
             _ => true,
@@ -461,7 +441,10 @@ impl Desk {
         };
         match self.open_file(&path, (meta.dev(), meta.ino())) {
             Ok(Ok(open)) => {
-                self.wake.watch(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
+                // SQLite follows a symbolic link, and the `-wal` lies beside what it leads to.
+                let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+                self.wake.watch(&real);
+                self.barrier.follow(&real);
                 self.seen = true;
                 self.open = Some(open);
                 metric::source_ready(&self.settings.name, true);
@@ -500,31 +483,26 @@ impl Desk {
             Err(misfit) => return Ok(Err(misfit)),
         };
         check_journal(&connection, path)?;
-        let table = table(&connection, mapping)?;
-        Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None }))
+        let table = match mapping.rows {
+            None => Table::Checkpointed(Checkpointed::new(&connection, mapping)?),
+            Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone())?),
+        };
+        Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None, headed_version: None }))
     }
 
     fn serve(&mut self, fresh: bool) -> Result<bool, ReadFault> {
         let open = self.open.as_mut().expect("serve is called with an open file");
         let version = open::data_version(&open.connection)?;
-        let first = open.served_version.is_none();
-        let due = matches!(&open.table, Table::Rows(rows) if rows.is_full_pass_due());
-        if open.served_version == Some(version) && !fresh && !due {
-            return Ok(false);
-        }
-        if first || open.served_version != Some(version) {
+        let due = matches!(&open.table, Table::Rows(rows) if rows.is_full_pass_due(version));
+        let changed = open.served_version != Some(version);
+        if changed {
             check_journal(&open.connection, &self.settings.path)?;
-            let head = match &mut open.table {
-                Table::Checkpointed(table) => Head::Position(table.head(&open.connection)?),
-                Table::Rows(table) => Head::Pending(table.pending(&open.connection)?),
-            };
-            self.state.send_if_modified(|state| {
-                let ready = SourceState::Ready(head);
-                let changed = *state != ready;
-                *state = ready;
-                changed
-            });
-            self.note_sizes();
+        }
+        if open.headed_version != Some(version) {
+            self.note_head(version)?;
+        }
+        if !changed && !fresh && !due {
+            return Ok(false);
         }
         let mut worked = false;
         for _ in 0..self.parked.len() {
@@ -542,6 +520,32 @@ impl Desk {
             open.served_version = Some(version);
         }
         Ok(worked)
+    }
+
+    /// Publishes where the source ends; counting pending rows is put off where it would cost too much.
+    fn note_head(&mut self, version: i64) -> Result<(), ReadFault> {
+        let open = self.open.as_mut().expect("called with an open file");
+        let head = match &mut open.table {
+            Table::Checkpointed(table) => Head::Position(table.head(&open.connection)?),
+            Table::Rows(table) => {
+                if self.counted.is_some_and(|(ended, took)| ended.elapsed() < took * COUNT_FACTOR) {
+                    return Ok(());
+                }
+                let began = Instant::now();
+                let pending = table.pending(&open.connection)?;
+                self.counted = Some((Instant::now(), began.elapsed()));
+                Head::Pending(pending)
+            }
+        };
+        open.headed_version = Some(version);
+        self.state.send_if_modified(|state| {
+            let ready = SourceState::Ready(head);
+            let changed = *state != ready;
+            *state = ready;
+            changed
+        });
+        self.note_sizes();
+        Ok(())
     }
 
     fn note_sizes(&mut self) {
@@ -565,10 +569,7 @@ impl Desk {
             Request::Look(reply) => {
                 let look = match &mut open.table {
                     Table::Checkpointed(table) => table.look(&open.connection),
-                    Table::Rows(table) => {
-                        table.restart();
-                        table.look(&open.connection)
-                    }
+                    Table::Rows(table) => table.look(&open.connection),
                 };
                 match look {
                     Ok(look) => drop(reply.send(Ok(look))),
@@ -647,6 +648,9 @@ impl Desk {
             controls::reach(Seam::Barrier);
             open.durable_version = Some(version);
         }
+        if let Table::Rows(table) = &mut open.table {
+            table.handed_out(&batch);
+        }
         let _ = request.reply.send(ReadNews::Batch(batch));
         Ok(None)
     }
@@ -686,11 +690,4 @@ fn check_journal(connection: &Connection, path: &Path) -> Result<(), ReadFault> 
          Remedy: in the application, PRAGMA journal_mode = WAL; then `outboxd resume`",
         path.display()
     ))))
-}
-
-fn table(connection: &Connection, mapping: Mapping) -> Result<Table, ReadFault> {
-    Ok(match mapping.rows {
-        None => Table::Checkpointed(Checkpointed::new(connection, mapping)?),
-        Some(_) => Table::Rows(Rows::new(connection, mapping)?),
-    })
 }

@@ -66,7 +66,7 @@ impl Settlement {
             }
         }
         if let Some(mapping) = rows {
-            let now = clock::iso(clock::now_micros()).replace('Z', "+00:00");
+            let now = clock::python_iso(clock::now_micros());
             for (key, mark) in &self.rows {
                 mark_row(connection, mapping, key, mark, &now)?;
             }

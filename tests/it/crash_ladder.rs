@@ -3,8 +3,6 @@
 //! The relay runs in a process of its own (this test binary once more), which ends itself at the n-th step; n goes up until a run
 //! is untouched. With a protection turned off, the same count has to show what it protects from.
 
-#![cfg(feature = "controls")]
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -60,7 +60,6 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
 pub(super) fn destination_file(settings: &Settings) -> Option<&Path> {
     match settings {
         Settings::File(settings) => settings.path.as_deref(),
-        #[cfg(any(feature = "kafka", feature = "amqp"))]
         _ => None,
     }
 }

@@ -37,14 +37,39 @@ impl Session {
                 self.at_head = false;
                 let sent_before = self.sent_before_in(&batch);
                 self.window.push(batch, sent_before);
+                if self.by_row {
+                    self.hold_back_arrivals();
+                }
             }
             // The request stays with the reader.
-            ReadNews::AtHead => self.at_head = true,
+            ReadNews::AtHead => {
+                self.at_head = true;
+                if self.by_row {
+                    // What the run before may have sent has been read.
+                    self.sent_before = None;
+                }
+            }
             ReadNews::Revived(rows) => self.revive(rows, around),
             ReadNews::Halted(halt) => {
                 self.end.get_or_insert(End::Halted(halt.detail));
             }
         }
+    }
+
+    /// By row, an arrival of a held key waits in the application's table, before others of its key which the reader passes over: it must
+    /// not be sent when its turn comes, were the key free by then.
+    fn hold_back_arrivals(&mut self) {
+        let holds = &mut self.holds;
+        if holds.is_empty() {
+            return;
+        }
+        self.window.hold_back_last(|key| match holds.get_mut(key) {
+            Some(hold) => {
+                hold.unsettled += 1;
+                true
+            }
+            None => false,
+        });
     }
 
     /// How many of the batch's first events the run before may have sent.

@@ -73,9 +73,21 @@ pub(super) struct Loaded {
     added: u64,
 }
 
+/// Dead rows that the application made pending again.
+#[derive(Debug, Default)]
+pub(super) struct Revived {
+    held: Vec<Key>,
+    /// Of these nothing is recorded.
+    unknown: Vec<RowKey>,
+}
+
 impl Session {
     pub(super) fn start_releases(&mut self) {
         if !self.may_send() || self.holds.is_empty() || (self.isolation.is_some() && !self.holds.wants_silence()) {
+            return;
+        }
+        // The reader has to know first that a key is held: rows of it that it hands out later would overtake.
+        if self.by_row && self.update.holds_any() {
             return;
         }
         let now = clock::now_micros();
@@ -282,35 +294,40 @@ impl Session {
             let now = clock::now_micros();
             let revived = writer
                 .perform(move |connection| {
-                    let mut keys = Vec::new();
+                    let mut revived = Revived::default();
                     for row in &rows {
-                        if let Some(held) = held::by_row_key(connection, &name, row)? {
-                            held::revive(connection, &name, &held, now)?;
-                            keys.push(held.key);
+                        match held::by_row_key(connection, &name, row)? {
+                            Some(held) => {
+                                held::revive(connection, &name, &held, now)?;
+                                revived.held.push(held.key);
+                            }
+                            None => revived.unknown.push(row.clone()),
                         }
                     }
-                    Ok(keys)
+                    Ok(revived)
                 })
                 .await;
-            if let Ok(keys) = revived {
-                for key in keys {
-                    let _ = answers.send(Answer::Revived(key));
-                }
+            match revived {
+                Ok(revived) => drop(answers.send(Answer::Revived(revived))),
+                Err(error) => tracing::warn!(event = "revival_unrecorded", detail = %error),
             }
         });
     }
 
-    pub(super) fn on_revived(&mut self, key: Key) {
-        if !self.holds.is_recorded(&key) {
-            self.holds.record(&key, HeldState::Retrying, clock::now_micros(), self.window.next_seq());
-            self.update.hold(key.clone());
-        }
-        if let Some(hold) = self.holds.get_mut(&key) {
+    pub(super) fn on_revived(&mut self, revived: Revived) {
+        for key in revived.held {
+            if !self.holds.is_recorded(&key) {
+                self.holds.record(&key, HeldState::Retrying, clock::now_micros(), self.window.next_seq());
+                self.update.hold(key.clone());
+            }
+            let Some(hold) = self.holds.get_mut(&key) else { continue };
             hold.head = HeldState::Retrying;
             hold.added += 1;
+            self.holds.schedule(key, 0);
         }
+        // Discarded since: now it is a row like every other.
+        revived.unknown.into_iter().for_each(|row| self.update.ordinary(row));
         self.held_counts = None;
-        self.holds.schedule(key, 0);
     }
 }
 
@@ -350,7 +367,11 @@ async fn load(
     let mut builder = BatchBuilder::default();
     let mut indexes = Vec::with_capacity(rows.len());
     for row in &rows {
-        let at = (0..found.len()).find(|index| found.event(*index).id == row.event_id);
+        // An event may stand in an outbox twice.
+        let at = (0..found.len()).find(|index| match &row.row_key {
+            Some(row_key) => found.row_key(*index) == Some(row_key),
+            None => found.event(*index).id == row.event_id,
+        });
         let kept = || row.payload.as_deref().and_then(|payload| envelope::read(payload).ok());
         let pushed = match at {
             Some(index) => {

@@ -17,8 +17,8 @@ use crate::sqlite::writer::JobError;
 use crate::state::held::{HeldRow, HeldState, PAYLOAD_BYTES_MAX};
 use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
 
-/// Rows of an application's table that are marked in one settlement: about 2 ms of lock.
-const ROW_MARKS_MAX: usize = 400;
+/// Rows of an application's table that are marked in one settlement; the ledger cuts it to what the lock may take.
+const ROW_MARKS_MAX: usize = 2_000;
 /// Held rows that are written in one settlement.
 const HELD_MAX: usize = 1_000;
 
@@ -222,8 +222,8 @@ impl Session {
             self.holds.follow(&key);
         }
         if self.by_row {
-            self.update.settled.extend(settling.rows);
-            self.update.dead.extend(settling.dead_rows);
+            settling.rows.into_iter().for_each(|row| self.update.settled(row));
+            settling.dead_rows.into_iter().for_each(|row| self.update.dead(row));
         }
         for after in settling.released {
             self.after_release(after);

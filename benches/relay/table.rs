@@ -1,0 +1,84 @@
+//! The one table that is printed.
+
+use std::fmt;
+
+use crate::Arguments;
+use crate::meter::{Drain, Pace};
+use crate::site::Site;
+
+const HEAD: [&str; 7] = ["", "bare", "relay", "ratio", "CPU s/M bare", "CPU s/M relay", "peak RSS relay"];
+
+/// Markdown, so that it can be pasted into docs/BENCHMARKS.md.
+pub struct Table {
+    rows: Vec<[String; 7]>,
+    footer: String,
+}
+
+impl Table {
+    pub fn new(arguments: &Arguments) -> Self {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let rounds = arguments.rounds;
+        let mut footer =
+            format!("Medians of {rounds} rounds (of memory the most); {cores} cores, shared with the broker.");
+        if arguments.quick {
+            footer.push_str(" A quick run: the figures mean nothing.");
+        }
+        Self { rows: Vec::new(), footer }
+    }
+
+    pub fn drain(&mut self, site: &Site, bytes: usize, events: usize, [bare, relay]: [&Drain; 2]) {
+        let size = if bytes % 1024 == 0 { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") };
+        self.rows.push([
+            format!("{}: drain, {size}, {} k events", site.name, events / 1000),
+            format!("{:.1} k/s", bare.rate() / 1e3),
+            format!("{:.1} k/s", relay.rate() / 1e3),
+            format!("{:.2}", relay.rate() / bare.rate()),
+            format!("{:.2}", bare.cpu()),
+            format!("{:.2}", relay.cpu()),
+            format!("{:.0} MiB", relay.rss_mib),
+        ]);
+    }
+
+    pub fn pace(&mut self, site: &Site, per_second: usize, bare: &Pace, relay: &Pace) {
+        for (what, figure) in [("p50", (|p| p.p50_ms) as fn(&Pace) -> f64), ("p99", |p| p.p99_ms)] {
+            let (bare, relay) = (figure(bare), figure(relay));
+            let dash = || "-".to_owned();
+            self.rows.push([
+                format!("{}: to the acknowledgement at {per_second}/s, {what}", site.name),
+                format!("{bare:.2} ms"),
+                format!("{relay:.2} ms"),
+                format!("{:.1}", relay / bare),
+                dash(),
+                dash(),
+                dash(),
+            ]);
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| {
+            let cells = self.rows.iter().map(|row| row[column].len());
+            cells.chain([HEAD[column].len()]).max().unwrap_or(0)
+        };
+        let widths: [usize; 7] = std::array::from_fn(width);
+        let line = |f: &mut fmt::Formatter<'_>, cells: &[String; 7]| {
+            for (column, cell) in cells.iter().enumerate() {
+                let width = widths[column];
+                if column == 0 { write!(f, "| {cell:<width$} |")? } else { write!(f, " {cell:>width$} |")? }
+            }
+            writeln!(f)
+        };
+        line(f, &HEAD.map(str::to_owned))?;
+        write!(f, "|{}|", "-".repeat(widths[0] + 2))?;
+        for width in &widths[1..] {
+            write!(f, "{}:|", "-".repeat(width + 1))?;
+        }
+        writeln!(f)?;
+        for row in &self.rows {
+            line(f, row)?;
+        }
+        write!(f, "\n{}", self.footer)
+    }
+}

@@ -1,0 +1,164 @@
+//! The plan of the house is kept: rooms use only rooms of a lower rank, no file grows into a monster, and what is generated is true.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use outboxd::telemetry::metric;
+
+/// docs/ARCHITECTURE.md explains them.
+const RANKS: [(&str, u8); 20] = [
+    ("clock", 0),
+    ("controls", 0),
+    ("event", 0),
+    ("retry", 0),
+    ("secret", 0),
+    ("shutdown", 0),
+    ("sqlite", 2),
+    ("telemetry", 1),
+    ("sink", 3),
+    ("source", 3),
+    ("state", 4),
+    ("store", 4),
+    ("consumer", 5),
+    ("admin", 6),
+    ("config", 6),
+    ("daemon", 7),
+    ("demo", 7),
+    ("cli", 8),
+    ("lib", 9),
+    ("main", 10),
+];
+const LINES_MAX: usize = 500;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    sources(&root().join("src"), &mut found);
+    assert!(found.len() > 40, "the sources were found");
+    found
+}
+
+fn room_of(path: &Path) -> String {
+    let inner = path.strip_prefix(root().join("src")).unwrap();
+    inner.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+/// Names after `crate::` in a line of code, also in braces.
+fn rooms_used(line: &str) -> Vec<String> {
+    let code = line.split("//").next().unwrap_or_default();
+    let mut rooms = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let names: Vec<&str> = match rest.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap_or_default().split(',').map(str::trim).collect(),
+            None => vec![rest],
+        };
+        for name in names {
+            rooms.push(name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect());
+        }
+    }
+    rooms
+}
+
+/// What breaks the ranks in a text that stands in a room.
+fn breaches(room: &str, text: &str) -> Vec<String> {
+    let ranks: BTreeMap<&str, u8> = RANKS.into_iter().collect();
+    let own = *ranks.get(room).unwrap_or_else(|| panic!("the room {room} has no rank: give it one, and say why in docs/ARCHITECTURE.md"));
+    text.lines()
+        .flat_map(rooms_used)
+        .filter(|used| used != room)
+        .filter(|used| ranks.get(used.as_str()).is_none_or(|rank| *rank >= own))
+        .collect()
+}
+
+#[test]
+fn rooms_use_only_rooms_of_a_lower_rank() {
+    let mut wrong = Vec::new();
+    for path in all_sources() {
+        let room = room_of(&path);
+        if room == "lib" || room == "main" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        wrong.extend(breaches(&room, &text).into_iter().map(|used| format!("{} uses {used}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_breach_of_the_ranks_is_seen() {
+    assert_eq!(breaches("sqlite", "use crate::consumer::Settings;"), ["consumer"]);
+    assert_eq!(breaches("sink", "use crate::{clock, source};"), ["source"]);
+    assert!(breaches("consumer", "use crate::sink::{self, Port}; // crate::cli").is_empty());
+}
+
+#[test]
+fn no_file_is_a_monster() {
+    let long: Vec<String> = all_sources()
+        .into_iter()
+        .map(|path| (fs::read_to_string(&path).unwrap().lines().count(), path))
+        .filter(|(lines, _)| *lines > LINES_MAX)
+        .map(|(lines, path)| format!("{}: {lines} lines", path.display()))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn the_document_of_metrics_is_what_the_program_says() {
+    let written = fs::read_to_string(root().join("docs/METRICS.md")).unwrap_or_default();
+    assert!(
+        written == metric::reference(),
+        "docs/METRICS.md is out of date: run `outboxd config reference --metrics > docs/METRICS.md`"
+    );
+}
+
+/// Every test that docs/GUARANTEES.md names is there, and every promise names one and its control.
+#[test]
+fn every_promise_is_owned_by_a_test() {
+    let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
+    let mut tests = Vec::new();
+    sources(&root().join("tests/it"), &mut tests);
+    tests.extend(all_sources());
+    let code: String = tests.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(|name| name.contains('_') && !name.contains(['.', ' ', '/', '=', '<', '-'])).collect();
+    assert!(named.len() >= 12, "the document names its tests");
+    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();
+    assert!(missing.is_empty(), "docs/GUARANTEES.md names tests that are not there: {missing:?}");
+    for promise in ["G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8"] {
+        assert!(document.contains(promise), "docs/GUARANTEES.md says what is promised of {promise}");
+    }
+}
+
+/// Links between documents lead somewhere.
+#[test]
+fn links_lead_somewhere() {
+    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    documents.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut broken = Vec::new();
+    for document in documents.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(document).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split([')', '#']).next().unwrap_or_default();
+            let outside = target.is_empty() || target.contains("://");
+            if !outside && !document.parent().unwrap().join(target).exists() {
+                broken.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}

@@ -301,3 +301,36 @@ async fn a_released_key_is_never_overtaken_by_its_later_rows() {
     relays.reaches("r", |status| status.held_keys == 0).await;
     relays.stop().await;
 }
+
+/// Thousands of dead heads, and rows behind each: others flow past them, and once they are retried all goes out, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_held_keys_starve_nobody_and_are_released() {
+    const KEYS: usize = 2_000;
+    let stage = Stage::new();
+    let rows: Vec<(String, String)> = (0..3 * KEYS).map(|n| (format!("{n:06}"), format!("k{:04}", n % KEYS))).collect();
+    enqueue(&stage.application, &rows.iter().map(|(row, key)| (row.as_str(), key.as_str())).collect::<Vec<_>>());
+    stage.far_side.reject(|event| (event.key != Some(b"good")).then(|| Rejection::new(Reason::Refused, "no")));
+    let relays = stage.start(attempts(1));
+    let began = std::time::Instant::now();
+    relays.reaches("r", |status| status.dead == KEYS as u64).await;
+    println!("{KEYS} keys are held after {:?}", began.elapsed());
+    for n in 0..20 {
+        enqueue(&stage.application, &[(&format!("g{n:02}"), "good")]);
+        let asked = std::time::Instant::now();
+        let arrivals = arrived(&stage.far_side, n + 1).await;
+        assert_eq!(arrivals[n].id, format!("e-g{n:02}"));
+        assert!(asked.elapsed() < Duration::from_secs(2), "it waited {:?} behind held rows", asked.elapsed());
+    }
+    stage.accept_all();
+    let began = std::time::Instant::now();
+    let retried = relays.operate("r", Operation::Retry(Selection::default())).await;
+    assert_eq!(retried["retried"], KEYS);
+    stage.drained().await;
+    println!("{} rows of {KEYS} released keys in {:?}", 3 * KEYS, began.elapsed());
+    let mut seen = std::collections::HashMap::<Vec<u8>, Vec<String>>::new();
+    stage.far_side.arrivals().into_iter().for_each(|arrival| seen.entry(arrival.key).or_default().push(arrival.id));
+    assert_eq!(seen.len(), KEYS + 1);
+    assert!(seen.values().all(|ids| ids.is_sorted()), "a key was overtaken");
+    relays.reaches("r", |status| status.held_keys == 0).await;
+    relays.stop().await;
+}

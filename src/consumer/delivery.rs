@@ -76,8 +76,8 @@ impl Delivery for Publish {
     }
 }
 
-/// Rows of an application's table that are marked in one job: about 0.5 ms of lock.
-const MARKS_A_JOB: usize = 50;
+/// Rows of an application's table that are marked in one job: about 0.3 ms of lock.
+const MARKS_A_JOB: usize = 25;
 
 /// Progress of a relay: a transaction of its own in the file that the state stands in.
 pub struct StateLedger {

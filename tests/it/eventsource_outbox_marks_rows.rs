@@ -10,8 +10,8 @@ use outboxd::source::Read;
 use outboxd::state::held::Selection;
 use rusqlite::Connection;
 
-use crate::support::eventsource::{self, count, enqueue, enqueue_many, row_state};
 use crate::support::daemon::{Daemon, lines, one_relay};
+use crate::support::eventsource::{self, count, enqueue, enqueue_many, row_state};
 use crate::support::fake_sink::{Arrival, FarSide};
 use crate::support::fleet::{self, Relays, arrived, until};
 
@@ -39,7 +39,9 @@ impl Stage {
 
     /// The events whose row has this name are refused.
     fn refuse(&self, row: &'static str) {
-        self.far_side.reject(move |event| (event.id == format!("e-{row}")).then(|| Rejection::new(Reason::Refused, "not like this")));
+        self.far_side.reject(move |event| {
+            (event.id == format!("e-{row}")).then(|| Rejection::new(Reason::Refused, "not like this"))
+        });
     }
 
     fn accept_all(&self) {
@@ -55,9 +57,11 @@ impl Stage {
     }
 
     async fn drained(&self) {
-        until("every row is published", || match count(&self.application, "event_outbox WHERE status <> 'published'") {
-            0 => Ok(()),
-            left => Err(format!("{left} are left")),
+        until("every row is published", || {
+            match count(&self.application, "event_outbox WHERE status <> 'published'") {
+                0 => Ok(()),
+                left => Err(format!("{left} are left")),
+            }
         })
         .await;
     }
@@ -108,7 +112,8 @@ async fn a_dead_letter_that_is_retried_goes_first_and_its_key_follows_in_order()
     stage.row_reaches("a1", "failed").await;
     relays.reaches("r", |status| status.dead == 1 && status.delivered == 1).await;
     stage.accept_all();
-    let retried = relays.operate("r", Operation::Retry(Selection { id: Some("e-a1".into()), ..Selection::default() })).await;
+    let retried =
+        relays.operate("r", Operation::Retry(Selection { id: Some("e-a1".into()), ..Selection::default() })).await;
     assert_eq!(retried["retried"], 1);
     enqueue(&stage.application, &[("a4", "a")]);
     stage.drained().await;
@@ -157,7 +162,8 @@ async fn a_dead_row_that_the_application_makes_pending_again_is_retried() {
             stage.row_reaches("a2", "published").await;
         }
         // In vain the first time: it is dead again, and nothing was tried in a circle.
-        let retry = || stage.application.execute("UPDATE event_outbox SET status = 'pending' WHERE id = 'a1'", []).unwrap();
+        let retry =
+            || stage.application.execute("UPDATE event_outbox SET status = 'pending' WHERE id = 'a1'", []).unwrap();
         retry();
         until("it has failed again", || {
             let state = row_state(&stage.application, "a1");
@@ -276,7 +282,8 @@ async fn a_released_key_is_never_overtaken_by_its_later_rows() {
     let refused = std::sync::Mutex::new(std::collections::HashSet::new());
     stage.far_side.reject(move |event| {
         let number: u32 = event.id[2..].parse().unwrap();
-        (number % 11 == 0 && refused.lock().unwrap().insert(number)).then(|| Rejection::new(Reason::Refused, "once"))
+        (number.is_multiple_of(11) && refused.lock().unwrap().insert(number))
+            .then(|| Rejection::new(Reason::Refused, "once"))
     });
     let relays = stage.start(|relay| {
         relay.bounds = Bounds { batch_events: 50, window_events: 400, in_flight_per_key: Some(3), ..Bounds::default() };
@@ -294,7 +301,7 @@ async fn a_released_key_is_never_overtaken_by_its_later_rows() {
         assert_eq!(first_seen.len(), 150, "{key}: nothing is missing");
         // The last delivery of each is in order: whatever came before a refused one was sent again behind it.
         let mut last = std::collections::BTreeMap::new();
-        newest_refused_first.iter().enumerate().for_each(|(at, id)| drop(last.insert(*id, at)));
+        newest_refused_first.iter().enumerate().for_each(|(at, id)| _ = last.insert(*id, at));
         let places: Vec<usize> = last.values().copied().collect();
         assert!(places.windows(2).all(|pair| pair[0] < pair[1]), "{key}: {newest_refused_first:?}");
     }

@@ -73,6 +73,26 @@ mod switches {
         OFF.fetch_or(1 << protection as u32, SeqCst);
     }
 
+    /// For a process that is not a test's own: `TURNED_OFF` names one protection, as in `TURNED_OFF=GuiltyAlone`.
+    #[expect(clippy::disallowed_methods, reason = "no setting of the daemon: no release has it")]
+    pub fn obey_environment() {
+        const ALL: [Protection; 10] = [
+            Protection::Acknowledgement,
+            Protection::Hold,
+            Protection::OneTransaction,
+            Protection::Behind,
+            Protection::GuiltyAlone,
+            Protection::Fingerprint,
+            Protection::Inode,
+            Protection::CompareAndSet,
+            Protection::Lock,
+            Protection::Barrier,
+        ];
+        let Ok(name) = std::env::var("TURNED_OFF") else { return };
+        let named = ALL.into_iter().find(|protection| format!("{protection:?}") == name);
+        turn_off(named.expect("TURNED_OFF names a protection"));
+    }
+
     pub fn is_off(protection: Protection) -> bool {
         OFF.load(SeqCst) & (1 << protection as u32) != 0
     }
@@ -92,7 +112,7 @@ mod switches {
 }
 
 #[cfg(feature = "controls")]
-pub use switches::{crash_at, is_off, reach, reached, turn_off};
+pub use switches::{crash_at, is_off, obey_environment, reach, reached, turn_off};
 
 #[cfg(not(feature = "controls"))]
 #[inline(always)]
@@ -103,3 +123,7 @@ pub fn is_off(_: Protection) -> bool {
 #[cfg(not(feature = "controls"))]
 #[inline(always)]
 pub fn reach(_: Seam) {}
+
+#[cfg(not(feature = "controls"))]
+#[inline(always)]
+pub fn obey_environment() {}

@@ -2,6 +2,7 @@
 
 use super::{Context, Exit, Failure};
 use crate::config::{Config, LogFormat};
+use crate::controls;
 use crate::daemon;
 use crate::telemetry::logs;
 
@@ -9,6 +10,7 @@ use crate::telemetry::logs;
 pub struct Args {}
 
 pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    controls::obey_environment();
     let loaded = context.load()?;
     start_logging(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -154,6 +154,8 @@ pub struct Session {
     /// For `in_flight_per_key`: live events in flight.
     per_key: HashMap<Key, u32>,
     isolation: Option<Isolation>,
+    /// Since it was last well, the far side has refused several events together: it is not away.
+    answered: bool,
     /// A first refusal holds its key (not with `on_reject = "skip"` and a single attempt).
     announces: bool,
 
@@ -165,6 +167,8 @@ pub struct Session {
     pace: Pace,
     fatal_pace: Pace,
     blocked: Option<String>,
+    /// When the far side last blocked us or let us go on.
+    patient_since: Instant,
     /// Events that were found unroutable one after the other, with none delivered in between.
     unroutable_run: u32,
 
@@ -216,6 +220,7 @@ impl Session {
             next_flight: 1,
             per_key: HashMap::new(),
             isolation: None,
+            answered: false,
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,
@@ -223,6 +228,7 @@ impl Session {
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
             blocked: None,
+            patient_since: Instant::now(),
             unroutable_run: 0,
             reading: false,
             at_head: false,
@@ -272,9 +278,10 @@ impl Session {
         self.look_after_the_far_side();
         self.settle();
         self.start_releases();
+        // Before the dispatch, so that the reader works while the sink takes what was read before.
+        self.read_on();
         self.dispatch(around);
         self.settle();
-        self.read_on();
     }
 
     fn on_answer(&mut self, answer: Answer, around: &mut Surroundings<'_>) {
@@ -324,7 +331,8 @@ impl Session {
             let written = self
                 .writer
                 .perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
-            match tokio::time::timeout(left, written).await {
+            // It only spares what follows a mark that it may come twice: not worth a long wait.
+            match tokio::time::timeout(CLOSE_MIN, written).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = %error),
                 Err(_) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = "the file is locked"),

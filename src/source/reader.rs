@@ -90,7 +90,7 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct ReadRequest {
     pub after: Position,
-    /// The checkpoint: must still be true.
+    /// What was read last, at `after`: must still be true.
     pub mark: Mark,
     pub update: RowsUpdate,
     pub events_max: usize,

@@ -82,6 +82,7 @@ impl Writer {
         let (jobs, queue) = mpsc::channel();
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        metric::file_is_written(&name);
         let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None, _lock: lock };
         thread::Builder::new()
             .name("writer".into())

@@ -24,8 +24,8 @@ pub enum Format {
 
 /// Starts logging to stderr. `level` is a level or a list of `target=level`.
 pub fn install(format: Format, level: &str) -> Result<(), String> {
-    // lapin prints whole payloads of returned messages at WARN: what it has to say, the sink says.
-    let quiet = "lapin=error".parse().expect("a constant directive");
+    // lapin prints whole payloads of returned messages, and each refusal anew: what it has to say, the sink says, once.
+    let quiet = "lapin=off".parse().expect("a constant directive");
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match format {

@@ -40,21 +40,22 @@ fn until_one_is_held(daemon: &mut Daemon, consumer: &str, head: i64) -> Value {
     status
 }
 
+/// Nothing is missing, and the only event that may stand behind a later one of its key is the refused one itself.
 fn in_order(application: &Application, held: &[String], arrivals: &[Arrival]) -> Judgement {
     let judgement = judge(&application.ledger, held, arrivals);
     println!("{}", judgement.summary());
-    assert!(judgement.is_clean(), "{}", judgement.summary());
+    assert!(judgement.is_clean_in_the_end() && judgement.out_of_order.len() <= 1, "{}", judgement.summary());
     judgement
 }
 
-#[test]
-fn an_unroutable_event_is_refused_alone_at_rabbitmq() {
+/// An event that no queue gets, among good ones; then its way is made, and it is retried.
+fn unroutable_at_rabbitmq(more: &str) -> Judgement {
     let _machine = shared_machine();
     let broker = Broker::rabbitmq();
     let name = unique("unroutable");
     topology::declare(broker, &name, "order.#");
     let sink = amqp("bus", &broker.text("uri"), &name, "{stream_type}.{type}", "");
-    let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 2")].concat());
+    let scene = Scene::new(&[SHOP, &sink, &relay("bus", &format!("attempts_max = 2\n{more}"))].concat());
     let mut application = Application::open(&scene.path("app.db"), 20);
     let bad = write_with_one_bad(&mut application, |row| row.to("nowhere"));
     let mut daemon = scene.daemon();
@@ -63,12 +64,24 @@ fn an_unroutable_event_is_refused_alone_at_rabbitmq() {
     let mut messages = readers::rabbitmq(broker, &name);
     in_order(&application, &held, &readers::arrivals(messages.clone()));
 
-    // Mended and retried, the key comes in its order.
     topology::declare(broker, &name, "nowhere.#");
     assert!(scene.outboxd(&["dead-letters", "retry", "--id", &bad, "--yes"]).status.success());
     daemon.until("to_bus", "free", Duration::from_secs(20), |status| status["held_keys"] == 0);
-    messages.extend(readers::rabbitmq(broker, &name));
-    in_order(&application, &[], &readers::arrivals(messages));
+    let behind = readers::rabbitmq(broker, &name);
+    assert!(behind.iter().all(|message| message.says_redelivery), "what comes again says so");
+    messages.extend(behind);
+    in_order(&application, &[], &readers::arrivals(messages))
+}
+
+#[test]
+fn an_unroutable_event_is_refused_alone_at_rabbitmq() {
+    unroutable_at_rabbitmq("");
+}
+
+#[test]
+fn with_one_in_flight_a_key_nothing_overtakes_a_refused_event() {
+    let judgement = unroutable_at_rabbitmq("in_flight_per_key = 1");
+    assert!(judgement.is_clean() && judgement.duplicates == 0, "{}", judgement.summary());
 }
 
 /// The control: without `mandatory` the broker drops it, and the relay counts it as delivered.

@@ -1,215 +1,117 @@
-//! A broker that is away is waited for: nothing is counted, nothing is held, nobody is hurried; and it goes on by itself.
-//!
-//! The outage lasts 20 s; `OUTBOXD_TEST_OUTAGE_SECONDS` sets another time.
+//! A far side that is away, slow, silent or refusing as a whole costs time, never an event and never an attempt.
 
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::application::{Application, Row};
-use crate::support::broker::Broker;
-use crate::support::dice::number;
-use crate::support::process::{Daemon, SHOP, Scene, shared_machine};
-use crate::support::referee::{Arrival, judge};
-use crate::support::relays::{amqp, file, kafka, relay};
-use crate::support::wait::{throughout, until};
-use crate::support::{readers, topology};
+use outboxd::consumer::engine::WhenLocked;
+use outboxd::consumer::status::State;
+use outboxd::event::{Reason, Rejection};
+use outboxd::sink::{Fault, Outcome};
 
-/// Stands in the place of a broker that is away, and counts who knocks.
-struct DeadPort {
-    knocks: Arc<AtomicU32>,
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+use crate::support::fake_sink::FarSide;
+use crate::support::rig::{Rig, Running, check, eventually, poison, relay_to};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn away_for_a_while_costs_lag_only() {
+    let mut rig = Rig::new().await;
+    rig.place(500, 7);
+    rig.start();
+    rig.is_done().await;
+    rig.far_side.fault(Some(Fault::unavailable("away")));
+    rig.place(3000, 7);
+    rig.is(State::Unavailable).await;
+    let (began, before) = (Instant::now(), rig.far_side.checks().len());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let status = rig.is(State::Unavailable).await;
+    let (checks, seconds) = (rig.far_side.checks().len() - before, began.elapsed().as_secs() as usize);
+    assert!((1..=seconds + 1).contains(&checks), "{checks} checks in {seconds} s");
+    assert!(status.lag_seconds() >= 3.0 && !status.sink_up, "{status:?}");
+    assert_eq!((status.held_keys, rig.held().len()), (0, 0));
+    rig.far_side.fault(None);
+    rig.is_done().await;
+    check(&rig.far_side.arrivals(), 3500);
+    assert!(rig.far_side.arrivals().iter().all(|arrival| arrival.pick.attempt == 1), "no attempt was counted");
 }
 
-impl DeadPort {
-    fn at(port: u16) -> Self {
-        let listener = until("the broker's port is free", Duration::from_secs(10), || {
-            TcpListener::bind(("127.0.0.1", port)).ok()
-        });
-        listener.set_nonblocking(true).unwrap();
-        let (knocks, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, end) = (knocks.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            while !end.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok(_) => drop(count.fetch_add(1, Ordering::Relaxed)),
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
-            }
-        });
-        Self { knocks, stop, thread: Some(thread) }
-    }
-
-    fn close(mut self) -> u32 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
-        self.knocks.load(Ordering::Relaxed)
-    }
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_in_the_middle_is_sent_again_with_all_behind_it_of_its_key() {
+    let mut rig = Rig::new().await;
+    rig.place(30, 3);
+    let away = || Outcome::Unavailable(Fault::unavailable("gone in the middle"));
+    rig.far_side.script((1..=30).map(|n| if n == 4 { away() } else { Outcome::Delivered }));
+    rig.start();
+    rig.is_done().await;
+    let arrivals = rig.far_side.arrivals();
+    crate::support::rig::check_last_deliveries(&arrivals, "k1");
+    let again: Vec<&str> = arrivals.iter().filter(|arrival| arrival.pick.redelivery).map(|arrival| arrival.id.as_str()).collect();
+    assert_eq!(again, ["e4", "e7", "e10", "e13", "e16", "e19", "e22", "e25", "e28"], "its key alone, marked as sent again");
 }
 
-/// Seconds of processor time that a process has used.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_key_whose_release_meets_an_outage_is_released_afterwards() {
+    let mut rig = Rig::new().await;
+    rig.far_side.reject(poison(&["e1"]));
+    rig.relay.bounds.attempts_max = 3;
+    rig.relay.bounds.retry_min = Duration::from_millis(300);
+    rig.place(4, 2);
+    rig.start();
+    eventually("e1 is held", || rig.held().len() == 2).await;
+    rig.far_side.mend();
+    // The next thing that is sent is the held event.
+    rig.far_side.script([Outcome::Unavailable(Fault::unavailable("away"))]);
+    rig.is_done().await;
+    let refused = rig.far_side.refused();
+    assert_eq!(refused, [("e1".to_owned(), 1)], "the outage was no attempt");
+    let e1 = rig.far_side.arrivals().into_iter().find(|arrival| arrival.id == "e1").unwrap();
+    assert_eq!(e1.pick.attempt, 2);
 }
 
-fn away_and_back(broker: &Broker, config: &str, read: impl FnOnce() -> Vec<Arrival>) {
-    let scene = Scene::new(config);
-    let mut application = Application::open(&scene.path("app.db"), 50);
-    let mut daemon = scene.daemon();
-    application.write(500);
-    daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
-
-    broker.run("kill", &[]);
-    let dead_port = DeadPort::at(broker.facts["port"].as_u64().unwrap() as u16);
-    application.write(100);
-    let first_failure = Instant::now();
-    let status = daemon.until_state("to_bus", "unavailable", Duration::from_secs(2));
-    println!("unavailable after {:?}: {}", first_failure.elapsed(), status["detail"]);
-    assert_eq!(status["sink_up"], false);
-
-    let outage = Duration::from_secs(number("OUTBOXD_TEST_OUTAGE_SECONDS").unwrap_or(20));
-    let (began, used) = (Instant::now(), cpu_seconds(daemon.pid()));
-    throughout("it is unavailable, and nothing is held", outage, || {
-        application.commit(&[Row::of("key-1")]);
-        let status = daemon.status("to_bus").unwrap();
-        (&status["state"], &status["held_keys"], &status["dead_letters"]) == (&"unavailable".into(), &0.into(), &0.into())
-    });
-    let status = daemon.status("to_bus").unwrap();
-    assert!(status["lag_seconds"].as_f64().unwrap() > outage.as_secs_f64() * 0.9, "the lag grows: {status}");
-    let cpu_share = (cpu_seconds(daemon.pid()) - used) / began.elapsed().as_secs_f64();
-    let knocks = dead_port.close();
-    println!("{knocks} connections in {:?}, {:.1} % of a core", began.elapsed(), cpu_share * 100.0);
-    assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 1.0, "{knocks} connections in {outage:?}");
-    assert!(cpu_share < 0.1, "it is busy: {cpu_share}");
-
-    broker.restart();
-    let back = Instant::now();
-    daemon.until("to_bus", "running and settled", Duration::from_secs(5), |status| {
-        status["state"] == "running" && status["in_flight_events"] == 0 && status["backlog_events"] == 0
-    });
-    println!("settled {:?} after the broker was back", back.elapsed());
-    assert_eq!(daemon.dead_letters(), Vec::<serde_json::Value>::new());
-    assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-    let judgement = judge(&application.ledger, &[], &read());
-    println!("{}", judgement.summary());
-    assert!(judgement.is_clean(), "{}", judgement.summary());
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_answers_probes_and_owes_acknowledgements_is_started_anew() {
+    let mut rig = Rig::new().await;
+    rig.relay.bounds.ack_timeout = Duration::from_millis(400);
+    rig.place(50, 5);
+    rig.far_side.delay(Duration::from_secs(3600));
+    rig.start();
+    rig.is(State::Unavailable).await;
+    rig.far_side.delay(Duration::ZERO);
+    rig.is_done().await;
+    check(&rig.far_side.arrivals(), 50);
+    assert_eq!(rig.held(), []);
 }
 
-#[test]
-fn kafka_away_is_waited_for() {
-    let _machine = shared_machine();
-    let broker = Broker::start("kafka", &[]);
-    broker.topic("shop", 3, &[]);
-    let config = [SHOP, &kafka("bus", &broker.text("bootstrap"), "shop", ""), &relay("bus", "")].concat();
-    away_and_back(&broker, &config, || readers::arrivals(readers::kafka(&broker, "shop")));
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_fault_halts_its_consumer_alone_is_probed_and_heals_by_itself() {
+    let mut rig = Rig::new().await;
+    let other = FarSide::default();
+    let sources = BTreeMap::from([("shop".to_owned(), rig.source.clone())]);
+    rig.far_side.fault(Some(Fault::fatal("no such exchange")));
+    let relays = vec![rig.relay.clone(), relay_to("other", "shop", &other)];
+    rig.running = Some(Running::start(&sources, relays, WhenLocked::Wait));
+    rig.place(200, 5);
+    let status = rig.is(State::Halted).await;
+    assert_eq!(status.detail, "no such exchange");
+    eventually("the other one flows on", || other.arrivals().len() == 200).await;
+    eventually("it is probed", || rig.far_side.checks().len() >= 2).await;
+    rig.far_side.fault(None);
+    rig.is_done().await;
+    check(&rig.far_side.arrivals(), 200);
+    assert_eq!(rig.status().state, State::Running);
 }
 
-#[test]
-fn rabbitmq_away_is_waited_for() {
-    let _machine = shared_machine();
-    let broker = Broker::start("rabbitmq", &[]);
-    topology::declare(&broker, "shop", "#");
-    let config = [SHOP, &amqp("bus", &broker.text("uri"), "shop", "{type}", ""), &relay("bus", "")].concat();
-    away_and_back(&broker, &config, || readers::arrivals(readers::rabbitmq(&broker, "shop")));
-}
-
-/// Blocks and unblocks the broker while another relay of the same source writes to a file.
-#[test]
-fn a_memory_alarm_is_shown_and_waited_for_and_others_flow() {
-    let _machine = shared_machine();
-    let broker = Broker::start("rabbitmq", &[]);
-    topology::declare(&broker, "shop", "#");
-    let bus = amqp("bus", &broker.text("uri"), "shop", "{type}", "");
-    // Shorter than the alarm lasts: what is in flight is not given up.
-    let patience = "ack_timeout = \"2s\"";
-    let config = [SHOP, &bus, &relay("bus", patience), &file("lines"), &relay("lines", "")].concat();
-    let scene = Scene::new(&config);
-    let mut application = Application::open(&scene.path("app.db"), 50);
-    let mut daemon = scene.daemon();
-    application.write(500);
-    daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
-
-    broker.run("ctl", &["set_vm_memory_high_watermark", "0.0001"]);
-    application.write(500);
-    let status = daemon.until("to_bus", "blocked", Duration::from_secs(5), |status| !status["sink_blocked"].is_null());
-    assert_eq!((&status["state"], &status["dead_letters"]), (&"unavailable".into(), &0.into()), "{status}");
-    assert_eq!(daemon.metric("outboxd_sink_blocked{consumer=\"to_bus\"}"), Some(1.0));
-    assert_eq!(daemon.metric("outboxd_sink_blocked{consumer=\"to_lines\"}"), Some(0.0));
-    throughout("it is blocked", Duration::from_secs(5), || !daemon.status("to_bus").unwrap()["sink_blocked"].is_null());
-    application.write(500);
-    daemon.until_settled("to_lines", application.head(), Duration::from_secs(5));
-    assert!(daemon.status("to_bus").unwrap()["position"].as_i64() < Some(application.head()));
-
-    broker.run("ctl", &["set_vm_memory_high_watermark", "absolute", "1GiB"]);
-    daemon.until_settled("to_bus", application.head(), Duration::from_secs(10));
-    let status = daemon.until_state("to_bus", "running", Duration::from_secs(5));
-    assert!(status["sink_blocked"].is_null(), "{status}");
-    assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-    for arrivals in [readers::arrivals(readers::rabbitmq(&broker, "shop")), readers::lines(&scene.path("lines.ndjson"))] {
-        let judgement = judge(&application.ledger, &[], &arrivals);
-        assert!(judgement.is_clean() && judgement.duplicates == 0, "{}", judgement.summary());
-    }
-}
-
-/// The broker stands still, and its connections with it: nothing comes back, not even a refusal.
-#[test]
-fn a_broker_that_hangs_is_unavailable_after_the_ack_timeout() {
-    let _machine = shared_machine();
-    for (kind, name) in [("kafka", "to_kafka"), ("rabbitmq", "to_rabbit")] {
-        let broker = Broker::start(kind, &[]);
-        let sink = if kind == "kafka" {
-            broker.topic("shop", 3, &[]);
-            kafka("kafka", &broker.text("bootstrap"), "shop", "")
-        } else {
-            topology::declare(&broker, "shop", "#");
-            amqp("rabbit", &broker.text("uri"), "shop", "{type}", "heartbeat = \"60s\"")
-        };
-        let relay = relay(name.trim_start_matches("to_"), "ack_timeout = \"2s\"");
-        let scene = Scene::new(&[SHOP, &sink, &relay].concat());
-        let mut application = Application::open(&scene.path("app.db"), 50);
-        let mut daemon = scene.daemon();
-        application.write(200);
-        daemon.until_settled(name, application.head(), Duration::from_secs(20));
-        broker.run("pause", &[]);
-        application.write(200);
-        let status = daemon.until_state(name, "unavailable", Duration::from_secs(4));
-        println!("{kind}: {}", status["detail"]);
-        throughout("nothing is held", Duration::from_secs(4), || daemon.status(name).unwrap()["held_keys"] == 0);
-        broker.run("unpause", &[]);
-        daemon.until_settled(name, application.head(), Duration::from_secs(15));
-        assert_eq!(daemon.dead_letters(), Vec::<serde_json::Value>::new());
-        assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-        let messages = if kind == "kafka" { readers::kafka(&broker, "shop") } else { readers::rabbitmq(&broker, "shop") };
-        let judgement = judge(&application.ledger, &[], &readers::arrivals(messages));
-        println!("{kind}: {}", judgement.summary());
-        assert!(judgement.is_clean(), "{}", judgement.summary());
-    }
-}
-
-/// The control: without a listener's answer there is no class either; a daemon that never had its broker waits in the same way.
-#[test]
-fn a_broker_that_was_never_there_is_waited_for() {
-    let _machine = shared_machine();
-    let config = [
-        SHOP,
-        &kafka("kafka", "127.0.0.1:9", "shop", ""),
-        &relay("kafka", ""),
-        &amqp("rabbit", "amqp://127.0.0.1:9", "shop", "{type}", ""),
-        &relay("rabbit", ""),
-    ]
-    .concat();
-    let scene = Scene::new(&config);
-    let mut application = Application::open(&scene.path("app.db"), 5);
-    application.write(10);
-    let mut daemon: Daemon = scene.daemon();
-    for name in ["to_kafka", "to_rabbit"] {
-        let status = daemon.until_state(name, "unavailable", Duration::from_secs(15));
-        println!("{name}: {}", status["detail"]);
-        assert_eq!(status["backlog_events"], 10, "{status}");
-        daemon.until(name, "behind", Duration::from_secs(5), |status| status["lag_seconds"].as_f64() > Some(1.0));
-    }
+#[tokio::test(flavor = "multi_thread")]
+async fn when_everything_is_unroutable_the_consumer_halts_instead_of_filling_with_dead_letters() {
+    let mut rig = Rig::new().await;
+    rig.relay.bounds.batch_events = 20;
+    rig.relay.bounds.window_events = 20;
+    rig.far_side.reject(|_| Some(Rejection::new(Reason::Unroutable, "no queue is bound")));
+    rig.place(2000, 2000);
+    rig.start();
+    let status = rig.is(State::Halted).await;
+    assert!(status.detail.contains("in a row"), "{}", status.detail);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(rig.held().len() < 150, "{}", rig.held().len());
+    rig.far_side.mend();
+    rig.is_done().await;
+    assert_eq!(check(&rig.far_side.arrivals(), 2000), 0);
 }

@@ -26,7 +26,7 @@ fn to_lines() -> String {
 fn a_second_daemon_waits_and_takes_over() {
     let _machine = shared_machine();
     let scene = Scene::new(&[SHOP, &to_lines()].concat());
-    scene.write("second.toml", &[&with_daemon_keys("control = \"unix:second.sock\""), to_lines().as_str()].concat());
+    scene.write("second.toml", &[with_daemon_keys("control = \"unix:second.sock\"").as_str(), to_lines().as_str()].concat());
     let mut application = Application::open(&scene.path("app.db"), 5);
     let mut first = scene.daemon();
     application.write(100);
@@ -52,7 +52,7 @@ fn a_second_daemon_refuses_when_it_is_told_to() {
     let _machine = shared_machine();
     let scene = Scene::new(&[SHOP, &to_lines()].concat());
     let keys = "control = \"unix:second.sock\"\nwhen_locked = \"refuse\"";
-    scene.write("second.toml", &[&with_daemon_keys(keys), to_lines().as_str()].concat());
+    scene.write("second.toml", &[with_daemon_keys(keys).as_str(), to_lines().as_str()].concat());
     let mut application = Application::open(&scene.path("app.db"), 5);
     let mut first = scene.daemon();
     application.write(100);
@@ -99,7 +99,8 @@ fn stops_are_clean(consumer: &str, config: &str, read: impl FnOnce(&Scene) -> Ve
     let mut slowest = Duration::ZERO;
     let mut daemon = scene.daemon();
     while !flow.is_finished() {
-        daemon.until(consumer, "running", Duration::from_secs(10), |status| status["delivered_total"].as_u64() > Some(0));
+        let is_at_work = |status: &serde_json::Value| status["delivered_total"].as_u64() > Some(0) || flow.is_finished();
+        daemon.until(consumer, "at work", Duration::from_secs(10), is_at_work);
         std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(1500)));
         let (code, took) = daemon.stop(Duration::from_secs(10));
         assert_eq!(code, Some(0));

@@ -24,7 +24,10 @@ impl Session {
                 self.log_fault(&fault, around);
                 self.fault = Some(fault);
             }
-            News::Blocked(why) => self.blocked = why,
+            News::Blocked(why) => {
+                self.blocked = why;
+                self.patient_since = Instant::now();
+            }
         }
     }
 
@@ -122,6 +125,7 @@ impl Session {
         };
         let until_seq = self.isolation.map_or(self.window.next_seq(), |isolation| isolation.until_seq);
         self.isolation = Some(Isolation { group, until_seq });
+        self.answered = true;
         if matches!(self.health, Health::Up) {
             self.health = Health::Landing;
         }
@@ -164,8 +168,7 @@ impl Session {
         match self.health {
             Health::Up => {
                 let timeout = self.settings.bounds.ack_timeout;
-                let oldest = self.flights.values().map(|flying| flying.flight.sent_at).min();
-                if self.blocked.is_none() && oldest.is_some_and(|sent| sent.elapsed() >= timeout) {
+                if self.flights.values().any(|flying| self.is_overdue(&flying.flight)) {
                     self.fault = Some(Fault::unavailable(format!("no acknowledgement for {timeout:?}")));
                     self.stuck = true;
                     self.health = Health::Backoff(Instant::now());
@@ -173,14 +176,16 @@ impl Session {
             }
             Health::Landing if self.flights.is_empty() => {
                 self.window.rewind(&mut self.holds);
+                let answered = std::mem::take(&mut self.answered);
                 self.health = match &self.fault {
+                    // It is there, and only had to say no: the next smaller group goes out as soon as it can be reached.
+                    Some(fault) if answered && fault.class == FaultClass::Unavailable => Health::Backoff(Instant::now()),
                     Some(fault) => Health::Backoff(Instant::now() + self.delay(fault.class)),
                     None => Health::Up,
                 };
             }
             Health::Landing => {
-                let timeout = self.settings.bounds.ack_timeout;
-                if self.flights.values().all(|flying| flying.flight.sent_at.elapsed() >= timeout) {
+                if self.flights.values().all(|flying| self.is_overdue(&flying.flight)) {
                     self.stuck = true;
                     self.health = Health::Backoff(Instant::now());
                 }
@@ -188,6 +193,12 @@ impl Session {
             Health::Backoff(until) if Instant::now() >= until && self.draining.is_none() => self.probe(),
             Health::Backoff(_) | Health::Probing => {}
         }
+    }
+
+    /// While the broker has publishers blocked the clock stands still, and begins anew when it lets them go on: only then can it answer.
+    fn is_overdue(&self, flight: &Flight) -> bool {
+        let since = flight.sent_at.max(self.patient_since);
+        self.blocked.is_none() && since.elapsed() >= self.settings.bounds.ack_timeout
     }
 
     fn delay(&mut self, class: FaultClass) -> Duration {

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// SplitMix64: good enough to choose instants, and the same everywhere.
 #[derive(Clone, Debug)]
 pub struct Dice {
-    pub seed: u64,
     state: u64,
 }
 
@@ -18,7 +17,7 @@ impl Dice {
     }
 
     pub fn of(seed: u64) -> Self {
-        Self { seed, state: seed }
+        Self { state: seed }
     }
 
     pub fn next(&mut self) -> u64 {

@@ -12,5 +12,6 @@ pub mod process;
 pub mod readers;
 pub mod referee;
 pub mod relays;
+pub mod rig;
 pub mod topology;
 pub mod wait;

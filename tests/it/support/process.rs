@@ -90,7 +90,11 @@ impl Scene {
 
     /// A second one, with a configuration of its own.
     pub fn daemon_of(&self, config: &str) -> Daemon {
-        Daemon::spawn(self.folder.path(), config, &[])
+        self.daemon_of_with(config, &[])
+    }
+
+    pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
+        Daemon::spawn(self.folder.path(), config, environment)
     }
 }
 
@@ -238,10 +242,14 @@ impl Daemon {
 
     /// `GET path`: the status and the body.
     pub fn get(&self, path: &str) -> (u16, String) {
+        self.request("GET", path)
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> (u16, String) {
         let address = self.admin();
         let mut stream = TcpStream::connect(&address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));

@@ -18,7 +18,6 @@ pub struct Message {
     pub routing_key: String,
     /// It says of itself that it may have been sent before.
     pub says_redelivery: bool,
-    pub line: Value,
 }
 
 /// Everything in the topic, in order within each partition.
@@ -31,7 +30,6 @@ pub fn kafka(broker: &Broker, topic: &str) -> Vec<Message> {
         at_millis: line["timestamp"].as_i64().unwrap(),
         routing_key: String::new(),
         says_redelivery: line["headers"].get("outboxd-redelivery").is_some(),
-        line,
     };
     lines.into_iter().map(message).collect()
 }
@@ -46,7 +44,6 @@ pub fn rabbitmq(broker: &Broker, queue: &str) -> Vec<Message> {
         at_millis: 0,
         routing_key: line["routing_key"].as_str().unwrap().to_owned(),
         says_redelivery: line["headers"].get("outboxd-redelivery").is_some(),
-        line,
     };
     lines.into_iter().map(message).collect()
 }

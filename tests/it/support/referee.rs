@@ -29,6 +29,8 @@ pub struct Judgement {
     pub phantom: Vec<String>,
     /// First deliveries that came after a later event of their key.
     pub out_of_order: Vec<String>,
+    /// Last deliveries that came after a last delivery of a later event of their key: what a consumer ends up with.
+    pub out_of_order_in_the_end: Vec<String>,
     /// Keys whose events came over more than one lane: nobody could keep their order.
     pub scattered: Vec<String>,
     pub duplicates: usize,
@@ -40,7 +42,13 @@ pub struct Judgement {
 
 impl Judgement {
     pub fn is_clean(&self) -> bool {
-        self.lost.is_empty() && self.phantom.is_empty() && self.out_of_order.is_empty() && self.scattered.is_empty()
+        self.out_of_order.is_empty() && self.is_clean_in_the_end()
+    }
+
+    /// Nothing is missing, and whoever reads to the end has each key's last deliveries in order. Events in flight behind a refused one
+    /// may have come before it; they are sent again behind it.
+    pub fn is_clean_in_the_end(&self) -> bool {
+        self.lost.is_empty() && self.phantom.is_empty() && self.out_of_order_in_the_end.is_empty() && self.scattered.is_empty()
     }
 
     /// A few words: counts, and the first of each kind.
@@ -51,10 +59,11 @@ impl Judgement {
         };
         let at_most = |map: &BTreeMap<u32, usize>| map.values().copied().max().unwrap_or(0);
         format!(
-            "{}, {}, {}, {}, duplicates {} (by a restart: {:?}; most {}; within a run: {:?}; most {})",
+            "{}, {}, {}, {}, {}, duplicates {} (by a restart: {:?}; most {}; within a run: {:?}; most {})",
             some("lost", &self.lost),
             some("phantom", &self.phantom),
             some("out of order", &self.out_of_order),
+            some("in the end", &self.out_of_order_in_the_end),
             some("scattered", &self.scattered),
             self.duplicates,
             self.repeated_by_run.values().collect::<Vec<_>>(),
@@ -92,6 +101,7 @@ pub fn judge(ledger: &[Entry], held: &[String], arrivals: &[Arrival]) -> Judgeme
         }
         runs.push(arrival.run);
     }
+    judgement.out_of_order_in_the_end = out_of_order_in_the_end(&book, arrivals);
     judgement.scattered = scattered.into_iter().collect();
     for runs in runs_of.values() {
         judgement.duplicates += runs.len() - 1;
@@ -110,6 +120,21 @@ pub fn judge(ledger: &[Entry], held: &[String], arrivals: &[Arrival]) -> Judgeme
     let is_lost = |entry: &&Entry| !runs_of.contains_key(entry.id.as_str()) && !held.contains(entry.id.as_str());
     judgement.lost = ledger.iter().filter(is_lost).map(|entry| entry.id.clone()).collect();
     judgement
+}
+
+fn out_of_order_in_the_end(book: &HashMap<&str, &Entry>, arrivals: &[Arrival]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut oldest: HashMap<&str, u32> = HashMap::new();
+    let mut wrong = Vec::new();
+    for arrival in arrivals.iter().rev() {
+        let Some(entry) = book.get(arrival.id.as_str()).filter(|_| seen.insert(arrival.id.as_str())) else { continue };
+        let oldest = oldest.entry(&entry.key).or_insert(entry.number);
+        if entry.number > *oldest {
+            wrong.push(arrival.id.clone());
+        }
+        *oldest = entry.number.min(*oldest);
+    }
+    wrong
 }
 
 /// Two keys, `a` and `b`, with three events each.
@@ -157,6 +182,14 @@ fn a_first_delivery_behind_a_later_one_is_out_of_order() {
 }
 
 #[test]
+fn what_was_in_flight_behind_a_refused_event_is_made_good_by_coming_again() {
+    let judged = judge(&book(), &[], &log("a1 b1 a3 b2 a2 a3 b3"));
+    assert_eq!((judged.out_of_order.len(), judged.is_clean(), judged.is_clean_in_the_end()), (1, false, true));
+    let judged = judge(&book(), &[], &log("a1 b1 a2 a3 b2 a2 b3"));
+    assert_eq!((judged.out_of_order_in_the_end.as_slice(), judged.is_clean_in_the_end()), (&["a3".to_owned()][..], false));
+}
+
+#[test]
 fn a_key_on_two_lanes_is_scattered() {
     let mut arrivals = log("a1 b1 b2 a2 b3 a3");
     arrivals[3].lane = 1;
@@ -166,7 +199,7 @@ fn a_key_on_two_lanes_is_scattered() {
 
 #[test]
 fn duplicates_are_counted_for_the_run_that_made_them() {
-    let judged = judge(&book(), &[], &log("a1 b1 a2 a1:1 b1:1 a2:1 a3:1 a3:1 b2:1 b2:2 b3:2 a1:2"));
+    let judged = judge(&book(), &[], &log("a1 b1 a2 a1:1 b1:1 a2:1 a3:1 a3:1 b2:1 b2:2 b3:2 a3:2"));
     assert!(judged.is_clean());
     assert_eq!(judged.duplicates, 6);
     assert_eq!(judged.repeated_by_run, BTreeMap::from([(1, 3), (2, 2)]));

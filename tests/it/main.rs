@@ -2,7 +2,6 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
-
 mod barrier_comes_before_sending;
 mod brokers_away_are_waited_for;
 mod cli;
@@ -14,6 +13,8 @@ mod config_examples;
 mod config_reference;
 mod config_secrets;
 mod connections_are_protected;
+#[cfg(feature = "controls")]
+mod crash_ladder;
 mod dead_letters_are_operated;
 mod demo;
 mod eventsource_consumers_go_on;

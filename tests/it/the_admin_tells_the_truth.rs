@@ -36,7 +36,9 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let (code, before) = daemon.get("/metrics");
     assert_eq!(code, 200);
     let of_consumer = |series: &str| format!("outboxd_{series}{{consumer=\"to_lines\"");
-    for series in ["held_keys", "held_oldest_seconds", "dead_letters", "lag_seconds", "backlog_events", "in_flight_events"] {
+    for series in
+        ["held_keys", "held_oldest_seconds", "dead_letters", "lag_seconds", "backlog_events", "in_flight_events"]
+    {
         assert!(before.contains(&format!("{}}} 0\n", of_consumer(series))), "{series}:\n{before}");
     }
     for outcome in ["delivered", "retrying", "dead", "skipped", "waiting"] {
@@ -50,7 +52,10 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     assert!(before.contains(&format!("{}}} 0\n", of_consumer("redelivered_total"))), "{before}");
     for state in outboxd::consumer::status::State::ALL {
         let value = u8::from(state == "running");
-        assert!(before.contains(&format!("{},state=\"{state}\"}} {value}\n", of_consumer("consumer_state"))), "{before}");
+        assert!(
+            before.contains(&format!("{},state=\"{state}\"}} {value}\n", of_consumer("consumer_state"))),
+            "{before}"
+        );
     }
 
     let mut application = Application::open(&scene.path("app.db"), 5);
@@ -166,7 +171,9 @@ fn a_paused_consumer_falls_behind_and_resumes() {
 #[test]
 fn a_consumer_that_was_halted_while_it_was_level_falls_behind() {
     let _machine = shared_machine();
-    let config = [SHOP, &file("lines"), &relay("lines", "on_reject = \"halt\"\nattempts_max = 1\nevent_bytes_max = \"1KiB\"")].concat();
+    let config =
+        [SHOP, &file("lines"), &relay("lines", "on_reject = \"halt\"\nattempts_max = 1\nevent_bytes_max = \"1KiB\"")]
+            .concat();
     let scene = Scene::new(&config);
     let mut application = Application::open(&scene.path("app.db"), 5);
     application.write(10);

@@ -83,7 +83,8 @@ fn away_and_back(broker: &Broker, config: &str, read: impl FnOnce() -> Vec<Arriv
     let cpu_share = (cpu_seconds(daemon.pid()) - used) / began.elapsed().as_secs_f64();
     let knocks = dead_port.close();
     println!("{knocks} connections in {:?}, {:.1} % of a core", began.elapsed(), cpu_share * 100.0);
-    assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 1.0, "{knocks} connections in {outage:?}");
+    // The first few come faster: the pace grows.
+    assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 3.0, "{knocks} connections in {outage:?}");
     assert!(cpu_share < 0.1, "it is busy: {cpu_share}");
 
     let log = daemon.log();

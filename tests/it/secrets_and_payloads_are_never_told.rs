@@ -165,3 +165,24 @@ fn passwords_and_payloads_stand_nowhere() {
         payload.assert_absent(place, text);
     }
 }
+
+/// Whatever prints the configuration or a part of it (a panic, a trace) goes through `Debug`.
+#[test]
+fn what_a_panic_could_print_of_the_configuration_has_no_password() {
+    let sasl = "sasl = { mechanism = \"PLAIN\", username = \"alice\", password = \"kaf/ka&Canary+one\" }";
+    let uri = format!("amqp://guest:{}@127.0.0.1", in_uri("rab/bit&Canary+three"));
+    let config = [
+        SHOP,
+        &kafka("bus", "127.0.0.1:9", "shop", sasl),
+        &relay("bus", ""),
+        &amqp("rabbit", &uri, "shop", "{type}", ""),
+        &relay("rabbit", ""),
+    ];
+    let scene = Scene::without_a_file(&config.concat());
+    let loaded = outboxd::config::load_with(&scene.path("outboxd.toml"), []).unwrap();
+    let printed = format!("{loaded:?}");
+    assert!(printed.contains("alice") && printed.contains("***"), "{printed}");
+    for password in ["kaf/ka&Canary+one", "rab/bit&Canary+three"] {
+        Canary::new(password).assert_absent("Debug", &printed);
+    }
+}

@@ -184,3 +184,29 @@ fn a_consumer_that_was_halted_while_it_was_level_falls_behind() {
     application.write(10);
     falls_behind(&daemon, "to_lines");
 }
+
+#[test]
+fn logs_are_one_json_object_a_line_when_asked_for() {
+    let _machine = shared_machine();
+    let shop = SHOP.replace("[daemon]", "[daemon]\nlog_format = \"json\"");
+    let sink = amqp("bus", "amqp://127.0.0.1:9", "shop", "{type}", "");
+    let scene = Scene::new(&[shop.as_str(), &file("lines"), &relay("lines", ""), &sink, &relay("bus", "")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    application.write(10);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("to_lines", application.head(), Duration::from_secs(10));
+    daemon.until_state("to_bus", "unavailable", Duration::from_secs(10));
+    assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
+    let mut events = Vec::new();
+    for line in daemon.log().lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        events.push(line["event"].as_str().unwrap_or_else(|| panic!("no event: {line}")).to_owned());
+    }
+    for event in
+        ["daemon_started", "consumer_started", "sink_up", "sink_unavailable", "daemon_drains", "daemon_stopped"]
+    {
+        assert!(events.iter().any(|logged| logged == event), "{event} is not among {events:?}");
+    }
+    assert_eq!(events.iter().filter(|event| *event == "sink_unavailable").count(), 1, "it is counted, not repeated");
+}

@@ -37,6 +37,7 @@ fn until_one_is_held(daemon: &mut Daemon, consumer: &str, head: i64) -> Value {
         status["position"].as_i64() >= Some(head) && status["in_flight_events"] == 0 && status["dead_letters"] == 1
     });
     assert_eq!((&status["state"], &status["held_keys"]), (&"running".into(), &1.into()), "{status}");
+    println!("two attempts took {:.1} s", status["held_oldest_seconds"].as_f64().unwrap());
     status
 }
 
@@ -132,7 +133,8 @@ fn an_oversize_event_is_refused_alone_at_kafka() {
     let name = unique("small");
     // The limit is asked of whole batches: good events that travel with a large one are refused together with it.
     broker.topic(&name, 3, &["max.message.bytes=20000"]);
-    let sink = kafka("bus", &broker.text("bootstrap"), &name, "properties = { \"linger.ms\" = 20, \"batch.size\" = 15000 }");
+    let sink =
+        kafka("bus", &broker.text("bootstrap"), &name, "properties = { \"linger.ms\" = 20, \"batch.size\" = 15000 }");
     let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 2")].concat());
     let mut application = Application::open(&scene.path("app.db"), 20);
     let mut daemon = scene.daemon();

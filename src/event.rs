@@ -263,6 +263,12 @@ impl BatchBuilder {
         self.batch.arena.len()
     }
 
+    /// Where the last event stands, and its id.
+    pub fn end(&self) -> Option<(Position, String)> {
+        let event = self.batch.event(self.len().checked_sub(1)?);
+        Some((event.position, event.id.to_owned()))
+    }
+
     pub fn push(&mut self, event: Columns<'_>) {
         let row = Row {
             position: event.position,

@@ -197,7 +197,9 @@ impl Engine {
             let (files, source) = (self.files.clone(), self.source.clone());
             let what = format!("{} cannot be written at present", source.state_path().display());
             let opening = async move { files.writer(&source).await };
-            let error = match self.during(|| Some(what.clone()), opening).await? {
+            let asked = std::time::Instant::now();
+            let waits_for = move || (asked.elapsed() >= SAY_AGAIN).then(|| what.clone());
+            let error = match self.during(waits_for, opening).await? {
                 Ok(writer) => return Ok(writer),
                 Err(error) => error,
             };
@@ -216,14 +218,14 @@ impl Engine {
         }
     }
 
-    /// Does something that may have to wait; meanwhile says what for, and refuses what operators ask.
+    /// Does something that may have to wait; when it does, says what for and refuses what operators ask.
     async fn during<T>(&mut self, waits_for: impl Fn() -> Option<String>, work: impl Future<Output = T>) -> Result<T, Stop> {
         tokio::pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return Ok(done),
-                Some(command) = self.commands.recv() => {
-                    refuse(command, &waits_for().unwrap_or_else(|| "it is starting".into()));
+                Some(command) = self.commands.recv(), if waits_for().is_some() => {
+                    refuse(command, &waits_for().unwrap_or_default());
                 }
                 () = shutdown::asked(&mut self.shutdown) => return Err(Stop::Shutdown),
                 () = tokio::time::sleep(SAY_AGAIN) => {

@@ -278,9 +278,10 @@ impl Session {
         self.look_after_the_far_side();
         self.settle();
         self.start_releases();
+        // Before the dispatch, so that the reader works while the sink takes what was read before.
+        self.read_on();
         self.dispatch(around);
         self.settle();
-        self.read_on();
     }
 
     fn on_answer(&mut self, answer: Answer, around: &mut Surroundings<'_>) {
@@ -330,7 +331,8 @@ impl Session {
             let written = self
                 .writer
                 .perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
-            match tokio::time::timeout(left, written).await {
+            // It only spares what follows a mark that it may come twice: not worth a long wait.
+            match tokio::time::timeout(CLOSE_MIN, written).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = %error),
                 Err(_) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = "the file is locked"),

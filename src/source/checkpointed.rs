@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, named_params};
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, Pushed};
 use super::reader::{Halt, Look, Mark, ReadFault, ReadRequest};
 use crate::clock;
 use crate::controls::{self, Protection};
@@ -103,15 +103,17 @@ impl Checkpointed {
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
         let mut batch = BatchBuilder::with_capacity(request.events_max.min(1024), 64 << 10);
-        let mut last: Option<(Position, String)> = None;
+        let mut passed_over = None;
         while let Some(row) = rows.next()? {
-            let pushed = self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?;
-            last = Some((pushed.position, pushed.id));
+            passed_over = match self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))? {
+                Pushed::Taken => None,
+                Pushed::PassedOver { position, id } => Some((position, id)),
+            };
             if batch.bytes() >= request.bytes_max {
                 break;
             }
         }
-        let Some((end, end_id)) = last else { return Ok(None) };
+        let Some((end, end_id)) = passed_over.or_else(|| batch.end()) else { return Ok(None) };
         let mut batch = batch.finish(end, clock::now_micros());
         batch.end_id = end_id;
         Ok(Some(batch))

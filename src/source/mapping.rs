@@ -115,7 +115,7 @@ impl Mapping {
         };
         let kind = scratch.kind.text(row.get_ref(column::KIND)?, "type", &mut defect).unwrap_or_default();
         if defect.is_none() && !admits(kind) {
-            return Ok(Pushed { position, id: id.to_owned(), admitted: false });
+            return Ok(Pushed::PassedOver { position, id: id.to_owned() });
         }
         let time = scratch.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
         let payload_bytes = match row.get_ref(column::PAYLOAD_BYTES)? {
@@ -151,7 +151,7 @@ impl Mapping {
         if let Some(defect) = defect {
             batch.defect(defect);
         }
-        Ok(Pushed { position, id: id.to_owned(), admitted: true })
+        Ok(Pushed::Taken)
     }
 
     /// How the row names itself, for tables read by row.
@@ -165,10 +165,10 @@ impl Mapping {
 }
 
 /// What became of a row in [`Mapping::push`].
-pub struct Pushed {
-    pub position: Position,
-    pub id: String,
-    pub admitted: bool,
+pub enum Pushed {
+    /// It is the batch's last event.
+    Taken,
+    PassedOver { position: Position, id: String },
 }
 
 fn undecodable(detail: String) -> Rejection {

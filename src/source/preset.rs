@@ -73,7 +73,7 @@ fn eventsource_outbox(
         Some("e.global_position") => base,
         Some(_) => Mapping {
             rows: Some(RowMapping {
-                order: "e.id IS NULL, e.id, o.created_at, o.rowid",
+                order: "e.id IS NULL, e.id, replace(o.created_at, ' ', 'T'), o.rowid",
                 position: "coalesce(e.id, o.rowid)",
                 ..ROWS
             }),
@@ -81,7 +81,8 @@ fn eventsource_outbox(
         },
         None => Mapping {
             from: "event_outbox o",
-            rows: Some(RowMapping { order: "o.created_at, o.rowid", position: "o.rowid", ..ROWS }),
+            version: "NULL",
+            rows: Some(RowMapping { order: "replace(o.created_at, ' ', 'T'), o.rowid", position: "o.rowid", ..ROWS }),
             ..base
         },
     }))
@@ -149,7 +150,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
     key: "o.aggregate_id",
     stream_id: "o.aggregate_id",
     stream_type: "o.aggregate_type",
-    version: "NULL",
+    version: "e.version",
     kind: "o.event_type",
     payload: "o.event_data",
     headers: "NULL",
@@ -160,7 +161,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
 
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
-    order: "e.global_position IS NULL, e.global_position, o.created_at, o.rowid",
+    order: "e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid",
     position: "coalesce(e.global_position, o.rowid)",
     on_delivered: "UPDATE event_outbox SET status = 'published', published_at = :now WHERE id = :row AND status = 'pending'",
     on_released: "UPDATE event_outbox SET status = 'published', published_at = :now \

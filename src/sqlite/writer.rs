@@ -21,7 +21,7 @@ use crate::retry::Pace;
 use crate::telemetry::metric;
 
 /// The work that is put into one transaction.
-const HOLD_MAX: Duration = Duration::from_millis(3);
+const HOLD_MAX: Duration = Duration::from_millis(2);
 /// The size of a `-wal`, in pages, at which it is checkpointed: SQLite's own default.
 const CHECKPOINT_PAGES: i64 = 1_000;
 /// A lock that is lost to others for less is not worth a word.

@@ -2,7 +2,7 @@
 
 use super::{End, Session, Surroundings};
 use crate::event::Batch;
-use crate::source::reader::{ReadNews, ReadRequest};
+use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
 impl Session {
     pub(super) fn read_on(&mut self) {
@@ -15,9 +15,12 @@ impl Session {
             return;
         }
         self.reading = true;
+        // Where reading goes on must still be what was read there last: the checkpoint may be far behind it.
+        let end = |batch: &Batch| Mark { position: batch.end, event_id: batch.end_id.clone() };
+        let mark = self.window.lots().last().map_or_else(|| self.checkpoint.clone(), |lot| end(&lot.batch));
         self.reader.read(ReadRequest {
-            after: self.window.lots().last().map_or(self.checkpoint.position, |lot| lot.batch.end),
-            mark: self.checkpoint.clone(),
+            after: mark.position,
+            mark,
             update: std::mem::take(&mut self.update),
             events_max: bounds.batch_events.min(bounds.window_events - self.window.events),
             bytes_max: bounds.batch_bytes.min(bounds.window_bytes - self.window.bytes),

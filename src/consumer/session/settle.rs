@@ -17,8 +17,8 @@ use crate::sqlite::writer::JobError;
 use crate::state::held::{HeldRow, HeldState, PAYLOAD_BYTES_MAX};
 use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
 
-/// Rows of an application's table that are marked in one settlement: about 2 ms of lock.
-const ROW_MARKS_MAX: usize = 400;
+/// Rows of an application's table that are marked in one settlement; the ledger cuts it to what the lock may take.
+const ROW_MARKS_MAX: usize = 2_000;
 /// Held rows that are written in one settlement.
 const HELD_MAX: usize = 1_000;
 
@@ -28,6 +28,8 @@ pub(super) struct Settling {
     /// Lots before this one are settled with it.
     lots_before: u64,
     to: Option<Mark>,
+    /// Some of what was passed on the way, for the witnesses.
+    passed: Vec<Mark>,
     /// Keys that get rows with it.
     inserted: HashSet<Key>,
     waited: HashMap<Key, u64>,
@@ -79,6 +81,7 @@ impl Session {
             return;
         }
         if let Some(to) = settling.to.clone().filter(|to| !self.by_row && *to != self.checkpoint) {
+            settling.passed.iter().for_each(|mark| self.witnesses.advance(mark));
             self.witnesses.advance(&to);
             settlement.advance =
                 Some(Advance { from: self.checkpoint.position, to, witnesses: self.witnesses.clone() });
@@ -179,6 +182,7 @@ impl Session {
             }
             if lot.submitted > began || lot.fates.is_empty() {
                 settling.to = Some(mark_at(&lot.batch, lot.submitted));
+                settling.passed = if by_row { Vec::new() } else { passed(&lot.batch, began, lot.submitted) };
             }
             if !lot.is_submitted() {
                 return;
@@ -258,6 +262,17 @@ fn mark_at(batch: &Batch, submitted: usize) -> Mark {
     }
     let last = batch.event(submitted - 1);
     Mark { position: last.position, event_id: last.id.to_owned() }
+}
+
+/// What stands at exponential distances before the end of what was settled: a single large batch leaves witnesses too.
+fn passed(batch: &Batch, began: usize, submitted: usize) -> Vec<Mark> {
+    let distances = (0..=10).rev().map(|exponent| 1_usize << exponent);
+    let indexes = distances.filter_map(|distance| submitted.checked_sub(distance + 1)).filter(|index| *index >= began);
+    let mark = |index| {
+        let event = batch.event(index);
+        Mark { position: event.position, event_id: event.id.to_owned() }
+    };
+    indexes.map(mark).collect()
 }
 
 fn waiting_row(event: &Event<'_>) -> HeldRow {

@@ -9,12 +9,12 @@
 //! It does not create topics. How it fails: see `verdict` for messages, and `reports` for the client as a whole; purged
 //! messages may have been written (duplicates behind an outage). Start reading at [`Kafka::send`](Sink::send).
 
+mod aloft;
 mod reports;
 mod settings;
 mod verdict;
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,8 @@ use super::format::{Dress, Value, Wire};
 use super::template::Template;
 use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
 use crate::event::{Event, Reason, Rejection};
-use reports::{Context, Parcel, Reports};
+use aloft::Aloft;
+use reports::{Context, Reports};
 pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, check_topic};
 
 /// How long a probe that was answered waits for overdue reports to come, before the producer is given up.
@@ -47,8 +48,6 @@ pub struct Kafka {
     port: Port,
     dress: Dress,
     live: Option<Live>,
-    /// Flights whose reports may still come, oldest first.
-    outstanding: VecDeque<Arc<Flight>>,
     text: Text,
 }
 
@@ -74,7 +73,7 @@ impl Kafka {
             headers: settings.headers.clone(),
             source: port.source.clone(),
         };
-        Self { settings, port, dress, live: None, outstanding: VecDeque::new(), text: Text::default() }
+        Self { settings, port, dress, live: None, text: Text::default() }
     }
 
     async fn probe(&mut self, timeout: Duration) -> Result<(), Fault> {
@@ -100,10 +99,9 @@ impl Kafka {
 
     /// Whether no report is overdue, or reports are coming again.
     async fn is_moving(&mut self, deadline: Instant) -> bool {
-        self.outstanding.retain(|flight| !flight.is_landed());
-        let is_overdue =
-            |flight: &Arc<Flight>| !flight.is_landed() && flight.sent_at.elapsed() > self.settings.ack_timeout;
-        let Some(live) = self.live.as_ref().filter(|_| self.outstanding.iter().any(is_overdue)) else { return true };
+        let Some(live) = self.live.as_ref().filter(|live| live.aloft().is_overdue(self.settings.ack_timeout)) else {
+            return true;
+        };
         let before = live.reports.reported.load(Ordering::Acquire);
         let until = deadline.min(Instant::now() + OVERDUE_WAIT);
         while Instant::now() < until {
@@ -130,18 +128,15 @@ impl Sink for Kafka {
     }
 
     fn send(&mut self, flight: Arc<Flight>) {
-        while self.outstanding.front().is_some_and(|flight| flight.is_landed()) {
-            self.outstanding.pop_front();
-        }
         let Some(live) = self.live.as_ref().filter(|live| !live.is_spoilt()) else {
             return flight.fill_rest(&Outcome::Unavailable(Fault::unavailable("there is no connection to Kafka")));
         };
-        self.outstanding.push_back(flight.clone());
         let is_alone = flight.len() == 1 && live.reports.is_nothing_in_flight();
+        let first = live.aloft().board(&flight, is_alone);
         live.reports.sent.fetch_add(flight.len() as u64, Ordering::AcqRel);
         let sender = Sender { live, settings: &self.settings, dress: &self.dress };
         for slot in 0..flight.len() {
-            let Err(outcome) = sender.send(&flight, slot, is_alone, &mut self.text) else { continue };
+            let Err(outcome) = sender.send(&flight, slot, first.wrapping_add(slot), &mut self.text) else { continue };
             let rest = if matches!(outcome, Outcome::Unavailable(_)) { flight.len() - slot } else { 1 };
             live.reports.sent.fetch_sub(rest as u64, Ordering::AcqRel);
             for refused in slot..slot + rest {
@@ -183,6 +178,10 @@ impl Live {
             .map_err(|error| Fault::unavailable(format!("the Kafka client could not be made: {error}")))?
             .map_err(|error| Settings::cannot_build(&error))?;
         Ok(Self { client, reports })
+    }
+
+    fn aloft(&self) -> MutexGuard<'_, Aloft> {
+        self.reports.aloft.lock().expect("no panic happens under this lock")
     }
 
     fn is_spoilt(&self) -> bool {
@@ -255,7 +254,7 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     /// Hands one event to the client. `Unavailable` says that it takes no more at present.
-    fn send(&self, flight: &Arc<Flight>, slot: usize, is_alone: bool, text: &mut Text) -> Result<(), Outcome> {
+    fn send(&self, flight: &Flight, slot: usize, ticket: usize, text: &mut Text) -> Result<(), Outcome> {
         let event = flight.event(slot);
         let Text { topic, key, body, number } = text;
         let topic = self.topic(&event, topic).map_err(Outcome::Rejected)?;
@@ -272,8 +271,7 @@ impl Sender<'_> {
             headers = headers.take().map(|headers| headers.insert(Header { key: name, value: Some(value) }));
         });
         dressed.map_err(Outcome::Rejected)?;
-        let parcel = Box::new(Parcel { flight: flight.clone(), slot: slot as u32, is_alone });
-        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, parcel);
+        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
         record.headers = headers.filter(|headers| !is_empty(headers));
         record.payload = self.settings.format.body(&event, &self.dress.source, body);
         record.key = match &self.settings.key {

@@ -1,6 +1,6 @@
 //! What the client library reports on its polling thread: deliveries one by one, and faults of the whole.
 //!
-//! A delivery takes no lock and sends no message: the parcel that travelled with the record knows its flight and its slot.
+//! A delivery allocates nothing and sends no message: the number that travelled with the record leads to its flight and slot.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,16 +14,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
+use super::aloft::{Aloft, Seat};
 use super::verdict::{self, Circumstances};
-use crate::sink::{Fault, FaultClass, Flight, News, Outcome};
-
-/// What travels through the client with one record.
-pub(super) struct Parcel {
-    pub flight: Arc<Flight>,
-    pub slot: u32,
-    /// When it was sent, nothing else was in flight.
-    pub is_alone: bool,
-}
+use crate::sink::{Fault, FaultClass, News, Outcome};
 
 /// One producer's reports. A rebuilt producer has its own.
 pub(super) struct Reports {
@@ -40,6 +33,8 @@ pub(super) struct Reports {
     pub fault: watch::Sender<Option<Fault>>,
     // Only ever taken when the client reports a fault of the whole, and by a probe.
     told: Mutex<Option<FaultClass>>,
+    // Taken by the one polling thread at each report, and by the engine's task once a flight: all but never contended.
+    pub aloft: Mutex<Aloft>,
 }
 
 impl Reports {
@@ -53,6 +48,7 @@ impl Reports {
             spoilt: AtomicBool::new(false),
             fault: watch::Sender::new(None),
             told: Mutex::new(None),
+            aloft: Mutex::default(),
         })
     }
 
@@ -122,14 +118,17 @@ fn is_untrusted(reason: &str) -> bool {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Parcel>;
+    /// The message's number in [`Aloft`].
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, parcel: Box<Parcel>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         let reports = &*self.0;
         let reported = reports.reported.fetch_add(1, Ordering::AcqRel) + 1;
         if reports.closed.load(Ordering::Acquire) {
             return;
         }
+        let aloft = reports.aloft.lock().expect("no panic happens under this lock");
+        let Some(Seat { flight, slot, is_alone }) = aloft.seat(number) else { return };
         let outcome = match result {
             Ok(_) => Outcome::Delivered,
             Err((error, message)) => {
@@ -137,11 +136,11 @@ impl ProducerContext for Context {
                 if verdict::spoils_producer(code) {
                     reports.spoil(&error.to_string());
                 }
-                let was_alone = parcel.is_alone && reports.sent.load(Ordering::Acquire) == reported;
+                let was_alone = is_alone && reports.sent.load(Ordering::Acquire) == reported;
                 let is_topic_constant = reports.is_topic_constant;
                 verdict::outcome(code, Circumstances { topic: message.topic(), is_topic_constant, was_alone })
             }
         };
-        parcel.flight.fill(parcel.slot as usize, outcome);
+        flight.fill(slot, outcome);
     }
 }

@@ -17,6 +17,7 @@ pub struct Arrival {
     pub key: Vec<u8>,
     pub body: Vec<u8>,
     pub pick: Pick,
+    pub at: Instant,
 }
 
 /// The far side, held by the test.
@@ -114,6 +115,7 @@ impl FarSide {
                     key: event.key.unwrap_or_default().into(),
                     body: event.payload.unwrap_or_default().into(),
                     pick: flight.picks[slot],
+                    at: Instant::now(),
                 });
             }
             flight.fill(slot, outcome);

@@ -2,8 +2,11 @@
 
 pub mod application;
 pub mod broker;
+pub mod daemon;
 pub mod dice;
+pub mod eventsource;
 pub mod fake_sink;
+pub mod fleet;
 pub mod flights;
 pub mod process;
 pub mod readers;

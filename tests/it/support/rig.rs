@@ -54,9 +54,15 @@ impl Running {
     }
 
     pub async fn is(&self, name: &str, state: State) -> Status {
-        let what = format!("{name} is {state:?}; it is {:?}", self.status(name));
-        eventually(&what, || self.status(name).state == state).await;
-        self.status(name)
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let status = self.status(name);
+            if status.state == state {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{name} is not {state:?}: {status:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub async fn drain(mut self) {
@@ -167,12 +173,17 @@ impl Rig {
         loop {
             let status = self.status();
             let head = self.head();
-            if status.position == head && status.held_keys == 0 && status.in_flight == 0 {
+            if status.state == State::Running && status.position == head && status.held_keys == 0 && status.in_flight == 0 {
                 return;
             }
             assert!(Instant::now() < deadline, "not done: head {head}, {status:?}, {:?}", self.held());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Waits until everything that was written is settled or held.
+    pub async fn is_done_or_held(&self) {
+        eventually("all is settled or held", || self.status().position == self.head()).await;
     }
 
     pub fn head(&self) -> i64 {

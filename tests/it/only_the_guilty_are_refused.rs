@@ -1,6 +1,6 @@
 //! *Guilty only alone*, end to end: among good events in flight, the refused one is named and its key held; the others flow.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -33,11 +33,12 @@ fn one_is_held(daemon: &Daemon, bad: &str, reason: &str) -> Vec<String> {
 }
 
 fn until_one_is_held(daemon: &mut Daemon, consumer: &str, head: i64) -> Value {
+    let start = Instant::now();
     let status = daemon.until(consumer, "settled, one key held", Duration::from_secs(40), |status| {
         status["position"].as_i64() >= Some(head) && status["in_flight_events"] == 0 && status["dead_letters"] == 1
     });
     assert_eq!((&status["state"], &status["held_keys"]), (&"running".into(), &1.into()), "{status}");
-    println!("two attempts took {:.1} s", status["held_oldest_seconds"].as_f64().unwrap());
+    println!("found and tried again within {:?}", start.elapsed());
     status
 }
 

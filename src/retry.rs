@@ -43,7 +43,8 @@ pub fn next_attempt_micros(now_micros: i64, first: Duration, attempts: u32, even
     const MOST_MICROS: i64 = 3_600_000_000;
     let first_micros = (first.as_micros() as i64).max(4);
     let base = first_micros.saturating_mul(4_i64.saturating_pow(attempts.saturating_sub(1))).min(MOST_MICROS);
-    let hash = event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     now_micros.saturating_add(base).saturating_add((hash % (base as u64 / 4)) as i64)
 }
 

@@ -19,7 +19,9 @@ pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(Exit::Ok),
-        Err(daemon::Error::Locked(locked)) => Err(Failure { exit: Exit::Locked, reason: locked.0, remedy: None }.into()),
+        Err(daemon::Error::Locked(locked)) => {
+            Err(Failure { exit: Exit::Locked, reason: locked.0, remedy: None }.into())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -30,6 +32,7 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
         // By default too: people and journald read it alike.
         LogFormat::Logfmt | LogFormat::Auto => logs::Format::Logfmt,
     };
-    logs::install(format, &config.daemon.log_level)
-        .map_err(|error| Failure::new(Exit::Config, error, "set daemon.log_level to error, warn, info, debug or trace").into())
+    logs::install(format, &config.daemon.log_level).map_err(|error| {
+        Failure::new(Exit::Config, error, "set daemon.log_level to error, warn, info, debug or trace").into()
+    })
 }

@@ -66,7 +66,9 @@ const OPERATION_MAX: Duration = Duration::from_secs(30);
 /// Bounds what an operator asked for: a file may be locked, a source not be there.
 pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Result<T, JobError> {
     let late = || {
-        let text = format!("not done within {OPERATION_MAX:?}: the file may be locked, or not be there. It may still be done later");
+        let text = format!(
+            "not done within {OPERATION_MAX:?}: the file may be locked, or not be there. It may still be done later"
+        );
         Err(JobError::Refused(text))
     };
     tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
@@ -182,7 +184,12 @@ fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selectio
     Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
 }
 
-fn discard(connection: &rusqlite::Connection, consumer: &str, selection: &Selection, reason: &str) -> Result<usize, JobError> {
+fn discard(
+    connection: &rusqlite::Connection,
+    consumer: &str,
+    selection: &Selection,
+    reason: &str,
+) -> Result<usize, JobError> {
     if reason.trim().is_empty() {
         return Err(JobError::Refused("discarding wants a reason: it is recorded in outboxd_resolution".into()));
     }
@@ -211,7 +218,8 @@ async fn set_position(
 ) -> Result<Done, JobError> {
     if reader.by_row {
         return Err(JobError::Refused(
-            "this source is read by row: it has no position. Remedy: set the rows' status in the application's table".into(),
+            "this source is read by row: it has no position. Remedy: set the rows' status in the application's table"
+                .into(),
         ));
     }
     let look = look(reader).await?;
@@ -219,7 +227,10 @@ async fn set_position(
         Target::First => Mark::default(),
         Target::Head => Mark { position: look.head, event_id: look.head_id },
         Target::Position(position) if position > look.head => {
-            return Err(JobError::Refused(format!("position {position} is behind the newest one ever given out, {}", look.head)));
+            return Err(JobError::Refused(format!(
+                "position {position} is behind the newest one ever given out, {}",
+                look.head
+            )));
         }
         Target::Position(position) => {
             let found = reader.fetch(Names::Positions(vec![position.0]), 1).await;
@@ -270,12 +281,16 @@ fn accept(
     let Some(checkpoint) = checkpoint::load(connection, consumer)? else {
         return Err(JobError::Refused(format!("{consumer} has no checkpoint: there is nothing to accept")));
     };
-    let detail = format!("from source {}, {} to source {source}, {definition}", checkpoint.source, checkpoint.definition);
+    let detail =
+        format!("from source {}, {} to source {source}, {definition}", checkpoint.source, checkpoint.definition);
     resolution::record(
         connection,
         &Resolution { consumer, action: "accept", event_id: None, key: None, reason, detail },
     )?;
-    checkpoint::put(connection, &Checkpoint { definition: definition.to_owned(), source: source.to_owned(), ..checkpoint })
+    checkpoint::put(
+        connection,
+        &Checkpoint { definition: definition.to_owned(), source: source.to_owned(), ..checkpoint },
+    )
 }
 
 fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<(), JobError> {

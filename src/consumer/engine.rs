@@ -155,11 +155,8 @@ impl Engine {
         self.record_start(&writer, Checkpoint { dirty: true, ..checkpoint.clone() }).await?;
 
         let (news_tx, news) = mpsc::unbounded_channel();
-        let port = Port {
-            news: news_tx.clone(),
-            consumer: self.settings.name.clone(),
-            source: self.settings.source.clone(),
-        };
+        let port =
+            Port { news: news_tx.clone(), consumer: self.settings.name.clone(), source: self.settings.source.clone() };
         let mut holds = Holds::default();
         holds.load(recorded.keys, 0);
         Ok(session::Start {
@@ -219,7 +216,11 @@ impl Engine {
     }
 
     /// Does something that may have to wait; when it does, says what for and refuses what operators ask.
-    async fn during<T>(&mut self, waits_for: impl Fn() -> Option<String>, work: impl Future<Output = T>) -> Result<T, Stop> {
+    async fn during<T>(
+        &mut self,
+        waits_for: impl Fn() -> Option<String>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stop> {
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -389,4 +390,3 @@ fn refuse(command: Command, why: &str) {
     let (Command::Pause(reply) | Command::Resume(reply) | Command::Operate(_, reply)) = command;
     let _ = reply.send(Err(JobError::Refused(format!("not now: {why}"))));
 }
-

@@ -61,7 +61,8 @@ impl Fleet {
                 }
             };
             let (commands, queue) = mpsc::unbounded_channel();
-            let (status_tx, status) = watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
+            let (status_tx, status) =
+                watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
             handles.push(Handle { name: settings.name.clone(), commands, status });
             let engine = Engine {
                 settings: Arc::new(settings),

@@ -218,7 +218,9 @@ impl Holds {
     fn ripen(&mut self, now_micros: i64, oldest_seq: u64) {
         while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now_micros) {
             let Some(Reverse((due, key))) = self.due.pop() else { return };
-            let Some(hold) = self.keys.get_mut(&key).filter(|hold| hold.appointment == Appointment::Due(due)) else { continue };
+            let Some(hold) = self.keys.get_mut(&key).filter(|hold| hold.appointment == Appointment::Due(due)) else {
+                continue;
+            };
             hold.appointment = Appointment::Queued;
             self.behind.entry(hold.barrier_seq).or_default().push(key);
         }
@@ -281,7 +283,8 @@ impl Holds {
 
     /// Lets the key go, which has no rows, unless something of it is still to be settled. Says whether it did.
     pub fn free(&mut self, key: &[u8]) -> bool {
-        let done = self.keys.get(key).is_some_and(|hold| hold.unsettled == 0 && hold.appointment != Appointment::UnderWay);
+        let done =
+            self.keys.get(key).is_some_and(|hold| hold.unsettled == 0 && hold.appointment != Appointment::UnderWay);
         if done {
             self.keys.remove(key);
             self.suspects.remove(key);

@@ -325,17 +325,22 @@ impl Session {
         let clean = self.flights.is_empty()
             && self.settling.is_none()
             && self.window.lots().all(|lot| lot.fates[lot.submitted..].iter().all(untouched));
-        let left = self.draining.map_or(CLOSE_MIN, |deadline| deadline.saturating_duration_since(Instant::now()).max(CLOSE_MIN));
+        let left = self
+            .draining
+            .map_or(CLOSE_MIN, |deadline| deadline.saturating_duration_since(Instant::now()).max(CLOSE_MIN));
         if matches!(end, End::Shutdown) && clean {
             let name = self.settings.name.clone();
-            let written = self
-                .writer
-                .perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
+            let written =
+                self.writer.perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
             // It only spares what follows a mark that it may come twice: not worth a long wait.
             match tokio::time::timeout(CLOSE_MIN, written).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = %error),
-                Err(_) => tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = "the file is locked"),
+                Ok(Err(error)) => {
+                    tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = %error)
+                }
+                Err(_) => {
+                    tracing::warn!(event = "drain_unclean", consumer = %self.settings.name, detail = "the file is locked")
+                }
             }
         }
         if let Some(delivery) = self.delivery.take()

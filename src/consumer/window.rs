@@ -327,7 +327,9 @@ mod tests {
         window.push(batch(&["a", "b", "c"]), 2);
         window.push(batch(&["d"]), 0);
         let picks = |window: &mut Window| {
-            window.choose(2, |_, _| Turn::Send).map(|c| c.picks.iter().map(|p| (c.lot, p.index, p.redelivery)).collect::<Vec<_>>())
+            window
+                .choose(2, |_, _| Turn::Send)
+                .map(|c| c.picks.iter().map(|p| (c.lot, p.index, p.redelivery)).collect::<Vec<_>>())
         };
         assert_eq!(picks(&mut window), Some(vec![(0, 0, true), (0, 1, true)]));
         assert_eq!(picks(&mut window), Some(vec![(0, 2, false)]));

@@ -21,7 +21,9 @@ impl Checkpointed {
     /// Refuses a table whose keys SQLite may reuse.
     pub fn new(connection: &Connection, mapping: Mapping) -> Result<Self, ReadFault> {
         let sql: Option<String> = connection
-            .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [mapping.table], |row| row.get(0))
+            .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [mapping.table], |row| {
+                row.get(0)
+            })
             .optional()?;
         let autoincrement = sql.is_some_and(|sql| sql.to_uppercase().contains("AUTOINCREMENT"));
         if !autoincrement {
@@ -101,11 +103,15 @@ impl Checkpointed {
         let tail = format!("ORDER BY {} LIMIT :most", self.mapping.row);
         let sql = self.mapping.select(request.event_bytes_max, &filter, &tail);
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
+        let mut rows =
+            statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
         let mut batch = BatchBuilder::with_capacity(request.events_max.min(1024), 64 << 10);
         let mut passed_over = None;
         while let Some(row) = rows.next()? {
-            passed_over = match self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))? {
+            passed_over = match self
+                .mapping
+                .push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?
+            {
                 Pushed::Taken => None,
                 Pushed::PassedOver { position, id } => Some((position, id)),
             };
@@ -120,7 +126,12 @@ impl Checkpointed {
     }
 
     /// The events at these positions that are still there, in the order asked for.
-    pub fn fetch(&self, connection: &Connection, positions: &[i64], event_bytes_max: usize) -> Result<Batch, ReadFault> {
+    pub fn fetch(
+        &self,
+        connection: &Connection,
+        positions: &[i64],
+        event_bytes_max: usize,
+    ) -> Result<Batch, ReadFault> {
         let sql = self.mapping.select(event_bytes_max, &format!("{} = :row", self.mapping.row), "");
         let mut statement = connection.prepare_cached(&sql)?;
         let mut batch = BatchBuilder::default();

@@ -227,7 +227,11 @@ impl Rows {
 
     /// The next pending rows; `None` when every pending row is in flight or held. Also: dead rows found pending again.
     /// A batch that is handed on has to be told of ([`Rows::handed_out`]).
-    pub fn read(&mut self, connection: &Connection, request: &ReadRequest) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
+    pub fn read(
+        &mut self,
+        connection: &Connection,
+        request: &ReadRequest,
+    ) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
         self.excluded().filter = request.filter.clone();
         if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
             self.list(connection)?;
@@ -258,7 +262,9 @@ impl Rows {
         let paid = self.is_relist_paid_for();
         (excluded.wants_full_pass && paid)
             || (excluded.passed_over >= PASSED_OVER_FEW
-                && self.last_full_pass.is_some_and(|last| last.ended.elapsed() >= FULL_PASS_EVERY && last.data_version != data_version))
+                && self
+                    .last_full_pass
+                    .is_some_and(|last| last.ended.elapsed() >= FULL_PASS_EVERY && last.data_version != data_version))
     }
 
     fn is_relist_paid_for(&self) -> bool {
@@ -286,7 +292,11 @@ impl Rows {
             full
         };
         // The unary plus keeps SQLite from reading every pending row by its index where only the newest are wanted.
-        let newer = if full { String::new() } else { format!("+{} AND o.rowid > {} AND ", self.rows().pending, self.seen_rowid) };
+        let newer = if full {
+            String::new()
+        } else {
+            format!("+{} AND o.rowid > {} AND ", self.rows().pending, self.seen_rowid)
+        };
         let sql = format!(
             "SELECT {row}, o.rowid FROM {from} WHERE {newer}{free} ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
             row = self.mapping.row,
@@ -304,7 +314,11 @@ impl Rows {
         }
         drop(listed);
         if full {
-            let pass = FullPass { ended: Instant::now(), took: began.elapsed(), data_version: open::data_version(connection)? };
+            let pass = FullPass {
+                ended: Instant::now(),
+                took: began.elapsed(),
+                data_version: open::data_version(connection)?,
+            };
             // A list that was cut goes on with a full pass.
             self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then_some(pass);
             self.seen_rowid = self.seen_rowid.max(newest);

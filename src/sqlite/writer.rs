@@ -174,7 +174,8 @@ impl Desk {
                     metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
                     metric::lock_held(&self.file, held);
                     metric::transaction(&self.file, metric::TransactionResult::Committed);
-                    self.state.send_if_modified(|state| std::mem::replace(state, WriterState::Ready) != WriterState::Ready);
+                    self.state
+                        .send_if_modified(|state| std::mem::replace(state, WriterState::Ready) != WriterState::Ready);
                     for (job, result) in jobs.into_iter().zip(results) {
                         (job.done)(result);
                     }
@@ -207,7 +208,9 @@ impl Desk {
     fn checkpoint(&self) {
         let pages = |mode: &str| {
             let sql = format!("PRAGMA wal_checkpoint({mode})");
-            self.connection.prepare_cached(&sql)?.query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+            self.connection
+                .prepare_cached(&sql)?
+                .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         };
         let due = pages("NOOP").is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log);
         if due && let Err(error) = pages("PASSIVE") {

@@ -55,7 +55,9 @@ impl Witnesses {
     fn from_json(text: &str) -> Result<Self, JobError> {
         let pairs: Vec<(i64, String)> = serde_json::from_str(text)
             .map_err(|error| JobError::Refused(format!("outboxd_checkpoint.witnesses is damaged: {error}")))?;
-        Ok(Self(pairs.into_iter().map(|(position, event_id)| Mark { position: Position(position), event_id }).collect()))
+        Ok(Self(
+            pairs.into_iter().map(|(position, event_id)| Mark { position: Position(position), event_id }).collect(),
+        ))
     }
 }
 
@@ -67,11 +69,15 @@ pub fn all(connection: &Connection) -> Result<Vec<Checkpoint>, JobError> {
 }
 
 pub fn load(connection: &Connection, consumer: &str) -> Result<Option<Checkpoint>, JobError> {
-    let row = connection.prepare_cached(&format!("{SELECT} WHERE consumer = ?1"))?.query_row([consumer], from_row).optional()?;
+    let row = connection
+        .prepare_cached(&format!("{SELECT} WHERE consumer = ?1"))?
+        .query_row([consumer], from_row)
+        .optional()?;
     row.map(with_witnesses).transpose()
 }
 
-const SELECT: &str = "SELECT consumer, source, definition, position, event_id, witnesses, dirty, updated_at FROM outboxd_checkpoint";
+const SELECT: &str =
+    "SELECT consumer, source, definition, position, event_id, witnesses, dirty, updated_at FROM outboxd_checkpoint";
 
 fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Checkpoint, String)> {
     let checkpoint = Checkpoint {

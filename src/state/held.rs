@@ -224,7 +224,12 @@ pub struct Selection {
 }
 
 /// The rows that are meant, by key and order; at most `most`.
-pub fn select(connection: &Connection, consumer: &str, selection: &Selection, most: usize) -> Result<Vec<HeldRow>, JobError> {
+pub fn select(
+    connection: &Connection,
+    consumer: &str,
+    selection: &Selection,
+    most: usize,
+) -> Result<Vec<HeldRow>, JobError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM outboxd_held WHERE consumer = :consumer AND (:id IS NULL OR event_id = :id) \
          AND (:key IS NULL OR key = :key) AND (:before IS NULL OR held_at <= :before) \

@@ -75,7 +75,13 @@ impl Settlement {
     }
 }
 
-fn mark_row(connection: &Connection, mapping: &RowMapping, key: &RowKey, mark: &RowMark, now: &str) -> Result<(), JobError> {
+fn mark_row(
+    connection: &Connection,
+    mapping: &RowMapping,
+    key: &RowKey,
+    mark: &RowMark,
+    now: &str,
+) -> Result<(), JobError> {
     let (sql, error) = match mark {
         RowMark::Delivered => (mapping.on_delivered, None),
         RowMark::Released => (mapping.on_released, None),

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use outboxd::source::Read;
 
-use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, one_relay, relay};
+use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, arrived, until};
 
@@ -34,7 +34,10 @@ fn steps(trace: &str) -> Vec<Step> {
             } else if ours && call.ends_with("= 0") {
                 steps.push(Step::Barrier);
             }
-        } else if call.starts_with("<... fdatasync resumed") && syncing.remove(thread) == Some(true) && call.ends_with("= 0") {
+        } else if call.starts_with("<... fdatasync resumed")
+            && syncing.remove(thread) == Some(true)
+            && call.ends_with("= 0")
+        {
             steps.push(Step::Barrier);
         } else if call.contains("out.ndjson>, ") && call.contains("write") {
             for part in call.split(r#"{\"n\": "#).skip(1) {
@@ -79,7 +82,8 @@ async fn and_where_it_fails_nothing_more_is_sent_from_that_source() {
     let folder = tempfile::tempdir().unwrap();
     let (bad, good) = (folder.path().join("bad.db"), folder.path().join("good.db"));
     let (bad, good) = (eventsource::make(&bad, "g4"), eventsource::make(&good, "g4"));
-    let config = [relay("bad", "bad.db", "events", "bad.ndjson"), relay("good", "good.db", "events", "good.ndjson")].concat();
+    let config =
+        [relay("bad", "bad.db", "events", "bad.ndjson"), relay("good", "good.db", "events", "good.ndjson")].concat();
     let wal = folder.path().join("bad.db-wal").display().to_string();
     // The second barrier fails, and a third would succeed.
     let arguments = ["-P", &wal, "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2"];
@@ -87,13 +91,18 @@ async fn and_where_it_fails_nothing_more_is_sent_from_that_source() {
     daemon.start();
     let sent = |name: &str| lines(&folder.path().join(name)).len();
     let reaches = async |name: &str, count: usize| {
-        until("lines", || if sent(name) == count { Ok(()) } else { Err(format!("{} of {count} in {name}", sent(name))) }).await;
+        until(
+            "lines",
+            || if sent(name) == count { Ok(()) } else { Err(format!("{} of {count} in {name}", sent(name))) },
+        )
+        .await;
     };
     eventsource::append(&bad, 1);
     eventsource::append(&good, 1);
     reaches("bad.ndjson", 1).await;
     eventsource::append(&bad, 2);
-    until("it halts", || if daemon.log().contains("cannot be made durable") { Ok(()) } else { Err(daemon.log()) }).await;
+    until("it halts", || if daemon.log().contains("cannot be made durable") { Ok(()) } else { Err(daemon.log()) })
+        .await;
     eventsource::append(&bad, 3);
     for n in 2..=20 {
         eventsource::append(&good, n);
@@ -151,7 +160,11 @@ async fn also_behind_a_symbolic_link() {
     let mut daemon = Daemon::traced(folder.path(), &one_relay("link.db", "events"), &arguments);
     daemon.start();
     eventsource::append(&application, 1);
-    until("it is sent", || if lines(&folder.path().join("out.ndjson")).len() == 1 { Ok(()) } else { Err(daemon.log()) }).await;
+    until(
+        "it is sent",
+        || if lines(&folder.path().join("out.ndjson")).len() == 1 { Ok(()) } else { Err(daemon.log()) },
+    )
+    .await;
     daemon.kill();
     assert!(daemon.trace().contains("data/app.db-wal>"), "no barrier: {}", daemon.trace());
 }

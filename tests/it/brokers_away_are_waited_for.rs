@@ -25,9 +25,8 @@ struct DeadPort {
 
 impl DeadPort {
     fn at(port: u16) -> Self {
-        let listener = until("the broker's port is free", Duration::from_secs(10), || {
-            TcpListener::bind(("127.0.0.1", port)).ok()
-        });
+        let listener =
+            until("the broker's port is free", Duration::from_secs(10), || TcpListener::bind(("127.0.0.1", port)).ok());
         listener.set_nonblocking(true).unwrap();
         let (knocks, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, end) = (knocks.clone(), stop.clone());
@@ -76,14 +75,16 @@ fn away_and_back(broker: &Broker, config: &str, read: impl FnOnce() -> Vec<Arriv
     throughout("it is unavailable, and nothing is held", outage, || {
         application.commit(&[Row::of("key-1")]);
         let status = daemon.status("to_bus").unwrap();
-        (&status["state"], &status["held_keys"], &status["dead_letters"]) == (&"unavailable".into(), &0.into(), &0.into())
+        (&status["state"], &status["held_keys"], &status["dead_letters"])
+            == (&"unavailable".into(), &0.into(), &0.into())
     });
     let status = daemon.status("to_bus").unwrap();
     assert!(status["lag_seconds"].as_f64().unwrap() > outage.as_secs_f64() * 0.9, "the lag grows: {status}");
     let cpu_share = (cpu_seconds(daemon.pid()) - used) / began.elapsed().as_secs_f64();
     let knocks = dead_port.close();
     println!("{knocks} connections in {:?}, {:.1} % of a core", began.elapsed(), cpu_share * 100.0);
-    assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 1.0, "{knocks} connections in {outage:?}");
+    // The first few come faster: the pace grows.
+    assert!(f64::from(knocks) <= began.elapsed().as_secs_f64() + 3.0, "{knocks} connections in {outage:?}");
     assert!(cpu_share < 0.1, "it is busy: {cpu_share}");
 
     let log = daemon.log();
@@ -152,7 +153,8 @@ fn a_memory_alarm_is_shown_and_waited_for_and_others_flow() {
     let status = daemon.until_state("to_bus", "running", Duration::from_secs(5));
     assert!(status["sink_blocked"].is_null(), "{status}");
     assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-    for arrivals in [readers::arrivals(readers::rabbitmq(&broker, "shop")), readers::lines(&scene.path("lines.ndjson"))] {
+    for arrivals in [readers::arrivals(readers::rabbitmq(&broker, "shop")), readers::lines(&scene.path("lines.ndjson"))]
+    {
         let judgement = judge(&application.ledger, &[], &arrivals);
         assert!(judgement.is_clean() && judgement.duplicates == 0, "{}", judgement.summary());
     }
@@ -186,7 +188,8 @@ fn a_broker_that_hangs_is_unavailable_after_the_ack_timeout() {
         daemon.until_settled(name, application.head(), Duration::from_secs(15));
         assert_eq!(daemon.dead_letters(), Vec::<serde_json::Value>::new());
         assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-        let messages = if kind == "kafka" { readers::kafka(&broker, "shop") } else { readers::rabbitmq(&broker, "shop") };
+        let messages =
+            if kind == "kafka" { readers::kafka(&broker, "shop") } else { readers::rabbitmq(&broker, "shop") };
         let judgement = judge(&application.ledger, &[], &readers::arrivals(messages));
         println!("{kind}: {}", judgement.summary());
         assert!(judgement.is_clean(), "{}", judgement.summary());

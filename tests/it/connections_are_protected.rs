@@ -12,7 +12,8 @@ use crate::support::{readers, topology};
 fn tls(broker: &Broker, ca: &str, party: Option<&str>) -> String {
     let mut fields = format!("ca_file = \"{}\"", broker.tls_file(ca).display());
     if let Some(party) = party {
-        let (certificate, key) = (broker.tls_file(&format!("{party}_certificate")), broker.tls_file(&format!("{party}_key")));
+        let (certificate, key) =
+            (broker.tls_file(&format!("{party}_certificate")), broker.tls_file(&format!("{party}_key")));
         fields += &format!(", cert_file = \"{}\", key_file = \"{}\"", certificate.display(), key.display());
     }
     format!("tls = {{ {fields} }}")
@@ -57,7 +58,9 @@ fn kafka_with_scram_over_tls_and_with_a_client_certificate() {
     let _machine = shared_machine();
     let broker = Broker::start("kafka", &["--sasl-tls"]);
     let (by_password, by_certificate) = (broker.text("sasl_tls_bootstrap"), broker.text("mtls_bootstrap"));
-    let sasl = |mechanism: &str| format!("sasl = {{ mechanism = \"{mechanism}\", username = \"alice\", password_file = \"password\" }}");
+    let sasl = |mechanism: &str| {
+        format!("sasl = {{ mechanism = \"{mechanism}\", username = \"alice\", password_file = \"password\" }}")
+    };
     let good = [
         ("scram256", &by_password, format!("{}\n{}", tls(&broker, "ca", None), sasl("SCRAM-SHA-256"))),
         ("scram512", &by_password, format!("{}\n{}", tls(&broker, "ca", None), sasl("SCRAM-SHA-512"))),

@@ -54,7 +54,17 @@ impl Journal {
             return Outcome::Rejected(Rejection::new(Reason::Refused, "poison"));
         }
         let is_convicted = pick.attempt > 1 && !POISON.contains(&number(event.id));
-        self.write(flight, slot, if is_convicted { "convicted" } else if pick.redelivery { "again" } else { "first" });
+        self.write(
+            flight,
+            slot,
+            if is_convicted {
+                "convicted"
+            } else if pick.redelivery {
+                "again"
+            } else {
+                "first"
+            },
+        );
         Outcome::Delivered
     }
 
@@ -92,15 +102,10 @@ impl Sink for Journal {
 
 fn relay(folder: &Path) -> Settings {
     let path = folder.join("journal");
-    let maker = Maker(Arc::new(move |_| {
-        Box::new(Journal(OpenOptions::new().create(true).append(true).open(&path).unwrap()))
-    }));
-    let bounds = Bounds {
-        batch_events: 10,
-        window_events: WINDOW,
-        retry_min: Duration::from_millis(1),
-        ..Bounds::default()
-    };
+    let maker =
+        Maker(Arc::new(move |_| Box::new(Journal(OpenOptions::new().create(true).append(true).open(&path).unwrap()))));
+    let bounds =
+        Bounds { batch_events: 10, window_events: WINDOW, retry_min: Duration::from_millis(1), ..Bounds::default() };
     Settings { sink: sink::Settings::Custom(maker), bounds, ..relay_to("relay", "shop", &FarSide::default()) }
 }
 
@@ -377,11 +382,9 @@ async fn control_without_the_fingerprint_a_rebuilt_table_is_passed_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn control_two_daemons_without_lock_and_compare_and_set_move_one_checkpoint() {
-    for (offs, both_go_on) in [
-        (vec![], false),
-        (vec![Protection::Lock], false),
-        (vec![Protection::Lock, Protection::CompareAndSet], true),
-    ] {
+    for (offs, both_go_on) in
+        [(vec![], false), (vec![Protection::Lock], false), (vec![Protection::Lock, Protection::CompareAndSet], true)]
+    {
         let folder = tempfile::tempdir().unwrap();
         place(folder.path()).await;
         let mut process = Process::new(std::env::current_exe().unwrap());

@@ -42,7 +42,10 @@ async fn they_are_listed_and_shown_by_id_key_and_age() {
     assert_eq!(ids(Operation::List(older)).await.len(), 2);
     let shown = rig.ask(Operation::Show(by_id("e2"))).await.unwrap();
     let row = &shown["dead_letters"][0];
-    assert_eq!((row["state"].as_str(), row["attempts"].as_u64(), row["reason"].as_str()), (Some("dead"), Some(2), Some("refused")));
+    assert_eq!(
+        (row["state"].as_str(), row["attempts"].as_u64(), row["reason"].as_str()),
+        (Some("dead"), Some(2), Some("refused"))
+    );
     assert_eq!(row["event"]["id"], "e2", "the whole event is there to look at");
 }
 
@@ -159,7 +162,11 @@ async fn skip_holds_the_key_while_attempts_last_and_then_lets_it_go_on() {
     rig.is(State::Running).await;
     rig.far_side.mend();
     let done = rig.ask(Operation::Retry(by_id("e1"))).await.unwrap();
-    assert_eq!((done["retried"].as_u64(), done["out_of_order"].as_u64()), (Some(1), Some(1)), "it says that it is out of order");
+    assert_eq!(
+        (done["retried"].as_u64(), done["out_of_order"].as_u64()),
+        (Some(1), Some(1)),
+        "it says that it is out of order"
+    );
     rig.arrives("e1").await;
     rig.is_done().await;
     assert_eq!(rig.held(), []);

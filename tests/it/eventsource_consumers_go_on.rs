@@ -68,7 +68,10 @@ fn seen(mut events: Vec<Value>) -> Vec<String> {
                 Value::String(body) => serde_json::from_str(body).unwrap(),
                 _ => event["event"].clone(),
             };
-            format!("{} {} {} {} {whole}", event["event_id"], event["event_type"], event["aggregate_id"], event["version"])
+            format!(
+                "{} {} {} {} {whole}",
+                event["event_id"], event["event_type"], event["aggregate_id"], event["version"]
+            )
         })
         .collect()
 }

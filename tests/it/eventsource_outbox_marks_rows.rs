@@ -10,8 +10,8 @@ use outboxd::source::Read;
 use outboxd::state::held::Selection;
 use rusqlite::Connection;
 
-use crate::support::eventsource::{self, count, enqueue, enqueue_many, row_state};
 use crate::support::daemon::{Daemon, lines, one_relay};
+use crate::support::eventsource::{self, count, enqueue, enqueue_many, row_state};
 use crate::support::fake_sink::{Arrival, FarSide};
 use crate::support::fleet::{self, Relays, arrived, until};
 
@@ -39,7 +39,9 @@ impl Stage {
 
     /// The events whose row has this name are refused.
     fn refuse(&self, row: &'static str) {
-        self.far_side.reject(move |event| (event.id == format!("e-{row}")).then(|| Rejection::new(Reason::Refused, "not like this")));
+        self.far_side.reject(move |event| {
+            (event.id == format!("e-{row}")).then(|| Rejection::new(Reason::Refused, "not like this"))
+        });
     }
 
     fn accept_all(&self) {
@@ -55,9 +57,11 @@ impl Stage {
     }
 
     async fn drained(&self) {
-        until("every row is published", || match count(&self.application, "event_outbox WHERE status <> 'published'") {
-            0 => Ok(()),
-            left => Err(format!("{left} are left")),
+        until("every row is published", || {
+            match count(&self.application, "event_outbox WHERE status <> 'published'") {
+                0 => Ok(()),
+                left => Err(format!("{left} are left")),
+            }
         })
         .await;
     }
@@ -108,7 +112,8 @@ async fn a_dead_letter_that_is_retried_goes_first_and_its_key_follows_in_order()
     stage.row_reaches("a1", "failed").await;
     relays.reaches("r", |status| status.dead == 1 && status.delivered == 1).await;
     stage.accept_all();
-    let retried = relays.operate("r", Operation::Retry(Selection { id: Some("e-a1".into()), ..Selection::default() })).await;
+    let retried =
+        relays.operate("r", Operation::Retry(Selection { id: Some("e-a1".into()), ..Selection::default() })).await;
     assert_eq!(retried["retried"], 1);
     enqueue(&stage.application, &[("a4", "a")]);
     stage.drained().await;
@@ -157,7 +162,8 @@ async fn a_dead_row_that_the_application_makes_pending_again_is_retried() {
             stage.row_reaches("a2", "published").await;
         }
         // In vain the first time: it is dead again, and nothing was tried in a circle.
-        let retry = || stage.application.execute("UPDATE event_outbox SET status = 'pending' WHERE id = 'a1'", []).unwrap();
+        let retry =
+            || stage.application.execute("UPDATE event_outbox SET status = 'pending' WHERE id = 'a1'", []).unwrap();
         retry();
         until("it has failed again", || {
             let state = row_state(&stage.application, "a1");
@@ -276,7 +282,8 @@ async fn a_released_key_is_never_overtaken_by_its_later_rows() {
     let refused = std::sync::Mutex::new(std::collections::HashSet::new());
     stage.far_side.reject(move |event| {
         let number: u32 = event.id[2..].parse().unwrap();
-        (number % 11 == 0 && refused.lock().unwrap().insert(number)).then(|| Rejection::new(Reason::Refused, "once"))
+        (number.is_multiple_of(11) && refused.lock().unwrap().insert(number))
+            .then(|| Rejection::new(Reason::Refused, "once"))
     });
     let relays = stage.start(|relay| {
         relay.bounds = Bounds { batch_events: 50, window_events: 400, in_flight_per_key: Some(3), ..Bounds::default() };
@@ -294,10 +301,43 @@ async fn a_released_key_is_never_overtaken_by_its_later_rows() {
         assert_eq!(first_seen.len(), 150, "{key}: nothing is missing");
         // The last delivery of each is in order: whatever came before a refused one was sent again behind it.
         let mut last = std::collections::BTreeMap::new();
-        newest_refused_first.iter().enumerate().for_each(|(at, id)| drop(last.insert(*id, at)));
+        newest_refused_first.iter().enumerate().for_each(|(at, id)| _ = last.insert(*id, at));
         let places: Vec<usize> = last.values().copied().collect();
         assert!(places.windows(2).all(|pair| pair[0] < pair[1]), "{key}: {newest_refused_first:?}");
     }
+    relays.reaches("r", |status| status.held_keys == 0).await;
+    relays.stop().await;
+}
+
+/// Thousands of dead heads, and rows behind each: others flow past them, and once they are retried all goes out, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_held_keys_starve_nobody_and_are_released() {
+    const KEYS: usize = 2_000;
+    let stage = Stage::new();
+    let rows: Vec<(String, String)> = (0..3 * KEYS).map(|n| (format!("{n:06}"), format!("k{:04}", n % KEYS))).collect();
+    enqueue(&stage.application, &rows.iter().map(|(row, key)| (row.as_str(), key.as_str())).collect::<Vec<_>>());
+    stage.far_side.reject(|event| (event.key != Some(b"good")).then(|| Rejection::new(Reason::Refused, "no")));
+    let relays = stage.start(attempts(1));
+    let began = std::time::Instant::now();
+    relays.reaches("r", |status| status.dead == KEYS as u64).await;
+    println!("{KEYS} keys are held after {:?}", began.elapsed());
+    for n in 0..20 {
+        enqueue(&stage.application, &[(&format!("g{n:02}"), "good")]);
+        let asked = std::time::Instant::now();
+        let arrivals = arrived(&stage.far_side, n + 1).await;
+        assert_eq!(arrivals[n].id, format!("e-g{n:02}"));
+        assert!(asked.elapsed() < Duration::from_secs(2), "it waited {:?} behind held rows", asked.elapsed());
+    }
+    stage.accept_all();
+    let began = std::time::Instant::now();
+    let retried = relays.operate("r", Operation::Retry(Selection::default())).await;
+    assert_eq!(retried["retried"], KEYS);
+    stage.drained().await;
+    println!("{} rows of {KEYS} released keys in {:?}", 3 * KEYS, began.elapsed());
+    let mut seen = std::collections::HashMap::<Vec<u8>, Vec<String>>::new();
+    stage.far_side.arrivals().into_iter().for_each(|arrival| seen.entry(arrival.key).or_default().push(arrival.id));
+    assert_eq!(seen.len(), KEYS + 1);
+    assert!(seen.values().all(|ids| ids.is_sorted()), "a key was overtaken");
     relays.reaches("r", |status| status.held_keys == 0).await;
     relays.stop().await;
 }

@@ -24,7 +24,11 @@ async fn lines(path: &Path, count: usize) -> Vec<String> {
     until("lines in the file", || {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        if lines.len() >= count && text.ends_with('\n') { Ok(lines) } else { Err(format!("{} of {count}", lines.len())) }
+        if lines.len() >= count && text.ends_with('\n') {
+            Ok(lines)
+        } else {
+            Err(format!("{} of {count}", lines.len()))
+        }
     })
     .await
 }
@@ -53,10 +57,16 @@ async fn the_outbox_of_every_release_that_could_write_one_is_relayed_and_marked(
             let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), sink);
             assert_eq!(lines(&out, 6).await, payloads(&application, "rowid"), "{generation} {format:?}");
             relays.reaches("r", |status| status.backlog == 0 && status.delivered == 6).await;
-            assert_eq!(eventsource::count(&application, "event_outbox WHERE status = 'published' AND retry_count = 0"), 6);
+            assert_eq!(
+                eventsource::count(&application, "event_outbox WHERE status = 'published' AND retry_count = 0"),
+                6
+            );
             let published: String =
                 application.query_row("SELECT published_at FROM event_outbox", [], |row| row.get(0)).unwrap();
-            assert!(published.ends_with("+00:00") && published.as_bytes()[10] == b'T', "not the library's format: {published}");
+            assert!(
+                published.ends_with("+00:00") && published.as_bytes()[10] == b'T',
+                "not the library's format: {published}"
+            );
             assert!(outboxd::clock::parse_micros(&published).is_some());
             relays.stop().await;
         }
@@ -97,7 +107,9 @@ async fn an_envelope_says_what_the_columns_say() {
     let relays = Relays::one(fleet::source("outbox", &database, Read::Outbox), sink);
     let first: serde_json::Value = serde_json::from_str(&lines(&out, 6).await[0]).unwrap();
     let (id, aggregate): (String, String) = application
-        .query_row("SELECT event_id, aggregate_id FROM event_outbox ORDER BY rowid", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("SELECT event_id, aggregate_id FROM event_outbox ORDER BY rowid", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .unwrap();
     assert_eq!(first["id"], id);
     assert_eq!(first["key"], aggregate);
@@ -121,7 +133,11 @@ async fn an_outbox_that_its_release_cannot_write_is_refused_in_words() {
         for part in ["event_outbox", "0.3 to 0.5", "datatype mismatch", "read = \"events\"", "drop the empty table"] {
             assert!(status.detail.contains(part), "{generation}: {:?} is not said in {}", part, status.detail);
         }
-        assert_eq!(eventsource::count(&application, "sqlite_schema WHERE name LIKE 'outboxd%'"), 0, "nothing was made in it");
+        assert_eq!(
+            eventsource::count(&application, "sqlite_schema WHERE name LIKE 'outboxd%'"),
+            0,
+            "nothing was made in it"
+        );
         relays.stop().await;
     }
 }
@@ -150,7 +166,8 @@ async fn rows_go_out_in_the_order_of_the_log_and_then_of_their_making() {
     let database = folder.path().join("app.db");
     let application = eventsource::make(&database, "g4");
     let row = |id: &str, event: &str, created: &str| {
-        let sql = "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
+        let sql =
+            "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
                    VALUES (?1, ?2, 'T', 'a', 'A', '{\"payload\":{}}', ?3)";
         application.execute(sql, [id, event, created]).unwrap();
     };

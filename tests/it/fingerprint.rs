@@ -194,7 +194,10 @@ async fn a_file_that_is_not_in_wal_mode_halts_and_cannot_leave_it_while_it_is_re
     rig.is_done().await;
     rig.app.busy_timeout(Duration::from_millis(200)).unwrap();
     let left: rusqlite::Result<String> = rig.app.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0));
-    assert!(left.is_err() || left.is_ok_and(|mode| mode == "wal"), "documented: leaving WAL fails while we are connected");
+    assert!(
+        left.is_err() || left.is_ok_and(|mode| mode == "wal"),
+        "documented: leaving WAL fails while we are connected"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use outboxd::source::Read;
 use rusqlite::Connection;
 
-use crate::support::eventsource::{self, count, enqueue, enqueue_many};
 use crate::support::daemon::{Daemon, one_relay};
+use crate::support::eventsource::{self, count, enqueue, enqueue_many};
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, until};
 
@@ -85,8 +85,12 @@ async fn an_application_that_writes_never_meets_a_busy_file() {
     let within = sample(&metrics, &[&format!("{held}_bucket"), "le=\"0.005\""]);
     println!(
         "{holds} holds, {:.2} % within 5 ms, {:.2} ms on average, {:.1} % of the time; the application waited p50 {:?} p99 {:?} most {:?}",
-        100.0 * within / holds, 1000.0 * sum / holds, 100.0 * sum / elapsed,
-        waits[waits.len() / 2], waits[waits.len() * 99 / 100], waits[waits.len() - 1],
+        100.0 * within / holds,
+        1000.0 * sum / holds,
+        100.0 * sum / elapsed,
+        waits[waits.len() / 2],
+        waits[waits.len() * 99 / 100],
+        waits[waits.len() - 1],
     );
     assert_eq!(refused, 0, "the application met SQLITE_BUSY");
     assert!(sum / elapsed <= 0.15, "the lock was held {:.1} % of the time", 100.0 * sum / elapsed);
@@ -143,7 +147,10 @@ async fn a_large_backlog_drains_without_going_over_it_again_and_again() {
     })
     .await;
     let whole = began.elapsed();
-    println!("{rows} rows: the first tenth in {tenth:?}, all in {whole:?}, {:.0} rows/s", rows as f64 / whole.as_secs_f64());
+    println!(
+        "{rows} rows: the first tenth in {tenth:?}, all in {whole:?}, {:.0} rows/s",
+        rows as f64 / whole.as_secs_f64()
+    );
     relays.reaches("r", |status| status.backlog == 0).await;
     assert_eq!(count(&application, "event_outbox WHERE status = 'published'"), rows as i64);
     assert_eq!(far_side.arrivals().len(), rows);

@@ -4,7 +4,9 @@ use outboxd::event::{Reason, Rejection};
 
 use crate::support::rig::{Rig, by_id, check_last_deliveries, eventually};
 
-fn too_large(ids: &'static [&'static str]) -> impl Fn(&outboxd::event::Event<'_>) -> Option<Rejection> + Send + 'static {
+fn too_large(
+    ids: &'static [&'static str],
+) -> impl Fn(&outboxd::event::Event<'_>) -> Option<Rejection> + Send + 'static {
     move |event| ids.contains(&event.id).then(|| Rejection::new(Reason::TooLarge, "too large"))
 }
 

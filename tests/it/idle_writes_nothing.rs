@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, relay};
+use crate::support::eventsource;
 use crate::support::fleet::until;
 
 const IDLE: Duration = Duration::from_secs(30);
@@ -12,13 +12,18 @@ const IDLE: Duration = Duration::from_secs(30);
 async fn for_thirty_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let application = eventsource::make(&folder.path().join("app.db"), "g3");
-    let config = [relay("log", "app.db", "events", "log.ndjson"), relay("outbox", "app.db", "outbox", "outbox.ndjson")].concat();
+    let config =
+        [relay("log", "app.db", "events", "log.ndjson"), relay("outbox", "app.db", "outbox", "outbox.ndjson")].concat();
     let mut daemon = Daemon::new(folder.path(), &config);
     daemon.start();
     until("both relays have caught up", || {
         let sent = ["log", "outbox"].map(|name| lines(&folder.path().join(format!("{name}.ndjson"))).len());
         let pending = eventsource::count(&application, "event_outbox WHERE status = 'pending'");
-        if sent == [6, 6] && pending == 0 { Ok(()) } else { Err(format!("{sent:?} sent, {pending} pending; {}", daemon.log())) }
+        if sent == [6, 6] && pending == 0 {
+            Ok(())
+        } else {
+            Err(format!("{sent:?} sent, {pending} pending; {}", daemon.log()))
+        }
     })
     .await;
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::support::application::Application;
 use crate::support::broker::Broker;
 use crate::support::dice::{Dice, number};
-use crate::support::process::{Daemon, SHOP, Scene, whole_machine};
+use crate::support::process::{SHOP, Scene, whole_machine};
 use crate::support::referee::{Arrival, Entry, Judgement, judge};
 use crate::support::{readers, topology};
 
@@ -43,7 +43,12 @@ impl Storm {
     }
 
     /// Lets it rage. `mark` makes the environment of a run from its number.
-    fn over(mut self, scene: &Scene, broker: &Broker, mark: impl Fn(usize) -> Vec<(&'static str, String)>) -> Aftermath {
+    fn over(
+        mut self,
+        scene: &Scene,
+        broker: &Broker,
+        mark: impl Fn(usize) -> Vec<(&'static str, String)>,
+    ) -> Aftermath {
         let start = Instant::now();
         let mut application = Application::open(&scene.path("app.db"), KEYS);
         application.write(self.events / BACKLOG_PART);
@@ -66,6 +71,9 @@ impl Storm {
                 for strike in 1..=strikes {
                     let due = share * strike + dice.between(Duration::ZERO, share / 2);
                     std::thread::sleep(due.saturating_sub(start.elapsed()));
+                    if strike % 2 == 1 {
+                        wait_for_the_thick_of_it(scene);
+                    }
                     broker.run("kill", &[]);
                     std::thread::sleep(dice.between(Duration::ZERO, Duration::from_secs(1)));
                     broker.restart();
@@ -74,7 +82,7 @@ impl Storm {
             for kill in 0..self.daemon_kills {
                 std::thread::sleep(self.dice.between(Duration::from_millis(20), gap_max));
                 if kill % 2 == 1 {
-                    wait_for_the_thick_of_it(&daemon);
+                    wait_for_the_thick_of_it(scene);
                     std::thread::sleep(self.dice.between(Duration::ZERO, Duration::from_millis(20)));
                 }
                 daemon.kill();
@@ -90,10 +98,10 @@ impl Storm {
     }
 }
 
-/// Until many events are in flight; not for long, because the broker may be away.
-fn wait_for_the_thick_of_it(daemon: &Daemon) {
+/// Until many events are in flight; not for long, because daemon or broker may be away.
+fn wait_for_the_thick_of_it(scene: &Scene) {
     let deadline = Instant::now() + Duration::from_secs(2);
-    let is_busy = || daemon.status("shop_to_bus").is_some_and(|status| status["in_flight_events"].as_u64() > Some(500));
+    let is_busy = || scene.status("shop_to_bus").is_some_and(|status| status["in_flight_events"].as_u64() > Some(500));
     while !is_busy() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -125,8 +133,13 @@ fn kafka_and_the_daemon_are_killed_while_events_flow() {
     let _machine = whole_machine();
     let broker = Broker::start("kafka", &[]);
     broker.topic("shop", 6, &[]);
-    let sink = format!("[sinks.bus]\ntype = \"kafka\"\nbootstrap_servers = [\"{}\"]\ntopic = \"shop\"\n", broker.text("bootstrap"));
-    let scene = Scene::new(&format!("{SHOP}{sink}[relays.shop_to_bus]\nsource = \"shop\"\nsink = \"bus\"\nstart = \"first\"\n"));
+    let sink = format!(
+        "[sinks.bus]\ntype = \"kafka\"\nbootstrap_servers = [\"{}\"]\ntopic = \"shop\"\n",
+        broker.text("bootstrap")
+    );
+    let scene = Scene::new(&format!(
+        "{SHOP}{sink}[relays.shop_to_bus]\nsource = \"shop\"\nsink = \"bus\"\nstart = \"first\"\n"
+    ));
     let storm = Storm::brewing("kafka");
     let broker_kills = storm.broker_kills;
     let aftermath = storm.over(&scene, &broker, |_| vec![]);
@@ -145,8 +158,13 @@ fn rabbitmq_and_the_daemon_are_killed_while_events_flow() {
     let _machine = whole_machine();
     let broker = Broker::start("rabbitmq", &[]);
     topology::declare(&broker, "shop", "#");
-    let sink = format!("[sinks.bus]\ntype = \"amqp\"\nuri = \"{}\"\nexchange = \"shop\"\nrouting_key = \"0.{{type}}\"\n", broker.text("uri"));
-    let scene = Scene::new(&format!("{SHOP}{sink}[relays.shop_to_bus]\nsource = \"shop\"\nsink = \"bus\"\nstart = \"first\"\n"));
+    let sink = format!(
+        "[sinks.bus]\ntype = \"amqp\"\nuri = \"{}\"\nexchange = \"shop\"\nrouting_key = \"0.{{type}}\"\n",
+        broker.text("uri")
+    );
+    let scene = Scene::new(&format!(
+        "{SHOP}{sink}[relays.shop_to_bus]\nsource = \"shop\"\nsink = \"bus\"\nstart = \"first\"\n"
+    ));
     let storm = Storm::brewing("rabbitmq");
     let broker_kills = storm.broker_kills;
     // Each run marks what it sends by the routing key.

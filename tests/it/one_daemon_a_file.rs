@@ -21,7 +21,11 @@ async fn the_second_waits_and_takes_over_at_once() {
         assert!(status.detail.contains("is held by process"), "{}", status.detail);
         rig.place(100, 5);
         rig.is_done().await;
-        if by_crash { rig.crash().await } else { rig.drain().await }
+        if by_crash {
+            rig.crash().await
+        } else {
+            rig.drain().await
+        }
         let began = Instant::now();
         second.is("relay", State::Running).await;
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

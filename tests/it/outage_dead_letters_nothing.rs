@@ -43,8 +43,13 @@ async fn what_failed_in_the_middle_is_sent_again_with_all_behind_it_of_its_key()
     rig.is_done().await;
     let arrivals = rig.far_side.arrivals();
     crate::support::rig::check_last_deliveries(&arrivals, "k1");
-    let again: Vec<&str> = arrivals.iter().filter(|arrival| arrival.pick.redelivery).map(|arrival| arrival.id.as_str()).collect();
-    assert_eq!(again, ["e4", "e7", "e10", "e13", "e16", "e19", "e22", "e25", "e28"], "its key alone, marked as sent again");
+    let again: Vec<&str> =
+        arrivals.iter().filter(|arrival| arrival.pick.redelivery).map(|arrival| arrival.id.as_str()).collect();
+    assert_eq!(
+        again,
+        ["e4", "e7", "e10", "e13", "e16", "e19", "e22", "e25", "e28"],
+        "its key alone, marked as sent again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

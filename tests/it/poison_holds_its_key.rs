@@ -35,7 +35,11 @@ async fn other_keys_flow_and_the_key_follows_in_order_when_it_is_mended() {
     let arrivals = rig.far_side.arrivals();
     check_last_deliveries(&arrivals, "k1");
     let again = |id: &str| arrivals.iter().filter(|arrival| arrival.id == id).count();
-    assert_eq!((again("e4"), again("e7"), again("e31"), again("e5")), (1, 2, 1, 1), "what was in flight behind it comes twice");
+    assert_eq!(
+        (again("e4"), again("e7"), again("e31"), again("e5")),
+        (1, 2, 1, 1),
+        "what was in flight behind it comes twice"
+    );
     assert_eq!(rig.held(), []);
 }
 
@@ -69,7 +73,9 @@ async fn attempts_and_their_times_survive_a_crash() {
     rig.place(3, 3);
     rig.start();
     eventually("e1 is held", || !rig.held().is_empty()).await;
-    let due = |rig: &Rig| -> i64 { rig.state().query_row("SELECT next_attempt_at FROM outboxd_held", [], |row| row.get(0)).unwrap() };
+    let due = |rig: &Rig| -> i64 {
+        rig.state().query_row("SELECT next_attempt_at FROM outboxd_held", [], |row| row.get(0)).unwrap()
+    };
     let (first_due, began) = (due(&rig), std::time::Instant::now());
     rig.crash().await;
     rig.start();
@@ -122,19 +128,24 @@ async fn an_event_that_cannot_be_read_whole_is_never_sent_in_part() {
     rig.relay.bounds.attempts_max = 2;
     rig.far_side.reject(poison(&["e1"]));
     insert(&rig.app, "e1", "k1");
-    let sql = "INSERT INTO outbox (id, key, type, payload) VALUES ('e2', 'k1', 'T', zeroblob(5000)), ('e3', 'k1', 'T', 'x')";
+    let sql =
+        "INSERT INTO outbox (id, key, type, payload) VALUES ('e2', 'k1', 'T', zeroblob(5000)), ('e3', 'k1', 'T', 'x')";
     rig.app.execute(sql, []).unwrap();
     rig.start();
     eventually("e1 is dead", || rig.status().dead == 1).await;
     rig.far_side.mend();
     rig.retry(by_id("e1")).await;
     rig.arrives("e1").await;
-    eventually("then e2, too large, is dead", || rig.held().first().is_some_and(|row| row.1 == "e2" && row.2 == "dead")).await;
+    eventually("then e2, too large, is dead", || {
+        rig.held().first().is_some_and(|row| row.1 == "e2" && row.2 == "dead")
+    })
+    .await;
     // Its row goes, against the rule: what is left of it is no event that could be sent.
     rig.app.execute("DELETE FROM outbox WHERE id = 'e2'", []).unwrap();
     rig.retry(by_id("e2")).await;
     eventually("it is dead for good", || rig.held().first().is_some_and(|row| row.2 == "dead")).await;
-    let gone: String = rig.state().query_row("SELECT reason FROM outboxd_held WHERE event_id = 'e2'", [], |row| row.get(0)).unwrap();
+    let gone: String =
+        rig.state().query_row("SELECT reason FROM outboxd_held WHERE event_id = 'e2'", [], |row| row.get(0)).unwrap();
     assert_eq!(gone, "source_row_gone");
     assert!(!rig.delivered().contains(&"e2".to_owned()));
     rig.discard(by_id("e2"), "too large").await.unwrap();

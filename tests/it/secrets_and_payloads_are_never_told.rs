@@ -19,7 +19,11 @@ struct Canary {
 
 impl Canary {
     fn new(word: &str) -> Self {
-        let mut forms = vec![("as it is", word.to_owned()), ("in a uri", in_uri(word)), ("escaped", word.escape_debug().to_string())];
+        let mut forms = vec![
+            ("as it is", word.to_owned()),
+            ("in a uri", in_uri(word)),
+            ("escaped", word.escape_debug().to_string()),
+        ];
         // Inside something that was encoded as a whole: its neighbours decide where the groups of three begin.
         for (lead, what) in [(0, "base64"), (1, "base64, one off"), (2, "base64, two off")] {
             let text = base64::engine::general_purpose::STANDARD.encode([&b"\0\0"[..lead], word.as_bytes()].concat());
@@ -56,7 +60,11 @@ impl Canary {
 fn in_uri(word: &str) -> String {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     word.bytes().fold(String::new(), |mut text, byte| {
-        if is_plain(&byte) { text.push(byte.into()) } else { write!(text, "%{byte:02X}").unwrap() }
+        if is_plain(&byte) {
+            text.push(byte.into())
+        } else {
+            write!(text, "%{byte:02X}").unwrap()
+        }
         text
     })
 }
@@ -79,7 +87,8 @@ fn a_canary_is_found_in_every_form() {
 #[test]
 fn passwords_and_payloads_stand_nowhere() {
     let _machine = shared_machine();
-    let passwords = [Canary::new("kaf/ka&Canary+one"), Canary::new("scr/am&Canary+two"), Canary::new("rab/bit&Canary+three")];
+    let passwords =
+        [Canary::new("kaf/ka&Canary+one"), Canary::new("scr/am&Canary+two"), Canary::new("rab/bit&Canary+three")];
     let payload = Canary::new("payload-Canary-4711");
     let kafka_broker = Broker::start("kafka", &["--sasl-tls"]);
     let rabbit = Broker::rabbitmq();
@@ -109,7 +118,8 @@ fn passwords_and_payloads_stand_nowhere() {
     scene.write("password", "scr/am&Canary+two");
     scene.init();
     let mut application = Application::open(&scene.path("app.db"), 5);
-    let told = |row: Row, bytes: usize| Row { payload: format!("{:->bytes$}", "payload-Canary-4711").into_bytes(), ..row };
+    let told =
+        |row: Row, bytes: usize| Row { payload: format!("{:->bytes$}", "payload-Canary-4711").into_bytes(), ..row };
     application.commit(&[told(Row::of("a"), 20), told(Row::of("b").to("nowhere"), 20), told(Row::of("c"), 5000)]);
 
     let mut daemon = scene.daemon();
@@ -131,9 +141,11 @@ fn passwords_and_payloads_stand_nowhere() {
         &["-c", "broken.toml", "run"],
     ];
     let broken = std::fs::read_to_string(scene.path("outboxd.toml")).unwrap();
-    let broken = broken.replace("mechanism = \"PLAIN\"", "mechanism = \"PLANE\"").replace("amqp://guest:", "amqp://gu est@x:y:");
+    let broken =
+        broken.replace("mechanism = \"PLAIN\"", "mechanism = \"PLANE\"").replace("amqp://guest:", "amqp://gu est@x:y:");
     scene.write("broken.toml", &format!("{broken}\ncolour = 1\n"));
-    let mut texts = vec![("metrics".to_owned(), daemon.get("/metrics").1), ("readyz".to_owned(), daemon.get("/readyz?verbose").1)];
+    let mut texts =
+        vec![("metrics".to_owned(), daemon.get("/metrics").1), ("readyz".to_owned(), daemon.get("/readyz?verbose").1)];
     texts.push(("api".to_owned(), daemon.get("/api/v1/status").1));
     for arguments in outputs {
         let output = scene.outboxd(arguments);
@@ -151,5 +163,26 @@ fn passwords_and_payloads_stand_nowhere() {
             password.assert_absent(place, text);
         }
         payload.assert_absent(place, text);
+    }
+}
+
+/// Whatever prints the configuration or a part of it (a panic, a trace) goes through `Debug`.
+#[test]
+fn what_a_panic_could_print_of_the_configuration_has_no_password() {
+    let sasl = "sasl = { mechanism = \"PLAIN\", username = \"alice\", password = \"kaf/ka&Canary+one\" }";
+    let uri = format!("amqp://guest:{}@127.0.0.1", in_uri("rab/bit&Canary+three"));
+    let config = [
+        SHOP,
+        &kafka("bus", "127.0.0.1:9", "shop", sasl),
+        &relay("bus", ""),
+        &amqp("rabbit", &uri, "shop", "{type}", ""),
+        &relay("rabbit", ""),
+    ];
+    let scene = Scene::without_a_file(&config.concat());
+    let loaded = outboxd::config::load_with(&scene.path("outboxd.toml"), []).unwrap();
+    let printed = format!("{loaded:?}");
+    assert!(printed.contains("alice") && printed.contains("***"), "{printed}");
+    for password in ["kaf/ka&Canary+one", "rab/bit&Canary+three"] {
+        Canary::new(password).assert_absent("Debug", &printed);
     }
 }

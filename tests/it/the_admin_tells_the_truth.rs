@@ -36,7 +36,9 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let (code, before) = daemon.get("/metrics");
     assert_eq!(code, 200);
     let of_consumer = |series: &str| format!("outboxd_{series}{{consumer=\"to_lines\"");
-    for series in ["held_keys", "held_oldest_seconds", "dead_letters", "lag_seconds", "backlog_events", "in_flight_events"] {
+    for series in
+        ["held_keys", "held_oldest_seconds", "dead_letters", "lag_seconds", "backlog_events", "in_flight_events"]
+    {
         assert!(before.contains(&format!("{}}} 0\n", of_consumer(series))), "{series}:\n{before}");
     }
     for outcome in ["delivered", "retrying", "dead", "skipped", "waiting"] {
@@ -50,7 +52,10 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     assert!(before.contains(&format!("{}}} 0\n", of_consumer("redelivered_total"))), "{before}");
     for state in outboxd::consumer::status::State::ALL {
         let value = u8::from(state == "running");
-        assert!(before.contains(&format!("{},state=\"{state}\"}} {value}\n", of_consumer("consumer_state"))), "{before}");
+        assert!(
+            before.contains(&format!("{},state=\"{state}\"}} {value}\n", of_consumer("consumer_state"))),
+            "{before}"
+        );
     }
 
     let mut application = Application::open(&scene.path("app.db"), 5);
@@ -166,7 +171,9 @@ fn a_paused_consumer_falls_behind_and_resumes() {
 #[test]
 fn a_consumer_that_was_halted_while_it_was_level_falls_behind() {
     let _machine = shared_machine();
-    let config = [SHOP, &file("lines"), &relay("lines", "on_reject = \"halt\"\nattempts_max = 1\nevent_bytes_max = \"1KiB\"")].concat();
+    let config =
+        [SHOP, &file("lines"), &relay("lines", "on_reject = \"halt\"\nattempts_max = 1\nevent_bytes_max = \"1KiB\"")]
+            .concat();
     let scene = Scene::new(&config);
     let mut application = Application::open(&scene.path("app.db"), 5);
     application.write(10);
@@ -176,4 +183,30 @@ fn a_consumer_that_was_halted_while_it_was_level_falls_behind() {
     daemon.until_state("to_lines", "halted", Duration::from_secs(10));
     application.write(10);
     falls_behind(&daemon, "to_lines");
+}
+
+#[test]
+fn logs_are_one_json_object_a_line_when_asked_for() {
+    let _machine = shared_machine();
+    let shop = SHOP.replace("[daemon]", "[daemon]\nlog_format = \"json\"");
+    let sink = amqp("bus", "amqp://127.0.0.1:9", "shop", "{type}", "");
+    let scene = Scene::new(&[shop.as_str(), &file("lines"), &relay("lines", ""), &sink, &relay("bus", "")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    application.write(10);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("to_lines", application.head(), Duration::from_secs(10));
+    daemon.until_state("to_bus", "unavailable", Duration::from_secs(10));
+    assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
+    let mut events = Vec::new();
+    for line in daemon.log().lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        events.push(line["event"].as_str().unwrap_or_else(|| panic!("no event: {line}")).to_owned());
+    }
+    for event in
+        ["daemon_started", "consumer_started", "sink_up", "sink_unavailable", "daemon_drains", "daemon_stopped"]
+    {
+        assert!(events.iter().any(|logged| logged == event), "{event} is not among {events:?}");
+    }
+    assert_eq!(events.iter().filter(|event| *event == "sink_unavailable").count(), 1, "it is counted, not repeated");
 }

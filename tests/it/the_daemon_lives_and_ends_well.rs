@@ -26,7 +26,10 @@ fn to_lines() -> String {
 fn a_second_daemon_waits_and_takes_over() {
     let _machine = shared_machine();
     let scene = Scene::new(&[SHOP, &to_lines()].concat());
-    scene.write("second.toml", &[with_daemon_keys("control = \"unix:second.sock\"").as_str(), to_lines().as_str()].concat());
+    scene.write(
+        "second.toml",
+        &[with_daemon_keys("control = \"unix:second.sock\"").as_str(), to_lines().as_str()].concat(),
+    );
     let mut application = Application::open(&scene.path("app.db"), 5);
     let mut first = scene.daemon();
     application.write(100);
@@ -73,7 +76,9 @@ fn a_file_and_then_a_table_that_come_later_are_waited_for() {
     let mut daemon = scene.daemon();
     let status = daemon.until_state("to_lines", "waiting", Duration::from_secs(5));
     assert!(status["detail"].as_str().unwrap().contains("app.db"), "{status}");
-    let waits = || daemon.status("to_lines").is_some_and(|status| status["state"] == "waiting") && !scene.path("app.db").exists();
+    let waits = || {
+        daemon.status("to_lines").is_some_and(|status| status["state"] == "waiting") && !scene.path("app.db").exists()
+    };
     throughout("it waits, and makes no file", Duration::from_secs(5), waits);
     let connection = rusqlite::Connection::open(scene.path("app.db")).unwrap();
     connection.pragma_update(None, "journal_mode", "wal").unwrap();
@@ -99,7 +104,8 @@ fn stops_are_clean(consumer: &str, config: &str, read: impl FnOnce(&Scene) -> Ve
     let mut slowest = Duration::ZERO;
     let mut daemon = scene.daemon();
     while !flow.is_finished() {
-        let is_at_work = |status: &serde_json::Value| status["delivered_total"].as_u64() > Some(0) || flow.is_finished();
+        let is_at_work =
+            |status: &serde_json::Value| status["delivered_total"].as_u64() > Some(0) || flow.is_finished();
         daemon.until(consumer, "at work", Duration::from_secs(10), is_at_work);
         std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(1500)));
         let (code, took) = daemon.stop(Duration::from_secs(10));
@@ -165,17 +171,23 @@ fn a_stop_with_a_dead_broker_ends_in_time() {
         daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
         broker.run(death, &[]);
         application.write(200);
-        daemon.until("to_bus", "sending", Duration::from_secs(5), |status| status["in_flight_events"].as_u64() > Some(0));
+        daemon
+            .until("to_bus", "sending", Duration::from_secs(5), |status| status["in_flight_events"].as_u64() > Some(0));
         let (code, took) = daemon.stop(Duration::from_secs(20));
         println!("{kind}, {death}: {took:?}");
         assert_eq!(code, Some(0));
         assert!(took <= Duration::from_secs(2) + Duration::from_millis(1500), "{kind}, {death}: {took:?}");
 
-        if death == "kill" { broker.restart() } else { drop(broker.run("unpause", &[])) }
+        if death == "kill" {
+            broker.restart()
+        } else {
+            drop(broker.run("unpause", &[]))
+        }
         let mut daemon = scene.daemon();
         daemon.until_settled("to_bus", application.head(), Duration::from_secs(30));
         assert_eq!(daemon.stop(Duration::from_secs(5)).0, Some(0));
-        let messages = if kind == "kafka" { readers::kafka(&broker, "shop") } else { readers::rabbitmq(&broker, "shop") };
+        let messages =
+            if kind == "kafka" { readers::kafka(&broker, "shop") } else { readers::rabbitmq(&broker, "shop") };
         let judgement = judge(&application.ledger, &[], &readers::arrivals(messages));
         assert!(judgement.is_clean(), "{kind}, {death}: {}", judgement.summary());
     }
@@ -229,10 +241,15 @@ fn the_service_manager_is_told_and_ready_does_not_wait_for_brokers() {
     let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "1500000")];
     let mut daemon = scene.daemon_with(&environment);
     manager.listen(Duration::from_secs(5));
-    let ready = manager.heard.iter().find(|(_, line)| line == "READY=1").unwrap_or_else(|| panic!("{:?}", manager.heard));
+    let ready =
+        manager.heard.iter().find(|(_, line)| line == "READY=1").unwrap_or_else(|| panic!("{:?}", manager.heard));
     assert!(ready.0 - start < Duration::from_secs(2), "{:?}", ready.0 - start);
     assert!(manager.count("WATCHDOG=1") >= 6, "every third of 1.5 s, outage or not: {:?}", manager.heard);
-    assert!(manager.heard.iter().any(|(_, line)| line.starts_with("STATUS=0 of 2 consumers running")), "{:?}", manager.heard);
+    assert!(
+        manager.heard.iter().any(|(_, line)| line.starts_with("STATUS=0 of 2 consumers running")),
+        "{:?}",
+        manager.heard
+    );
     assert_eq!(manager.count("STOPPING=1"), 0);
     daemon.terminate();
     manager.listen(Duration::from_secs(1));

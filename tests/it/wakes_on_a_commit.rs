@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use outboxd::source::Read;
 
-use crate::support::eventsource;
 use crate::support::daemon::{Daemon, lines, one_relay};
+use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, arrived, until};
 

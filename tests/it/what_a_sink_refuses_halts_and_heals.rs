@@ -130,7 +130,10 @@ fn a_password_that_is_mended_at_rabbitmq_is_found_by_the_probe() {
     let name = unique("later");
     topology::declare(broker, &name, "#");
     let uri = broker.text("uri").replace("guest:guest", &format!("{name}:secret"));
-    let scene = Scene::new(&[SHOP, &amqp("bus", &uri, &name, "{type}", ""), &relay("bus", ""), &file("lines"), &relay("lines", "")].concat());
+    let scene = Scene::new(
+        &[SHOP, &amqp("bus", &uri, &name, "{type}", ""), &relay("bus", ""), &file("lines"), &relay("lines", "")]
+            .concat(),
+    );
     let mut application = Application::open(&scene.path("app.db"), 5);
     application.write(50);
     let mut daemon = scene.daemon();

@@ -27,12 +27,8 @@ impl Session {
         tokio::spawn(async move {
             let name = &settings.name;
             let operated = match command {
-                Command::Pause(reply) => {
-                    Operated::Paused(control::set_paused(&writer, name, true).await, reply)
-                }
-                Command::Resume(reply) => {
-                    Operated::Resumed(control::set_paused(&writer, name, false).await, reply)
-                }
+                Command::Pause(reply) => Operated::Paused(control::set_paused(&writer, name, true).await, reply),
+                Command::Resume(reply) => Operated::Resumed(control::set_paused(&writer, name, false).await, reply),
                 Command::Operate(operation, reply) => {
                     let mut done = control::operate(&writer, &reader, &settings, operation).await;
                     let mut keys = None;
@@ -79,7 +75,8 @@ impl Session {
     }
 
     fn take_over(&mut self, keys: Vec<HeldKey>) {
-        let held: Vec<_> = keys.iter().filter(|held| !self.holds.is_recorded(&held.key)).map(|held| held.key.clone()).collect();
+        let held: Vec<_> =
+            keys.iter().filter(|held| !self.holds.is_recorded(&held.key)).map(|held| held.key.clone()).collect();
         let freed = self.holds.load(keys, self.window.next_seq());
         held.into_iter().for_each(|key| self.update.hold(key));
         freed.into_iter().for_each(|key| self.update.free(key));

@@ -99,9 +99,7 @@ impl Session {
 
     /// When everything is unroutable, not the events are to blame: a person has to look at the far side.
     fn count_unroutable(&mut self, flight: &Arc<Flight>, notes: &[(u32, Outcome)], around: &mut Surroundings<'_>) {
-        let is_unroutable = |(_, outcome): &&(u32, Outcome)| {
-            matches!(outcome, Outcome::Rejected(rejection) if rejection.reason == Reason::Unroutable)
-        };
+        let is_unroutable = |(_, outcome): &&(u32, Outcome)| matches!(outcome, Outcome::Rejected(rejection) if rejection.reason == Reason::Unroutable);
         let unroutable = notes.iter().filter(is_unroutable).count();
         if notes.len() < flight.len() {
             self.unroutable_run = 0;
@@ -161,7 +159,8 @@ impl Session {
     }
 
     pub(super) fn look_after_the_far_side(&mut self) {
-        let is_over = |isolation: &Isolation| self.flights.is_empty() && self.window.is_sent_before(isolation.until_seq);
+        let is_over =
+            |isolation: &Isolation| self.flights.is_empty() && self.window.is_sent_before(isolation.until_seq);
         if matches!(self.health, Health::Up) && self.isolation.as_ref().is_some_and(is_over) {
             self.isolation = None;
         }
@@ -179,7 +178,9 @@ impl Session {
                 let answered = std::mem::take(&mut self.answered);
                 self.health = match &self.fault {
                     // It is there, and only had to say no: the next smaller group goes out as soon as it can be reached.
-                    Some(fault) if answered && fault.class == FaultClass::Unavailable => Health::Backoff(Instant::now()),
+                    Some(fault) if answered && fault.class == FaultClass::Unavailable => {
+                        Health::Backoff(Instant::now())
+                    }
                     Some(fault) => Health::Backoff(Instant::now() + self.delay(fault.class)),
                     None => Health::Up,
                 };
@@ -219,7 +220,12 @@ impl Session {
         });
     }
 
-    pub(super) fn on_checked(&mut self, delivery: Box<dyn Delivery>, checked: Result<(), Fault>, around: &mut Surroundings<'_>) {
+    pub(super) fn on_checked(
+        &mut self,
+        delivery: Box<dyn Delivery>,
+        checked: Result<(), Fault>,
+        around: &mut Surroundings<'_>,
+    ) {
         self.delivery = Some(delivery);
         match checked {
             Ok(()) if self.stuck && !self.flights.is_empty() => {

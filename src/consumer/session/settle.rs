@@ -154,7 +154,8 @@ impl Session {
                             let bounds = &self.settings.bounds;
                             let consequence = verdict::after_refusal(self.settings.on_reject, 1, bounds.attempts_max);
                             let copy = kept_payload(&lot.batch, index);
-                            let row = refused_row(&event, row_key, &rejection, consequence.state, bounds.retry_min, copy);
+                            let row =
+                                refused_row(&event, row_key, &rejection, consequence.state, bounds.retry_min, copy);
                             settling.tally.count(consequence.state);
                             if consequence.halts {
                                 settling.halts = Some(halted_by(&row));

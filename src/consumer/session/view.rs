@@ -37,14 +37,19 @@ impl Session {
         let counts = match self.held_counts {
             Some(counts) => counts,
             None => {
-                let counts =
-                    (self.holds.count(HeldState::Dead), self.holds.count(HeldState::Retrying), self.holds.oldest_micros());
+                let counts = (
+                    self.holds.count(HeldState::Dead),
+                    self.holds.count(HeldState::Retrying),
+                    self.holds.oldest_micros(),
+                );
                 self.held_counts = Some(counts);
                 counts
             }
         };
         let (head, backlog) = match &*self.reader.state.borrow() {
-            SourceState::Ready(Head::Position(head)) => (Some(head.0), (head.0 - self.checkpoint.position.0).max(0) as u64),
+            SourceState::Ready(Head::Position(head)) => {
+                (Some(head.0), (head.0 - self.checkpoint.position.0).max(0) as u64)
+            }
             SourceState::Ready(Head::Pending(pending)) => (None, *pending),
             _ => (None, self.window.events as u64),
         };

@@ -34,7 +34,8 @@ impl Daemon {
     /// Under `strace -f -o FOLDER/trace`, with these arguments.
     pub fn traced(folder: &Path, config: &str, arguments: &[&str]) -> Self {
         let trace = folder.join("trace").display().to_string();
-        let around = ["strace", "-f", "-y", "-o", &trace].iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
+        let around =
+            ["strace", "-f", "-y", "-o", &trace].iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
         let mut daemon = Self::new(folder, config);
         daemon.around = around;
         daemon
@@ -42,7 +43,8 @@ impl Daemon {
 
     pub fn start(&mut self) {
         let log = std::fs::File::create(self.folder.join("log")).unwrap();
-        let words = self.around.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_outboxd"), "run", "-c", "outboxd.toml"]);
+        let words =
+            self.around.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_outboxd"), "run", "-c", "outboxd.toml"]);
         let words: Vec<&str> = words.collect();
         let child = Command::new(words[0])
             .args(&words[1..])
@@ -85,7 +87,8 @@ impl Daemon {
             // strace ends with what it traces, not the other way round.
             if !self.around.is_empty() {
                 let tracer = child.id();
-                let children = std::fs::read_to_string(format!("/proc/{tracer}/task/{tracer}/children")).unwrap_or_default();
+                let children =
+                    std::fs::read_to_string(format!("/proc/{tracer}/task/{tracer}/children")).unwrap_or_default();
                 for pid in children.split_whitespace() {
                     let _ = Command::new("kill").args(["-9", pid]).status();
                 }

@@ -75,6 +75,11 @@ impl Scene {
         path
     }
 
+    /// Of whichever daemon runs here at present.
+    pub fn status(&self, consumer: &str) -> Option<Value> {
+        status(&self.path("outboxd.sock"), consumer)
+    }
+
     /// Runs a command to its end.
     pub fn outboxd(&self, arguments: &[&str]) -> Output {
         command(self.folder.path()).args(arguments).output().unwrap()
@@ -96,6 +101,20 @@ impl Scene {
     pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
         Daemon::spawn(self.folder.path(), config, environment)
     }
+}
+
+fn ask(socket: &Path, request: &Value) -> Option<Value> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    writeln!(stream, "{request}").ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+fn status(socket: &Path, consumer: &str) -> Option<Value> {
+    let answer = ask(socket, &json!({ "command": "status" }))?;
+    answer["consumers"].as_array()?.iter().find(|status| status["name"] == consumer).cloned()
 }
 
 fn command(folder: &Path) -> Command {
@@ -181,17 +200,11 @@ impl Daemon {
 
     /// One request over the control socket; `None` while it does not listen.
     pub fn ask(&self, request: &Value) -> Option<Value> {
-        let mut stream = UnixStream::connect(&self.control).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        writeln!(stream, "{request}").ok()?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).ok()?;
-        serde_json::from_str(&line).ok()
+        ask(&self.control, request)
     }
 
     pub fn status(&self, consumer: &str) -> Option<Value> {
-        let answer = self.ask(&json!({ "command": "status" }))?;
-        answer["consumers"].as_array()?.iter().find(|status| status["name"] == consumer).cloned()
+        status(&self.control, consumer)
     }
 
     /// Waits until the consumer's status is what the test looks for, and returns it.
@@ -249,11 +262,13 @@ impl Daemon {
         let address = self.admin();
         let mut stream = TcpStream::connect(&address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
+        let status =
+            head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
         (status, body.to_owned())
     }
 

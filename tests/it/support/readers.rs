@@ -50,10 +50,16 @@ pub fn rabbitmq(broker: &Broker, queue: &str) -> Vec<Message> {
 
 fn read(tool: &str, arguments: &[&str]) -> Vec<Value> {
     let script = format!("{}/tests/tools/{tool}", env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new(script).args(arguments).output().expect("scripts/setup has made the readers' environment");
+    let output =
+        Command::new(script).args(arguments).output().expect("scripts/setup has made the readers' environment");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{tool} {arguments:?}: {} {told}", output.status);
-    output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect()
+    output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 /// The lines of an NDJSON file, as what arrived there.

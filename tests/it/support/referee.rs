@@ -48,7 +48,10 @@ impl Judgement {
     /// Nothing is missing, and whoever reads to the end has each key's last deliveries in order. Events in flight behind a refused one
     /// may have come before it; they are sent again behind it.
     pub fn is_clean_in_the_end(&self) -> bool {
-        self.lost.is_empty() && self.phantom.is_empty() && self.out_of_order_in_the_end.is_empty() && self.scattered.is_empty()
+        self.lost.is_empty()
+            && self.phantom.is_empty()
+            && self.out_of_order_in_the_end.is_empty()
+            && self.scattered.is_empty()
     }
 
     /// A few words: counts, and the first of each kind.
@@ -186,7 +189,10 @@ fn what_was_in_flight_behind_a_refused_event_is_made_good_by_coming_again() {
     let judged = judge(&book(), &[], &log("a1 b1 a3 b2 a2 a3 b3"));
     assert_eq!((judged.out_of_order.len(), judged.is_clean(), judged.is_clean_in_the_end()), (1, false, true));
     let judged = judge(&book(), &[], &log("a1 b1 a2 a3 b2 a2 b3"));
-    assert_eq!((judged.out_of_order_in_the_end.as_slice(), judged.is_clean_in_the_end()), (&["a3".to_owned()][..], false));
+    assert_eq!(
+        (judged.out_of_order_in_the_end.as_slice(), judged.is_clean_in_the_end()),
+        (&["a3".to_owned()][..], false)
+    );
 }
 
 #[test]

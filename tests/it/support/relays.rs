@@ -5,7 +5,9 @@ pub fn kafka(name: &str, bootstrap: &str, topic: &str, more: &str) -> String {
 }
 
 pub fn amqp(name: &str, uri: &str, exchange: &str, routing_key: &str, more: &str) -> String {
-    format!("\n[sinks.{name}]\ntype = \"amqp\"\nuri = \"{uri}\"\nexchange = \"{exchange}\"\nrouting_key = \"{routing_key}\"\n{more}\n")
+    format!(
+        "\n[sinks.{name}]\ntype = \"amqp\"\nuri = \"{uri}\"\nexchange = \"{exchange}\"\nrouting_key = \"{routing_key}\"\n{more}\n"
+    )
 }
 
 /// Lines go to `{name}.ndjson`.

@@ -173,7 +173,11 @@ impl Rig {
         loop {
             let status = self.status();
             let head = self.head();
-            if status.state == State::Running && status.position == head && status.held_keys == 0 && status.in_flight == 0 {
+            if status.state == State::Running
+                && status.position == head
+                && status.held_keys == 0
+                && status.in_flight == 0
+            {
                 return;
             }
             assert!(Instant::now() < deadline, "not done: head {head}, {status:?}, {:?}", self.held());
@@ -239,7 +243,9 @@ pub fn open(path: &Path) -> Connection {
 
 pub fn insert(connection: &Connection, id: &str, key: &str) {
     connection
-        .prepare_cached("INSERT INTO outbox (id, key, stream_type, type, payload) VALUES (?1, ?2, 'Order', 'Placed', ?1)")
+        .prepare_cached(
+            "INSERT INTO outbox (id, key, stream_type, type, payload) VALUES (?1, ?2, 'Order', 'Placed', ?1)",
+        )
         .unwrap()
         .execute([id, key])
         .unwrap();

@@ -14,8 +14,8 @@ mod reports;
 mod settings;
 mod verdict;
 
-use std::sync::{Arc, MutexGuard};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;

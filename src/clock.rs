@@ -13,6 +13,13 @@ pub fn iso(micros: i64) -> String {
     jiff::Timestamp::from_microsecond(micros).map_or_else(|_| format!("{micros}us"), |t| format!("{t:.6}"))
 }
 
+/// As Python's `datetime.now(UTC).isoformat()`: an offset, and no fraction where it is zero.
+pub fn python_iso(micros: i64) -> String {
+    let text = iso(micros);
+    let text = text.strip_suffix('Z').unwrap_or(&text);
+    format!("{}+00:00", text.strip_suffix(".000000").unwrap_or(text))
+}
+
 /// Reads ISO 8601 with `T` or a space, zero to nine digits of fraction, and `Z`, an offset or nothing (= UTC).
 /// `None` when the text is no such time.
 pub fn parse_micros(text: &str) -> Option<i64> {
@@ -91,6 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn python_leaves_out_a_fraction_of_zero() {
+        assert_eq!(python_iso(1_795_228_980_000_000), "2026-11-21T02:43:00+00:00");
+        assert_eq!(python_iso(1_795_228_980_000_120), "2026-11-21T02:43:00.000120+00:00");
+    }
+
+    #[test]
     fn the_formats_that_applications_write_are_read() {
         let expected = 1_795_228_980_000_000;
         for text in [
@@ -110,7 +123,15 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_not_guessed() {
-        for text in ["", "now", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-11-21", "2026-11-21T02:43:00.Z", "2026-11-21T02:43:00 CET"] {
+        for text in [
+            "",
+            "now",
+            "2026-13-01T00:00:00Z",
+            "2026-02-30T00:00:00Z",
+            "2026-11-21",
+            "2026-11-21T02:43:00.Z",
+            "2026-11-21T02:43:00 CET",
+        ] {
             assert_eq!(parse_micros(text), None, "{text}");
         }
     }

@@ -82,7 +82,8 @@ pub async fn run(options: Options) -> Result<Summary, Error> {
     let mut fleet = relay(&database, &delivered, &phase).map_err(Error::Relay)?;
     let written = Arc::new(AtomicU64::new(0));
     let (stop, stopped) = watch::channel(false);
-    let application = tokio::spawn(write_orders(database.clone(), options.events, options.rate, written.clone(), stopped));
+    let application =
+        tokio::spawn(write_orders(database.clone(), options.events, options.rate, written.clone(), stopped));
 
     watch_until_done(&options, &written, &fleet.handles[0], application, &stop).await?;
     catch_up(&fleet.handles[0], &written).await;
@@ -179,7 +180,10 @@ async fn write_event(connection: &mut SqliteConnection, run: &str, n: u64) -> Re
             .await?;
         "OrderPlaced"
     } else {
-        sqlx::query("UPDATE orders SET state = 'shipped' WHERE id = ?1").bind(&order).execute(&mut *transaction).await?;
+        sqlx::query("UPDATE orders SET state = 'shipped' WHERE id = ?1")
+            .bind(&order)
+            .execute(&mut *transaction)
+            .await?;
         "OrderShipped"
     };
     sqlx::query("INSERT INTO outbox (stream_id, stream_type, type, payload) VALUES (?1, 'Order', ?2, json_object('order', ?1, 'n', ?3))")
@@ -243,7 +247,9 @@ async fn catch_up(handle: &Handle, written: &AtomicU64) {
 pub async fn count(database: &Path, delivered: &Path) -> Result<Summary, Error> {
     let mut connection = pool::application(database).await?;
     let rows: Vec<(String, String, i64)> =
-        sqlx::query_as("SELECT id, stream_id, position FROM outbox ORDER BY position").fetch_all(&mut connection).await?;
+        sqlx::query_as("SELECT id, stream_id, position FROM outbox ORDER BY position")
+            .fetch_all(&mut connection)
+            .await?;
     connection.close().await?;
     let written: HashMap<&str, (&str, i64)> =
         rows.iter().map(|(id, key, position)| (id.as_str(), (key.as_str(), *position))).collect();

@@ -105,10 +105,7 @@ pub struct Event<'a> {
 impl<'a> Event<'a> {
     /// The key under which the event is held: its own key, or one that no other event has.
     pub fn hold_key(&self) -> Cow<'a, [u8]> {
-        match self.key {
-            Some(key) => Cow::Borrowed(key),
-            None => Cow::Owned([b"\0id:", self.id.as_bytes()].concat()),
-        }
+        hold_key(self.key, self.id.as_bytes())
     }
 
     /// One of the event's own headers, when `headers` is a JSON object that has it as a string or a number.
@@ -119,6 +116,14 @@ impl<'a> Event<'a> {
             serde_json::Value::Number(n) => Some(n.to_string()),
             _ => None,
         }
+    }
+}
+
+/// What order is kept by: the key; an event without one is a key of its own.
+pub fn hold_key<'a>(key: Option<&'a [u8]>, id: &[u8]) -> Cow<'a, [u8]> {
+    match key {
+        Some(key) => Cow::Borrowed(key),
+        None => Cow::Owned([b"\0id:", id].concat()),
     }
 }
 

@@ -3,10 +3,11 @@
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
 pub mod admin;
-pub mod clock;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod consumer;
+pub mod controls;
 pub mod daemon;
 pub mod demo;
 pub mod event;

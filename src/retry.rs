@@ -37,13 +37,14 @@ impl Pace {
     }
 }
 
-/// When a rejected event is tried again: 1 s, 4 s, 16 s, ... up to an hour after the attempt, with up to a quarter of jitter
-/// that depends on the event's id alone, so that a restart does not move it.
-pub fn next_attempt_micros(now_micros: i64, attempts: u32, event_id: &str) -> i64 {
-    const FIRST_MICROS: i64 = 1_000_000;
+/// When a rejected event is tried again: `first` (1 s), 4 s, 16 s, ... up to an hour after the attempt, with up to a quarter of
+/// jitter that depends on the event's id alone, so that a restart does not move it.
+pub fn next_attempt_micros(now_micros: i64, first: Duration, attempts: u32, event_id: &str) -> i64 {
     const MOST_MICROS: i64 = 3_600_000_000;
-    let base = FIRST_MICROS.saturating_mul(4_i64.saturating_pow(attempts.saturating_sub(1))).min(MOST_MICROS);
-    let hash = event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let first_micros = (first.as_micros() as i64).max(4);
+    let base = first_micros.saturating_mul(4_i64.saturating_pow(attempts.saturating_sub(1))).min(MOST_MICROS);
+    let hash =
+        event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     now_micros.saturating_add(base).saturating_add((hash % (base as u64 / 4)) as i64)
 }
 
@@ -65,7 +66,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn the_next_attempt_is_later_and_bounded(now in 0_i64..4_102_444_800_000_000, attempts in 0_u32..1000, id in ".{0,20}") {
-            let next = next_attempt_micros(now, attempts, &id);
+            let next = next_attempt_micros(now, Duration::from_secs(1), attempts, &id);
             proptest::prop_assert!(next > now);
             proptest::prop_assert!(next - now <= 4_500_000_000);
         }

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 pub enum Phase {
     Run,
     /// Settle what is in hand and end; at the deadline, end anyway.
-    Drain { deadline: Instant },
+    Drain {
+        deadline: Instant,
+    },
 }
 
 /// Tells everyone.

@@ -105,7 +105,12 @@ async fn operate(desk: &impl Desk, request: &Request, names: &[String]) -> Resul
             match letters.len() {
                 0 => return Err(Refusal::new(Refusal::DATA, format!("no held event has the id {id}"))),
                 1 => json!({ "dead_letter": letters.remove(0) }),
-                _ => return Err(Refusal::new(Refusal::USAGE, format!("several consumers hold {id}: name one by --consumer"))),
+                _ => {
+                    return Err(Refusal::new(
+                        Refusal::USAGE,
+                        format!("several consumers hold {id}: name one by --consumer"),
+                    ));
+                }
             }
         }
         Request::DeadLetters(_) => {

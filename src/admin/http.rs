@@ -61,7 +61,8 @@ async fn livez(State(board): State<Board>) -> Response {
     if hung.is_empty() {
         return "ok\n".into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("these consumers have stopped turning: {}\n", hung.join(", "))).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, format!("these consumers have stopped turning: {}\n", hung.join(", ")))
+        .into_response()
 }
 
 #[derive(Deserialize)]

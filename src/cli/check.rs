@@ -60,12 +60,18 @@ async fn look(loaded: &Loaded, offline: bool) -> Vec<Finding> {
         match look_at(source).await {
             Ok(Some(look)) => {
                 let how = if look.mapping.rows.is_some() { "by row" } else { "by checkpoint" };
-                let detail = format!("{}: table {} is read {how}, head {}", source.path.display(), look.mapping.table, look.head);
+                let detail = format!(
+                    "{}: table {} is read {how}, head {}",
+                    source.path.display(),
+                    look.mapping.table,
+                    look.head
+                );
                 findings.push(ok(subject, detail));
                 findings.extend(relays.iter().map(|relay| relay_finding(relay, source, &look)));
             }
             Ok(None) => {
-                let detail = format!("{}: the file or the table is not there yet; `run` waits for it", source.path.display());
+                let detail =
+                    format!("{}: the file or the table is not there yet; `run` waits for it", source.path.display());
                 findings.push(Finding { subject, verdict: "wait", detail, exit: Exit::Ok });
             }
             Err(halt) => findings.push(Finding { subject, verdict: "problem", detail: halt.detail, exit: Exit::Data }),
@@ -99,7 +105,10 @@ fn relay_finding(relay: &consumer::Settings, source: &source::Settings, look: &L
         Err(detail) => Finding { subject, verdict: "problem", detail, exit: Exit::Data },
         Ok(Some(checkpoint)) if look.mapping.rows.is_none() => {
             let behind = (look.head.0 - checkpoint.mark.position.0).max(0);
-            ok(subject, format!("goes on behind position {}; at most {behind} events to send", checkpoint.mark.position))
+            ok(
+                subject,
+                format!("goes on behind position {}; at most {behind} events to send", checkpoint.mark.position),
+            )
         }
         Ok(_) if look.mapping.rows.is_some() || !look.has_events => ok(subject, "begins with the first event".into()),
         Ok(_) => match relay.start {
@@ -160,7 +169,10 @@ fn file_finding(subject: String, path: Option<&std::path::Path>) -> Finding {
         Err(error) => Finding {
             subject,
             verdict: "problem",
-            detail: format!("{}: its folder cannot be written ({error}). Remedy: make it, for the user that outboxd runs as", path.display()),
+            detail: format!(
+                "{}: its folder cannot be written ({error}). Remedy: make it, for the user that outboxd runs as",
+                path.display()
+            ),
             exit: Exit::CannotCreate,
         },
     }

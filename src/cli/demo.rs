@@ -32,7 +32,8 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             if args.events.is_none() { " Ctrl-C ends it." } else { "" },
         ))?;
     }
-    let options = demo::Options { folder: folder.clone(), events: args.events, quiet: args.quiet || context.json, rate };
+    let options =
+        demo::Options { folder: folder.clone(), events: args.events, quiet: args.quiet || context.json, rate };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let summary = runtime.block_on(demo::run(options))?;
     if context.json {

@@ -71,13 +71,15 @@ impl Desk for Offline<'_> {
         let reader = Reader::start(source.clone())
             .map_err(|error| Refusal::new(Refusal::UNAVAILABLE, format!("{}: {error}", source.path.display())))?;
         let done = tokio::time::timeout(LOOK_WAIT, control::operate(&writer, &reader, relay, operation)).await;
-        let slow = || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
+        let slow =
+            || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
         Ok(done.map_err(|_| slow())??.value)
     }
 }
 
 fn unopened(error: FileError) -> Refusal {
-    let exit = if matches!(error, FileError::Lock(LockError::Held { .. })) { Refusal::LOCKED } else { Refusal::UNAVAILABLE };
+    let exit =
+        if matches!(error, FileError::Lock(LockError::Held { .. })) { Refusal::LOCKED } else { Refusal::UNAVAILABLE };
     Refusal::new(exit, error.to_string())
 }
 

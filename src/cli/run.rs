@@ -2,6 +2,7 @@
 
 use super::{Context, Exit, Failure};
 use crate::config::{Config, LogFormat};
+use crate::controls;
 use crate::daemon;
 use crate::telemetry::logs;
 
@@ -9,6 +10,7 @@ use crate::telemetry::logs;
 pub struct Args {}
 
 pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    controls::obey_environment();
     let loaded = context.load()?;
     start_logging(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -17,7 +19,9 @@ pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
     runtime.shutdown_background();
     match ended {
         Ok(()) => Ok(Exit::Ok),
-        Err(daemon::Error::Locked(locked)) => Err(Failure { exit: Exit::Locked, reason: locked.0, remedy: None }.into()),
+        Err(daemon::Error::Locked(locked)) => {
+            Err(Failure { exit: Exit::Locked, reason: locked.0, remedy: None }.into())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -28,6 +32,7 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
         // By default too: people and journald read it alike.
         LogFormat::Logfmt | LogFormat::Auto => logs::Format::Logfmt,
     };
-    logs::install(format, &config.daemon.log_level)
-        .map_err(|error| Failure::new(Exit::Config, error, "set daemon.log_level to error, warn, info, debug or trace").into())
+    logs::install(format, &config.daemon.log_level).map_err(|error| {
+        Failure::new(Exit::Config, error, "set daemon.log_level to error, warn, info, debug or trace").into()
+    })
 }

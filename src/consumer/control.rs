@@ -1,12 +1,14 @@
 //! What operators may ask of a consumer, while it runs or (through the same functions, on the files) while it does not.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Settings;
 use crate::clock;
 use crate::event::Position;
-use crate::source::reader::{Mark, Names, Reader};
+use crate::source::reader::{Halt, Look, Mark, Names, Reader};
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::checkpoint::{self, Checkpoint, Witnesses};
 use crate::state::held::{self, HeldRow, HeldState, Selection};
@@ -56,6 +58,22 @@ pub struct Done {
     pub changed_holds: bool,
 }
 
+/// How long a source is waited for on an operator's behalf.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+/// How long an operator is kept waiting by a consumer that is halted.
+const OPERATION_MAX: Duration = Duration::from_secs(30);
+
+/// Bounds what an operator asked for: a file may be locked, a source not be there.
+pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Result<T, JobError> {
+    let late = || {
+        let text = format!(
+            "not done within {OPERATION_MAX:?}: the file may be locked, or not be there. It may still be done later"
+        );
+        Err(JobError::Refused(text))
+    };
+    tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
+}
+
 /// Rows that one command shows or changes.
 const ROWS_MAX: usize = 10_000;
 
@@ -98,8 +116,9 @@ pub async fn operate(
         }
         Operation::SetPosition { to, reason } => set_position(writer, reader, settings, to, reason).await,
         Operation::Accept { reason } => {
-            let mapping = reader.look().await.map_err(|halt| JobError::Refused(halt.detail))?.mapping;
-            writer.perform(move |c| accept(c, &name, &mapping.definition(), &reason)).await?;
+            let mapping = look(reader).await?.mapping;
+            let source = settings.source.clone();
+            writer.perform(move |c| accept(c, &name, &source, &mapping.definition(), &reason)).await?;
             Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
         }
         Operation::Forget { reason } => {
@@ -165,7 +184,12 @@ fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selectio
     Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
 }
 
-fn discard(connection: &rusqlite::Connection, consumer: &str, selection: &Selection, reason: &str) -> Result<usize, JobError> {
+fn discard(
+    connection: &rusqlite::Connection,
+    consumer: &str,
+    selection: &Selection,
+    reason: &str,
+) -> Result<usize, JobError> {
     if reason.trim().is_empty() {
         return Err(JobError::Refused("discarding wants a reason: it is recorded in outboxd_resolution".into()));
     }
@@ -179,6 +203,12 @@ fn discard(connection: &rusqlite::Connection, consumer: &str, selection: &Select
     Ok(rows.len())
 }
 
+async fn look(reader: &Reader) -> Result<Look, JobError> {
+    let late = || Err(Halt::new("the source is not there, or locked".into()));
+    let looked = tokio::time::timeout(LOOK_MAX, reader.look()).await.unwrap_or_else(|_| late());
+    looked.map_err(|halt| JobError::Refused(halt.detail))
+}
+
 async fn set_position(
     writer: &Writer,
     reader: &Reader,
@@ -186,17 +216,21 @@ async fn set_position(
     to: Target,
     reason: String,
 ) -> Result<Done, JobError> {
-    let look = reader.look().await.map_err(|halt| JobError::Refused(halt.detail))?;
-    if look.mapping.rows.is_some() {
+    if reader.by_row {
         return Err(JobError::Refused(
-            "this source is read by row: it has no position. Remedy: set the rows' status in the application's table".into(),
+            "this source is read by row: it has no position. Remedy: set the rows' status in the application's table"
+                .into(),
         ));
     }
+    let look = look(reader).await?;
     let mark = match to {
         Target::First => Mark::default(),
         Target::Head => Mark { position: look.head, event_id: look.head_id },
         Target::Position(position) if position > look.head => {
-            return Err(JobError::Refused(format!("position {position} is behind the newest one ever given out, {}", look.head)));
+            return Err(JobError::Refused(format!(
+                "position {position} is behind the newest one ever given out, {}",
+                look.head
+            )));
         }
         Target::Position(position) => {
             let found = reader.fetch(Names::Positions(vec![position.0]), 1).await;
@@ -217,7 +251,8 @@ async fn set_position(
             let checkpoint = Checkpoint {
                 consumer: name.clone(),
                 source: source.clone(),
-                definition: before.as_ref().map_or_else(|| definition.clone(), |b| b.definition.clone()),
+                // Whoever names a position has the table before him as it is now.
+                definition: definition.clone(),
                 mark: mark.clone(),
                 witnesses: Witnesses::default(),
                 dirty: true,
@@ -236,16 +271,26 @@ async fn set_position(
     Ok(Done { value, restarts: true, changed_holds: false })
 }
 
-fn accept(connection: &rusqlite::Connection, consumer: &str, definition: &str, reason: &str) -> Result<(), JobError> {
+fn accept(
+    connection: &rusqlite::Connection,
+    consumer: &str,
+    source: &str,
+    definition: &str,
+    reason: &str,
+) -> Result<(), JobError> {
     let Some(checkpoint) = checkpoint::load(connection, consumer)? else {
         return Err(JobError::Refused(format!("{consumer} has no checkpoint: there is nothing to accept")));
     };
-    let detail = format!("from {} to {definition}", checkpoint.definition);
+    let detail =
+        format!("from source {}, {} to source {source}, {definition}", checkpoint.source, checkpoint.definition);
     resolution::record(
         connection,
         &Resolution { consumer, action: "accept", event_id: None, key: None, reason, detail },
     )?;
-    checkpoint::put(connection, &Checkpoint { definition: definition.to_owned(), ..checkpoint })
+    checkpoint::put(
+        connection,
+        &Checkpoint { definition: definition.to_owned(), source: source.to_owned(), ..checkpoint },
+    )
 }
 
 fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<(), JobError> {

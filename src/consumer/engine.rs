@@ -10,25 +10,28 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
 
 use super::control::{self, Command};
-use super::delivery::Publish;
+use super::delivery::{Publish, StateLedger};
 use super::holds::Holds;
 use super::session::{self, End, Session, Surroundings};
 use super::status::{State, Status};
-use super::{Settings, Start};
+use super::{OnReject, Settings, Start};
+use crate::controls::{self, Seam};
 use crate::event::RowKey;
 use crate::shutdown::{self, Phase};
 use crate::sink::Port;
 use crate::source::reader::{Halt, Look, Mark, Reader};
 use crate::source::{self, StatePlace};
 use crate::sqlite::lockfile::LockError;
-use crate::sqlite::writer::{JobError, Writer};
+use crate::sqlite::writer::{JobError, Writer, WriterState};
 use crate::state::checkpoint::{self, Checkpoint, Witnesses};
 use crate::state::files::{FileError, Files};
-use crate::state::held::{self, HeldKey};
+use crate::state::held::{self, HeldKey, HeldRow};
 use crate::telemetry::logs::Repeats;
 use crate::telemetry::metric::ConsumerMetrics;
 
 const FILE_RETRY: Duration = Duration::from_millis(500);
+/// How often a start that has to wait says what for.
+const SAY_AGAIN: Duration = Duration::from_millis(200);
 
 /// Whether a file that another daemon holds is waited for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +50,8 @@ pub struct Engine {
     pub commands: UnboundedReceiver<Command>,
     pub shutdown: watch::Receiver<Phase>,
     pub status: watch::Sender<Status>,
+    /// An operator said "resume" in this run: `paused = true` in the config has been answered.
+    pub resumed: bool,
 }
 
 /// Why a consumer is not running.
@@ -67,6 +72,7 @@ pub struct Locked(pub String);
 struct Recorded {
     checkpoint: Option<Checkpoint>,
     keys: Vec<HeldKey>,
+    first_dead: Option<HeldRow>,
     dead_rows: Vec<RowKey>,
     paused: bool,
 }
@@ -86,6 +92,7 @@ impl Engine {
                         status: &self.status,
                         metrics: &metrics,
                         repeats: &mut repeats,
+                        resumed: &mut self.resumed,
                     };
                     match Session::new(start).run(&mut around).await {
                         End::Shutdown => Stop::Shutdown,
@@ -118,15 +125,20 @@ impl Engine {
             detail.clone_into(&mut status.detail);
             status.sink_up = false;
             status.beat_micros = crate::clock::now_micros();
+            if state == State::Halted {
+                // Nobody looks at the events any more: from now on it falls behind.
+                status.oldest_unsettled_micros.get_or_insert(status.beat_micros);
+            }
         });
     }
 
     /// Everything up to the first event.
     async fn start(&mut self) -> Result<session::Start, Stop> {
         self.say(State::Starting, "");
+        controls::reach(Seam::Start);
         let look = self.look().await?;
         let writer = self.writer().await?;
-        let recorded = self.recorded(&writer).await.map_err(halted)?;
+        let recorded = self.recorded(&writer).await?;
         let by_row = look.mapping.rows.is_some();
         let checkpoint = match &recorded.checkpoint {
             Some(checkpoint) => {
@@ -138,65 +150,53 @@ impl Engine {
             }
             None => self.first_checkpoint(&look)?,
         };
+        self.check_dead_letters(recorded.first_dead.as_ref())?;
         let sent_before = recorded.checkpoint.as_ref().filter(|checkpoint| checkpoint.dirty).map(|_| look.head);
-        let running = Checkpoint { dirty: true, ..checkpoint.clone() };
-        writer.perform(move |connection| checkpoint::put(connection, &running)).await.map_err(halted)?;
+        self.record_start(&writer, Checkpoint { dirty: true, ..checkpoint.clone() }).await?;
 
         let (news_tx, news) = mpsc::unbounded_channel();
-        let port = Port {
-            news: news_tx.clone(),
-            consumer: self.settings.name.clone(),
-            source: self.settings.source.clone(),
-        };
-        let delivery =
-            Publish::new(self.settings.sink.clone(), port, writer.clone(), look.mapping.rows.clone());
+        let port =
+            Port { news: news_tx.clone(), consumer: self.settings.name.clone(), source: self.settings.source.clone() };
         let mut holds = Holds::default();
         holds.load(recorded.keys, 0);
         Ok(session::Start {
             settings: self.settings.clone(),
             reader: self.reader.clone(),
+            ledger: Box::new(StateLedger { writer: writer.clone(), rows: look.mapping.rows.clone() }),
             writer,
-            delivery: Box::new(delivery),
+            delivery: Box::new(Publish::new(self.settings.sink.clone(), port)),
             news,
             news_tx,
             checkpoint: checkpoint.mark,
             witnesses: checkpoint.witnesses,
-            rows: look.mapping.rows,
+            by_row,
             holds,
             dead_rows: recorded.dead_rows,
             sent_before,
-            paused: recorded.paused || self.settings.paused,
+            paused: recorded.paused || (self.settings.paused && !self.resumed),
         })
     }
 
     /// Waits for the source; operators are answered meanwhile.
     async fn look(&mut self) -> Result<Look, Stop> {
-        let reader = self.reader.clone();
-        let mut looking = tokio::spawn(async move { reader.look().await });
-        loop {
-            self.say_what_is_waited_for();
-            tokio::select! {
-                look = &mut looking => {
-                    return look.expect("looking does not panic").map_err(|halt: Halt| Stop::Halted(halt.detail));
-                }
-                Some(command) = self.commands.recv() => refuse(command, "the source is not there yet"),
-                () = shutdown::asked(&mut self.shutdown) => return Err(Stop::Shutdown),
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
-        }
-    }
-
-    fn say_what_is_waited_for(&self) {
-        let state = self.reader.state.borrow().clone();
-        if let source::reader::SourceState::Waiting(what) = state {
-            self.say(State::Waiting, &what);
-        }
+        let (reader, state) = (self.reader.clone(), self.reader.state.clone());
+        let waits_for = move || match &*state.borrow() {
+            source::reader::SourceState::Waiting(what) => Some(what.clone()),
+            _ => None,
+        };
+        let look = self.during(waits_for, async move { reader.look().await }).await?;
+        look.map_err(|halt: Halt| Stop::Halted(halt.detail))
     }
 
     /// Waits for the lock on the state's file.
     async fn writer(&mut self) -> Result<Writer, Stop> {
         loop {
-            let error = match self.files.writer(&self.source).await {
+            let (files, source) = (self.files.clone(), self.source.clone());
+            let what = format!("{} cannot be written at present", source.state_path().display());
+            let opening = async move { files.writer(&source).await };
+            let asked = std::time::Instant::now();
+            let waits_for = move || (asked.elapsed() >= SAY_AGAIN).then(|| what.clone());
+            let error = match self.during(waits_for, opening).await? {
                 Ok(writer) => return Ok(writer),
                 Err(error) => error,
             };
@@ -209,27 +209,60 @@ impl Engine {
             if !error.is_passing() {
                 return Err(Stop::Halted(error.to_string()));
             }
-            self.say(State::Waiting, &error.to_string());
+            let what = error.to_string();
+            self.say(State::Waiting, &what);
+            self.during(|| Some(what.clone()), tokio::time::sleep(FILE_RETRY)).await?;
+        }
+    }
+
+    /// Does something that may have to wait; when it does, says what for and refuses what operators ask.
+    async fn during<T>(
+        &mut self,
+        waits_for: impl Fn() -> Option<String>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stop> {
+        tokio::pin!(work);
+        loop {
             tokio::select! {
-                Some(command) = self.commands.recv() => refuse(command, "the state's file is locked"),
+                done = &mut work => return Ok(done),
+                Some(command) = self.commands.recv(), if waits_for().is_some() => {
+                    refuse(command, &waits_for().unwrap_or_default());
+                }
                 () = shutdown::asked(&mut self.shutdown) => return Err(Stop::Shutdown),
-                () = tokio::time::sleep(FILE_RETRY) => {}
+                () = tokio::time::sleep(SAY_AGAIN) => {
+                    if let Some(what) = waits_for() {
+                        self.say(State::Waiting, &what);
+                    }
+                }
             }
         }
     }
 
-    async fn recorded(&self, writer: &Writer) -> Result<Recorded, JobError> {
+    async fn recorded(&mut self, writer: &Writer) -> Result<Recorded, Stop> {
         let name = self.settings.name.clone();
-        writer
-            .perform(move |connection| {
-                Ok(Recorded {
-                    checkpoint: checkpoint::load(connection, &name)?,
-                    keys: held::keys(connection, &name)?,
-                    dead_rows: held::dead_rows(connection, &name)?,
-                    paused: checkpoint::is_paused(connection, &name)?,
-                })
+        let recorded = writer.perform(move |connection| {
+            Ok(Recorded {
+                checkpoint: checkpoint::load(connection, &name)?,
+                keys: held::keys(connection, &name)?,
+                first_dead: held::first_dead(connection, &name)?,
+                dead_rows: held::dead_rows(connection, &name)?,
+                paused: checkpoint::is_paused(connection, &name)?,
             })
-            .await
+        });
+        self.during(blocked(writer), recorded).await?.map_err(halted)
+    }
+
+    async fn record_start(&mut self, writer: &Writer, running: Checkpoint) -> Result<(), Stop> {
+        let put = writer.perform(move |connection| checkpoint::put(connection, &running));
+        self.during(blocked(writer), put).await?.map_err(halted)
+    }
+
+    /// With `on_reject = "halt"`, a dead letter keeps the consumer halted until it is retried or discarded.
+    fn check_dead_letters(&self, first_dead: Option<&HeldRow>) -> Result<(), Stop> {
+        match first_dead {
+            Some(row) if self.settings.on_reject == OnReject::Halt => Err(Stop::Halted(session::halted_by(row))),
+            _ => Ok(()),
+        }
     }
 
     fn check_definition(&self, checkpoint: &Checkpoint, look: &Look) -> Result<(), Stop> {
@@ -248,13 +281,15 @@ impl Engine {
         )))
     }
 
-    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), Stop> {
+    async fn verify(&mut self, checkpoint: &Checkpoint) -> Result<(), Stop> {
         let mut marks = vec![checkpoint.mark.clone()];
         // Inside, the state went back together with the rest of the file.
         if self.source.state != StatePlace::Inside {
             marks.extend(checkpoint.witnesses.marks().iter().cloned());
         }
-        self.reader.verify(marks).await.map_err(|halt| Stop::Halted(halt.detail))
+        let reader = self.reader.clone();
+        let verified = self.during(|| None, async move { reader.verify(marks).await }).await?;
+        verified.map_err(|halt| Stop::Halted(halt.detail))
     }
 
     fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {
@@ -294,17 +329,16 @@ impl Engine {
             };
             match command {
                 Command::Resume(reply) => {
-                    let _ = reply.send(Ok(json!({ "consumer": self.settings.name, "paused": false })));
+                    self.resumed = true;
+                    let Some(done) = self.in_time(self.unpause()).await else { return false };
+                    let _ = reply.send(done);
                     return true;
                 }
                 Command::Pause(reply) => {
                     let _ = reply.send(Err(JobError::Refused("it is halted, so nothing moves".into())));
                 }
                 Command::Operate(operation, reply) => {
-                    let done = match self.files.writer(&self.source).await {
-                        Ok(writer) => control::operate(&writer, &self.reader, &self.settings, operation).await,
-                        Err(error) => Err(JobError::Refused(error.to_string())),
-                    };
+                    let Some(done) = self.in_time(self.operate(operation)).await else { return false };
                     let restarts = done.as_ref().is_ok_and(|done| done.restarts);
                     let _ = reply.send(done.map(|done| done.value));
                     if restarts {
@@ -313,6 +347,38 @@ impl Engine {
                 }
             }
         }
+    }
+
+    async fn unpause(&self) -> Result<serde_json::Value, JobError> {
+        let writer = self.files.writer(&self.source).await.map_err(|error| JobError::Refused(error.to_string()));
+        match writer {
+            Ok(writer) => control::set_paused(&writer, &self.settings.name, false).await,
+            // It goes on all the same, and says what is wrong with the file.
+            Err(_) => Ok(json!({ "consumer": self.settings.name, "paused": false })),
+        }
+    }
+
+    async fn operate(&self, operation: control::Operation) -> Result<control::Done, JobError> {
+        let writer = self.files.writer(&self.source).await.map_err(|error| JobError::Refused(error.to_string()))?;
+        control::operate(&writer, &self.reader, &self.settings, operation).await
+    }
+
+    /// `None`: the daemon ends meanwhile.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, JobError>>) -> Option<Result<T, JobError>> {
+        let mut shutdown = self.shutdown.clone();
+        tokio::select! {
+            done = control::in_time(work) => Some(done),
+            () = shutdown::asked(&mut shutdown) => None,
+        }
+    }
+}
+
+/// What keeps a file's writer from writing.
+fn blocked(writer: &Writer) -> impl Fn() -> Option<String> + use<> {
+    let state = writer.state.clone();
+    move || match &*state.borrow() {
+        WriterState::Waiting(why) => Some(why.clone()),
+        WriterState::Ready => None,
     }
 }
 
@@ -324,4 +390,3 @@ fn refuse(command: Command, why: &str) {
     let (Command::Pause(reply) | Command::Resume(reply) | Command::Operate(_, reply)) = command;
     let _ = reply.send(Err(JobError::Refused(format!("not now: {why}"))));
 }
-

@@ -61,7 +61,8 @@ impl Fleet {
                 }
             };
             let (commands, queue) = mpsc::unbounded_channel();
-            let (status_tx, status) = watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
+            let (status_tx, status) =
+                watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
             handles.push(Handle { name: settings.name.clone(), commands, status });
             let engine = Engine {
                 settings: Arc::new(settings),
@@ -72,10 +73,16 @@ impl Fleet {
                 commands: queue,
                 shutdown: shutdown.clone(),
                 status: status_tx,
+                resumed: false,
             };
             tasks.spawn(engine.run());
         }
         Ok(Self { handles, tasks })
+    }
+
+    /// Ends everything at once, as a crash would; harmless by the guarantees.
+    pub async fn cut(mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Waits until every consumer has ended, or one says that the daemon must.

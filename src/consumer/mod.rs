@@ -55,6 +55,8 @@ pub struct Bounds {
     pub batch_events: usize,
     pub batch_bytes: usize,
     pub event_bytes_max: usize,
+    /// How long after its first refusal an event is tried again; four times as long after each further one.
+    pub retry_min: Duration,
 }
 
 impl Default for Bounds {
@@ -68,6 +70,7 @@ impl Default for Bounds {
             batch_events: 1_000,
             batch_bytes: 4 << 20,
             event_bytes_max: 16 << 20,
+            retry_min: Duration::from_secs(1),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What follows from an outcome: pure, so that every case can be tried.
 
 use super::OnReject;
+use crate::controls::{self, Protection};
 use crate::state::held::HeldState;
 
 /// How far an event has come in its window.
@@ -22,6 +23,11 @@ pub enum Fate {
 }
 
 impl Fate {
+    /// Of an event that is being sent.
+    pub fn in_flight() -> Fate {
+        if controls::is_off(Protection::Acknowledgement) { Fate::Delivered } else { Fate::InFlight }
+    }
+
     pub fn is_final(self) -> bool {
         matches!(self, Fate::Delivered | Fate::Refused | Fate::Wait)
     }

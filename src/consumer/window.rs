@@ -7,7 +7,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::holds::Holds;
 use super::verdict::Fate;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, Rejection};
 use crate::sink::{Flight, Outcome, Pick};
 
@@ -71,6 +73,16 @@ impl Window {
         self.lots.push_back(Lot { seq, batch, fates, rejections: HashMap::new(), submitted: 0, sent_before });
     }
 
+    /// Decides for the newest lot's events which of them wait.
+    pub fn hold_back_last(&mut self, mut waits: impl FnMut(&[u8]) -> bool) {
+        let Some(lot) = self.lots.back_mut() else { return };
+        for (index, fate) in lot.fates.iter_mut().enumerate() {
+            if waits(&lot.batch.event(index).hold_key()) {
+                *fate = Fate::Wait;
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.lots.is_empty()
     }
@@ -131,7 +143,7 @@ impl Window {
                         (Turn::Send, None) => {
                             let redelivery = fate == Fate::UnsentAgain || index < lot.sent_before;
                             picks.push(Pick { redelivery, ..Pick::first(index as u32) });
-                            lot.fates[index] = Fate::InFlight;
+                            lot.fates[index] = Fate::in_flight();
                         }
                     }
                 }
@@ -151,6 +163,9 @@ impl Window {
     /// Writes a landed flight's outcomes into its lot. The outcomes other than `Delivered` are returned.
     pub fn land(&mut self, lot: u64, flight: &Arc<Flight>) -> Vec<(u32, Outcome)> {
         let notes = flight.take_notes();
+        if controls::is_off(Protection::Acknowledgement) {
+            return Vec::new();
+        }
         let lot = self.lot_mut(lot).expect("a lot stays in the window until its flights have landed");
         for (slot, pick) in flight.picks.iter().enumerate() {
             if flight.is_delivered(slot) {
@@ -162,14 +177,13 @@ impl Window {
             lot.fates[index as usize] = match outcome {
                 Outcome::Delivered => Fate::Delivered,
                 Outcome::Unavailable(_) => Fate::Unknown,
-                // Alone in its flight, and nothing else was under way: see `Session::send_alone`.
                 Outcome::Rejected(rejection) => {
                     lot.rejections.insert(index, rejection.clone());
                     Fate::Refused
                 }
                 Outcome::Suspect(rejection) => {
                     lot.rejections.insert(index, rejection.clone());
-                    Fate::Suspect
+                    if controls::is_off(Protection::GuiltyAlone) { Fate::Refused } else { Fate::Suspect }
                 }
             };
         }
@@ -182,10 +196,12 @@ impl Window {
         lot.fates[index as usize] = Fate::Refused;
     }
 
-    /// After trouble, with nothing in flight: decides what is sent again. Returns how many events that are.
-    pub fn rewind(&mut self) -> usize {
+    /// After trouble, with nothing in flight: decides what is sent again. Returns how many events that are. A refusal that stands
+    /// is announced anew; what waited behind one that does not stand has its turn again.
+    pub fn rewind(&mut self, holds: &mut Holds) -> usize {
         let mut again = 0;
         let mut tainted: HashSet<Vec<u8>> = HashSet::new();
+        holds.withdraw_announcements();
         for lot in &mut self.lots {
             for index in lot.submitted..lot.fates.len() {
                 let fate = lot.fates[index];
@@ -193,16 +209,29 @@ impl Window {
                     continue;
                 }
                 let key = lot.batch.event(index).hold_key();
-                let next = fate.after_trouble(tainted.contains(key.as_ref()));
-                if next == Fate::UnsentAgain && fate != Fate::Unsent {
-                    tainted.insert(key.into_owned());
-                    again += 1;
+                let next = match fate {
+                    Fate::Wait if holds.is_recorded(&key) => fate,
+                    Fate::Wait if holds.wait(&key) => fate,
+                    Fate::Wait => Fate::Unsent,
+                    _ => fate.after_trouble(tainted.contains(key.as_ref())),
+                };
+                if next == Fate::Refused {
+                    holds.announce(&key, lot.batch.read_micros);
                 }
+                if next == Fate::UnsentAgain && fate != Fate::Unsent && !controls::is_off(Protection::Behind) {
+                    tainted.insert(key.into_owned());
+                }
+                again += usize::from(next == Fate::UnsentAgain);
                 lot.fates[index] = next;
             }
         }
         self.cursor = (self.oldest_seq(), 0);
         again
+    }
+
+    /// Nothing of the lots before `seq` is still to be sent.
+    pub fn is_sent_before(&self, seq: u64) -> bool {
+        self.cursor.max((self.oldest_seq(), 0)).0 >= seq
     }
 
     /// Takes the lots before `seq`, which are settled, out of the window.
@@ -260,10 +289,36 @@ mod tests {
             sent.fill(slot, if slot == 0 { fault() } else { Outcome::Delivered });
         }
         window.land(lot, &sent);
-        assert_eq!(window.rewind(), 2);
+        assert_eq!(window.rewind(&mut Holds::default()), 2);
         let again = window.choose(10, |_, _| Turn::Send).unwrap();
         assert_eq!(again.picks.iter().map(|p| p.index).collect::<Vec<_>>(), [0, 2]);
         assert!(again.picks.iter().all(|p| p.redelivery));
+    }
+
+    #[test]
+    fn what_waited_behind_a_refusal_that_does_not_stand_has_its_turn_again() {
+        let mut window = Window::default();
+        let mut holds = Holds::default();
+        window.push(batch(&["a", "a", "a", "b", "b"]), 0);
+        let (lot, sent) = flight(&mut window, 4).unwrap();
+        let refused = || Outcome::Rejected(Rejection::new(crate::event::Reason::Refused, "no"));
+        for (slot, outcome) in [fault(), refused(), Outcome::Delivered, refused()].into_iter().enumerate() {
+            sent.fill(slot, outcome);
+        }
+        window.land(lot, &sent);
+        holds.announce(b"a", 0);
+        holds.announce(b"b", 0);
+        // Events 0 to 2 are to be sent again; 3 stays refused, and 4 waits behind it.
+        let all = |holds: &mut Holds, batch: &Batch, index: usize| {
+            if holds.wait(&batch.event(index).hold_key()) { Turn::Wait } else { Turn::Send }
+        };
+        assert!(window.choose(9, |batch, index| all(&mut holds, batch, index)).is_none());
+        assert_eq!(window.lots[0].fates[4], Fate::Wait);
+        window.rewind(&mut holds);
+        assert_eq!(holds.all_keys(), [Box::from(&b"b"[..])]);
+        assert_eq!(holds.get_mut(b"b").unwrap().unsettled, 1);
+        let again = window.choose(9, |batch, index| all(&mut holds, batch, index)).unwrap();
+        assert_eq!(again.picks.iter().map(|p| p.index).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]
@@ -272,7 +327,9 @@ mod tests {
         window.push(batch(&["a", "b", "c"]), 2);
         window.push(batch(&["d"]), 0);
         let picks = |window: &mut Window| {
-            window.choose(2, |_, _| Turn::Send).map(|c| c.picks.iter().map(|p| (c.lot, p.index, p.redelivery)).collect::<Vec<_>>())
+            window
+                .choose(2, |_, _| Turn::Send)
+                .map(|c| c.picks.iter().map(|p| (c.lot, p.index, p.redelivery)).collect::<Vec<_>>())
         };
         assert_eq!(picks(&mut window), Some(vec![(0, 0, true), (0, 1, true)]));
         assert_eq!(picks(&mut window), Some(vec![(0, 2, false)]));

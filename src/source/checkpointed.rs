@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use super::mapping::{Mapping, Pushed};
 use super::reader::{Halt, Look, Mark, ReadFault, ReadRequest};
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position};
+use crate::sqlite::open;
 
 #[derive(Debug)]
 pub struct Checkpointed {
@@ -19,7 +21,9 @@ impl Checkpointed {
     /// Refuses a table whose keys SQLite may reuse.
     pub fn new(connection: &Connection, mapping: Mapping) -> Result<Self, ReadFault> {
         let sql: Option<String> = connection
-            .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [mapping.table], |row| row.get(0))
+            .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [mapping.table], |row| {
+                row.get(0)
+            })
             .optional()?;
         let autoincrement = sql.is_some_and(|sql| sql.to_uppercase().contains("AUTOINCREMENT"));
         if !autoincrement {
@@ -60,9 +64,17 @@ impl Checkpointed {
     /// Compares what was recorded with the table: the marks' ids, and the sequence.
     pub fn verify(&self, connection: &Connection, marks: &[Mark]) -> Result<(), ReadFault> {
         let Some(newest) = marks.iter().map(|mark| mark.position).max() else { return Ok(()) };
+        if controls::is_off(Protection::Fingerprint) {
+            return Ok(());
+        }
         let table = self.mapping.table;
         let sequence = self.sequence(connection)?;
         if sequence < newest.0 {
+            if open::columns(connection, table)?.is_empty() {
+                return Err(ReadFault::Halt(Halt::new(format!(
+                    "table {table} is gone. Nothing was passed over. Remedy: bring the table back, then `outboxd resume`"
+                ))));
+            }
             return Err(ReadFault::Halt(Halt::new(format!(
                 "table {table} went back: the checkpoint is at position {newest}, but the newest position ever given out is \
                  {sequence}. The file was restored from an older copy, or the table was rebuilt. {REMEDY}"
@@ -91,11 +103,15 @@ impl Checkpointed {
         let tail = format!("ORDER BY {} LIMIT :most", self.mapping.row);
         let sql = self.mapping.select(request.event_bytes_max, &filter, &tail);
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
+        let mut rows =
+            statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
         let mut batch = BatchBuilder::with_capacity(request.events_max.min(1024), 64 << 10);
         let mut passed_over = None;
         while let Some(row) = rows.next()? {
-            passed_over = match self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))? {
+            passed_over = match self
+                .mapping
+                .push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?
+            {
                 Pushed::Taken => None,
                 Pushed::PassedOver { position, id } => Some((position, id)),
             };
@@ -110,7 +126,12 @@ impl Checkpointed {
     }
 
     /// The events at these positions that are still there, in the order asked for.
-    pub fn fetch(&self, connection: &Connection, positions: &[i64], event_bytes_max: usize) -> Result<Batch, ReadFault> {
+    pub fn fetch(
+        &self,
+        connection: &Connection,
+        positions: &[i64],
+        event_bytes_max: usize,
+    ) -> Result<Batch, ReadFault> {
         let sql = self.mapping.select(event_bytes_max, &format!("{} = :row", self.mapping.row), "");
         let mut statement = connection.prepare_cached(&sql)?;
         let mut batch = BatchBuilder::default();

@@ -168,7 +168,10 @@ impl Mapping {
 pub enum Pushed {
     /// It is the batch's last event.
     Taken,
-    PassedOver { position: Position, id: String },
+    PassedOver {
+        position: Position,
+        id: String,
+    },
 }
 
 fn undecodable(detail: String) -> Rejection {
@@ -185,7 +188,9 @@ fn member<'a>(bytes: &'a [u8], defect: &mut Option<Rejection>) -> Option<&'a [u8
     match serde_json::from_slice::<Wrapper<'_>>(bytes) {
         Ok(wrapper) => Some(wrapper.payload.get().as_bytes()),
         Err(error) => {
-            defect.get_or_insert_with(|| undecodable(format!("the payload column is no JSON object with a payload: {error}")));
+            defect.get_or_insert_with(|| {
+                undecodable(format!("the payload column is no JSON object with a payload: {error}"))
+            });
             Some(bytes)
         }
     }

@@ -55,7 +55,10 @@ fn eventsource_outbox(
     };
     // Releases 0.3 to 0.5 write a UUID into an INTEGER key, which SQLite refuses: such a table stays empty, unless an
     // older release filled it.
-    if id_type == Some("INTEGER") && has("global_position") {
+    // 0.3.0 has the log of 0.2.0, where the outbox works: its table of checkpoints tells them apart.
+    let checkpoints = open::columns(connection, "projection_checkpoints")?;
+    let later_than_0_2 = has("global_position") || checkpoints.iter().any(|(column, _)| column == "global_position");
+    if id_type == Some("INTEGER") && later_than_0_2 {
         let filled: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM event_outbox)", [], |row| row.get(0))?;
         if !filled {
             return Ok(Err(Misfit::Unusable(
@@ -70,7 +73,7 @@ fn eventsource_outbox(
         Some("e.global_position") => base,
         Some(_) => Mapping {
             rows: Some(RowMapping {
-                order: "e.id IS NULL, e.id, o.created_at, o.rowid",
+                order: "e.id IS NULL, e.id, replace(o.created_at, ' ', 'T'), o.rowid",
                 position: "coalesce(e.id, o.rowid)",
                 ..ROWS
             }),
@@ -78,7 +81,8 @@ fn eventsource_outbox(
         },
         None => Mapping {
             from: "event_outbox o",
-            rows: Some(RowMapping { order: "o.created_at, o.rowid", position: "o.rowid", ..ROWS }),
+            version: "NULL",
+            rows: Some(RowMapping { order: "replace(o.created_at, ' ', 'T'), o.rowid", position: "o.rowid", ..ROWS }),
             ..base
         },
     }))
@@ -146,7 +150,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
     key: "o.aggregate_id",
     stream_id: "o.aggregate_id",
     stream_type: "o.aggregate_type",
-    version: "NULL",
+    version: "e.version",
     kind: "o.event_type",
     payload: "o.event_data",
     headers: "NULL",
@@ -157,7 +161,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
 
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
-    order: "e.global_position IS NULL, e.global_position, o.created_at, o.rowid",
+    order: "e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid",
     position: "coalesce(e.global_position, o.rowid)",
     on_delivered: "UPDATE event_outbox SET status = 'published', published_at = :now WHERE id = :row AND status = 'pending'",
     on_released: "UPDATE event_outbox SET status = 'published', published_at = :now \

@@ -8,35 +8,22 @@
 //!
 //! While nothing happens it reads one counter every 250 ms and writes nothing.
 
-use std::collections::VecDeque;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::thread;
-use std::time::{Duration, Instant};
+mod desk;
 
-use rusqlite::Connection;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
 use tokio::sync::{mpsc as channel, oneshot, watch};
 
-use super::checkpointed::Checkpointed;
+use self::desk::Desk;
+use super::Settings;
 use super::filter::Filter;
 use super::mapping::Mapping;
-use super::preset::{self, Misfit};
-use super::rows::Rows;
+pub use super::rows::RowsUpdate;
 use super::wake::{Bell, Wake};
-use super::{Durability, Settings};
 use crate::event::{Batch, Position, RowKey};
-use crate::sqlite::barrier::Barrier;
-use crate::sqlite::{fault, open};
 use crate::telemetry::metric;
-
-/// The poll after activity, doubling to the longest.
-const POLL_MIN: Duration = Duration::from_millis(10);
-const POLL_MAX: Duration = Duration::from_millis(250);
-/// How often a file or table that is not there is looked for.
-const APPEAR_POLL: Duration = Duration::from_millis(500);
 
 /// A person has to act: what was found, and the remedy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -103,7 +90,7 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct ReadRequest {
     pub after: Position,
-    /// The checkpoint: must still be true.
+    /// What was read last, at `after`: must still be true.
     pub mark: Mark,
     pub update: RowsUpdate,
     pub events_max: usize,
@@ -111,15 +98,6 @@ pub struct ReadRequest {
     pub event_bytes_max: usize,
     pub filter: Arc<Filter>,
     pub reply: channel::UnboundedSender<ReadNews>,
-}
-
-/// For sources read by row: what changed since the last request.
-#[derive(Debug, Default)]
-pub struct RowsUpdate {
-    pub settled: Vec<RowKey>,
-    pub hold: Vec<Box<[u8]>>,
-    pub free: Vec<Box<[u8]>>,
-    pub dead: Vec<RowKey>,
 }
 
 /// What a reader tells an engine.
@@ -147,12 +125,6 @@ enum Request {
     Fetch(Names, usize, oneshot::Sender<Result<Batch, Halt>>),
 }
 
-impl RowsUpdate {
-    pub fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.hold.is_empty() && self.free.is_empty() && self.dead.is_empty()
-    }
-}
-
 impl Request {
     fn refuse(self, halt: &Halt) {
         match self {
@@ -169,6 +141,8 @@ impl Request {
 pub struct Reader {
     requests: Sender<Request>,
     bell: Arc<LastRing>,
+    /// The source is read by row: it has no position.
+    pub by_row: bool,
     pub state: watch::Receiver<SourceState>,
 }
 
@@ -186,23 +160,12 @@ impl Reader {
         let (requests, queue) = mpsc::channel();
         let waiting = SourceState::Waiting(format!("{} was not looked at yet", settings.path.display()));
         let (state_tx, state) = watch::channel(waiting);
-        let (wake, bell) = Wake::new(&settings.path)?;
+        let (wake, bell) = Wake::new()?;
         metric::source_ready(&settings.name, false);
-        let desk = Desk {
-            barrier: Barrier::new(&settings.path),
-            settings,
-            queue,
-            wake,
-            state: state_tx,
-            open: None,
-            seen: false,
-            halted: None,
-            parked: VecDeque::new(),
-            poll: POLL_MIN,
-            looked_at_sizes: None,
-        };
+        let by_row = settings.is_by_row();
+        let desk = Desk::new(settings, queue, wake, state_tx);
         thread::Builder::new().name("reader".into()).spawn(move || desk.run())?;
-        Ok(Self { requests, bell: Arc::new(LastRing(bell)), state })
+        Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, state })
     }
 
     fn ask(&self, request: Request) {
@@ -216,13 +179,17 @@ impl Reader {
     pub async fn look(&self) -> Result<Look, Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Look(reply));
-        answer.await.unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
     }
 
     pub async fn verify(&self, marks: Vec<Mark>) -> Result<(), Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Verify(marks, reply));
-        answer.await.unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
     }
 
     pub fn read(&self, request: ReadRequest) {
@@ -233,435 +200,8 @@ impl Reader {
     pub async fn fetch(&self, names: Names, event_bytes_max: usize) -> Result<Batch, Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Fetch(names, event_bytes_max, reply));
-        answer.await.unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
     }
-}
-
-#[derive(Debug)]
-enum Table {
-    Checkpointed(Checkpointed),
-    Rows(Rows),
-}
-
-struct Open {
-    connection: Connection,
-    table: Table,
-    inode: (u64, u64),
-    /// The `data_version` of the newest snapshot that the barrier has made durable.
-    durable_version: Option<i64>,
-    /// The `data_version` at which the parked requests were last answered.
-    served_version: Option<i64>,
-}
-
-struct Desk {
-    settings: Settings,
-    queue: Receiver<Request>,
-    wake: Wake,
-    state: watch::Sender<SourceState>,
-    open: Option<Open>,
-    /// The table was there once.
-    seen: bool,
-    halted: Option<Halt>,
-    barrier: Barrier,
-    parked: VecDeque<Request>,
-    poll: Duration,
-    looked_at_sizes: Option<Instant>,
-}
-
-impl Desk {
-    fn run(mut self) {
-        loop {
-            let fresh = match self.take_requests() {
-                Some(fresh) => fresh,
-                None => return,
-            };
-            let worked = match self.work(fresh) {
-                Ok(worked) => worked,
-                Err(halt) => {
-                    self.halt(halt);
-                    false
-                }
-            };
-            let wait = if worked {
-                self.poll = POLL_MIN;
-                Duration::ZERO
-            } else if self.open.is_none() && self.halted.is_none() {
-                APPEAR_POLL
-            } else {
-                let wait = self.poll;
-                self.poll = (self.poll * 2).min(POLL_MAX);
-                wait
-            };
-            if !wait.is_zero() && self.wake.wait(wait) {
-                self.poll = POLL_MIN;
-            }
-        }
-    }
-
-    /// Moves what was asked for to the parked; `None` when nobody can ask any more. Says whether there was anything.
-    fn take_requests(&mut self) -> Option<bool> {
-        let mut fresh = false;
-        loop {
-            match self.queue.try_recv() {
-                Ok(request) => {
-                    fresh = true;
-                    self.admit(request);
-                }
-                Err(TryRecvError::Empty) => return Some(fresh),
-                Err(TryRecvError::Disconnected) => return None,
-            }
-        }
-    }
-
-    fn admit(&mut self, mut request: Request) {
-        match (&self.halted, &request) {
-            (Some(halt), Request::Look(_)) if !halt.is_final => {
-                // A person said "resume": look at the file as if for the first time.
-                self.halted = None;
-                self.open = None;
-                self.seen = false;
-                self.parked.push_back(request);
-            }
-            (Some(halt), _) => {
-                let halt = halt.clone();
-                request.refuse(&halt);
-            }
-            (None, _) => {
-                if let Request::Read(read) = &mut request {
-                    self.supersede(read);
-                }
-                self.parked.push_back(request);
-            }
-        }
-    }
-
-    /// A consumer has one request at a time; a later one takes the place of the one that waits, with what that one had to say.
-    fn supersede(&mut self, read: &mut ReadRequest) {
-        self.parked.retain_mut(|parked| match parked {
-            Request::Read(old) if old.reply.same_channel(&read.reply) => {
-                let mut update = std::mem::take(&mut old.update);
-                update.settled.append(&mut read.update.settled);
-                update.hold.append(&mut read.update.hold);
-                update.free.append(&mut read.update.free);
-                update.dead.append(&mut read.update.dead);
-                read.update = update;
-                false
-            }
-            _ => true,
-        });
-    }
-
-    fn halt(&mut self, halt: Halt) {
-        metric::source_ready(&self.settings.name, false);
-        for request in self.parked.drain(..) {
-            request.refuse(&halt);
-        }
-        self.state.send_replace(SourceState::Halted(halt.clone()));
-        self.halted = Some(halt);
-    }
-
-    fn wait_for(&mut self, what: String) {
-        metric::source_ready(&self.settings.name, false);
-        self.state.send_if_modified(|state| {
-            let waiting = SourceState::Waiting(what);
-            let changed = *state != waiting;
-            *state = waiting;
-            changed
-        });
-    }
-
-    /// One round: opens where needed, then answers what can be answered. Says whether anything was handed out.
-    fn work(&mut self, fresh: bool) -> Result<bool, Halt> {
-        if self.halted.is_some() {
-            return Ok(false);
-        }
-        if self.open.is_none() && !self.try_open()? {
-            return Ok(false);
-        }
-        self.check_inode()?;
-        match self.serve(fresh) {
-            Ok(worked) => Ok(worked),
-            Err(ReadFault::Halt(halt)) => Err(halt),
-            Err(ReadFault::Sqlite(error)) => {
-                let (kind, code) = fault::classify(&error);
-                match kind {
-                    fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
-                        metric::busy(&self.file_name(), code);
-                        self.wait_for(format!("{}: {error} (SQLite code {code})", self.settings.path.display()));
-                        self.open = None;
-                        Ok(false)
-                    }
-                    _ => Err(Halt::new(format!(
-                        "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
-                         file is damaged (PRAGMA integrity_check); then `outboxd resume`",
-                        self.settings.path.display()
-                    ))),
-                }
-            }
-        }
-    }
-
-    fn file_name(&self) -> String {
-        self.settings.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    fn check_inode(&self) -> Result<(), Halt> {
-        let Some(open) = &self.open else { return Ok(()) };
-        let path = self.settings.path.display();
-        match fs::metadata(&self.settings.path) {
-            Ok(meta) if (meta.dev(), meta.ino()) == open.inode => Ok(()),
-            Ok(_) => Err(Halt::new(format!(
-                "{path} was replaced by another file while it was read. Nothing was sent from the new one. Remedy: make sure that the \
-                 application uses the new file, and that no -wal of the old one lies beside it; then `outboxd resume`"
-            ))),
-            Err(error) => Err(Halt::new(format!(
-                "{path} is gone while it was read ({error}). Remedy: bring the file back, then `outboxd resume`"
-            ))),
-        }
-    }
-
-    /// Opens the file when it and the table are there.
-    fn try_open(&mut self) -> Result<bool, Halt> {
-        let path = self.settings.path.clone();
-        let meta = match fs::metadata(&path) {
-            Ok(meta) => meta,
-            Err(error) if self.seen => {
-                return Err(Halt::new(format!("{} is gone: {error}. Remedy: bring the file back, then `outboxd resume`", path.display())));
-            }
-            Err(error) => {
-                self.wait_for(format!("{} is not there yet ({error})", path.display()));
-                return Ok(false);
-            }
-        };
-        match self.open_file(&path, (meta.dev(), meta.ino())) {
-            Ok(Ok(open)) => {
-                self.wake.watch(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
-                self.seen = true;
-                self.open = Some(open);
-                metric::source_ready(&self.settings.name, true);
-                Ok(true)
-            }
-            Ok(Err(Misfit::NoTable(what))) if !self.seen => {
-                self.wait_for(format!("{}: {what}", path.display()));
-                Ok(false)
-            }
-            Ok(Err(Misfit::NoTable(what) | Misfit::Unusable(what))) => Err(Halt::new(format!("{}: {what}", path.display()))),
-            Err(ReadFault::Halt(halt)) => Err(halt),
-            Err(ReadFault::Sqlite(error)) => {
-                let (kind, code) = fault::classify(&error);
-                let what = format!("{}: {error} (SQLite code {code})", path.display());
-                match kind {
-                    fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
-                        self.wait_for(what);
-                        Ok(false)
-                    }
-                    fault::Kind::Permission => Err(Halt::new(format!(
-                        "{what}. Remedy: run outboxd as the application's user, or make the folder setgid (2770) with a shared group"
-                    ))),
-                    fault::Kind::Corrupt => Err(Halt::new(format!(
-                        "{what}: not a database, or damaged. Nothing was written to it. Remedy: restore it from a backup"
-                    ))),
-                    fault::Kind::Sql => Err(Halt::new(format!("{what}. Remedy: compare the table with what the preset expects"))),
-                }
-            }
-        }
-    }
-
-    fn open_file(&self, path: &Path, inode: (u64, u64)) -> Result<Result<Open, Misfit>, ReadFault> {
-        let connection = open::reader(path)?;
-        let mapping = match preset::mapping(&connection, self.settings.preset, self.settings.read)? {
-            Ok(mapping) => mapping,
-            Err(misfit) => return Ok(Err(misfit)),
-        };
-        check_journal(&connection, path)?;
-        let table = table(&connection, mapping)?;
-        Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None }))
-    }
-
-    fn serve(&mut self, fresh: bool) -> Result<bool, ReadFault> {
-        let open = self.open.as_mut().expect("serve is called with an open file");
-        let version = open::data_version(&open.connection)?;
-        let first = open.served_version.is_none();
-        let due = matches!(&open.table, Table::Rows(rows) if rows.is_full_pass_due());
-        if open.served_version == Some(version) && !fresh && !due {
-            return Ok(false);
-        }
-        if first || open.served_version != Some(version) {
-            check_journal(&open.connection, &self.settings.path)?;
-            let head = match &mut open.table {
-                Table::Checkpointed(table) => Head::Position(table.head(&open.connection)?),
-                Table::Rows(table) => Head::Pending(table.pending(&open.connection)?),
-            };
-            self.state.send_if_modified(|state| {
-                let ready = SourceState::Ready(head);
-                let changed = *state != ready;
-                *state = ready;
-                changed
-            });
-            self.note_sizes();
-        }
-        let mut worked = false;
-        for _ in 0..self.parked.len() {
-            let request = self.parked.pop_front().expect("counted above");
-            match self.answer(request) {
-                Ok(None) => worked = true,
-                Ok(Some(request)) => self.parked.push_back(request),
-                Err((request, fault)) => {
-                    self.parked.push_front(request);
-                    return Err(fault);
-                }
-            }
-        }
-        if !worked && let Some(open) = &mut self.open {
-            open.served_version = Some(version);
-        }
-        Ok(worked)
-    }
-
-    fn note_sizes(&mut self) {
-        if self.looked_at_sizes.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            return;
-        }
-        self.looked_at_sizes = Some(Instant::now());
-        let name = self.file_name();
-        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-        metric::file_bytes(&name, "main", size(&self.settings.path));
-        let mut wal = self.settings.path.clone().into_os_string();
-        wal.push("-wal");
-        metric::file_bytes(&name, "wal", size(Path::new(&wal)));
-    }
-
-    /// `Ok(None)`: answered; `Ok(Some)`: has to wait for the next commit.
-    #[expect(clippy::result_large_err, reason = "the request goes back to the queue")]
-    fn answer(&mut self, request: Request) -> Result<Option<Request>, (Request, ReadFault)> {
-        let open = self.open.as_mut().expect("answer is called with an open file");
-        match request {
-            Request::Look(reply) => {
-                let look = match &mut open.table {
-                    Table::Checkpointed(table) => table.look(&open.connection),
-                    Table::Rows(table) => {
-                        table.restart();
-                        table.look(&open.connection)
-                    }
-                };
-                match look {
-                    Ok(look) => drop(reply.send(Ok(look))),
-                    Err(fault) => return Err((Request::Look(reply), fault)),
-                }
-                Ok(None)
-            }
-            Request::Verify(marks, reply) => {
-                let verified = match &open.table {
-                    Table::Checkpointed(table) => table.verify(&open.connection, &marks),
-                    Table::Rows(_) => Ok(()),
-                };
-                match verified {
-                    Ok(()) => drop(reply.send(Ok(()))),
-                    // The consumer's checkpoint does not fit; other consumers' may.
-                    Err(ReadFault::Halt(halt)) => drop(reply.send(Err(halt))),
-                    Err(fault) => return Err((Request::Verify(marks, reply), fault)),
-                }
-                Ok(None)
-            }
-            Request::Fetch(names, event_bytes_max, reply) => {
-                let fetched = match (&open.table, &names) {
-                    (Table::Checkpointed(table), Names::Positions(positions)) => {
-                        table.fetch(&open.connection, positions, event_bytes_max)
-                    }
-                    (Table::Rows(table), Names::Rows(rows)) => table.fetch(&open.connection, rows, event_bytes_max),
-                    _ => Ok(Batch::default()),
-                };
-                match fetched {
-                    Ok(batch) => drop(reply.send(Ok(batch))),
-                    Err(fault) => return Err((Request::Fetch(names, event_bytes_max, reply), fault)),
-                }
-                Ok(None)
-            }
-            Request::Read(request) => self.answer_read(request),
-        }
-    }
-
-    #[expect(clippy::result_large_err, reason = "the request goes back to the queue")]
-    fn answer_read(&mut self, mut request: ReadRequest) -> Result<Option<Request>, (Request, ReadFault)> {
-        if request.reply.is_closed() {
-            return Ok(None);
-        }
-        let open = self.open.as_mut().expect("answer is called with an open file");
-        if let Table::Rows(table) = &mut open.table {
-            table.update(std::mem::take(&mut request.update));
-        }
-        let (batch, version) = match snapshot_read(open, &request) {
-            Ok(read) => read,
-            // This consumer's checkpoint does not fit the table; other consumers' may.
-            Err(ReadFault::Halt(halt)) => {
-                let _ = request.reply.send(ReadNews::Halted(halt));
-                return Ok(None);
-            }
-            Err(fault) => return Err((Request::Read(request), fault)),
-        };
-        let Some(batch) = batch else {
-            let _ = request.reply.send(ReadNews::AtHead);
-            return Ok(Some(Request::Read(request)));
-        };
-        if self.settings.durability == Durability::Strict && open.durable_version != Some(version) {
-            let began = Instant::now();
-            if let Err(detail) = self.barrier.raise() {
-                let halt = Halt {
-                    detail: format!(
-                        "what was read cannot be made durable: {detail}. Nothing of it was sent; a later success would prove nothing. \
-                         Remedy: mend the disk, see that the application's data is whole, restart outboxd"
-                    ),
-                    is_final: true,
-                };
-                return Err((Request::Read(request), ReadFault::Halt(halt)));
-            }
-            metric::barrier(&self.settings.name, began.elapsed());
-            open.durable_version = Some(version);
-        }
-        let _ = request.reply.send(ReadNews::Batch(batch));
-        Ok(None)
-    }
-}
-
-/// Reads in one snapshot; says which one it was.
-fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
-    let connection = &open.connection;
-    connection.prepare_cached("BEGIN")?.execute([])?;
-    let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
-        let version = open::data_version(connection)?;
-        let batch = match &mut open.table {
-            Table::Checkpointed(table) => table.read(connection, request)?,
-            Table::Rows(table) => {
-                let (batch, revived) = table.read(connection, request)?;
-                if !revived.is_empty() {
-                    let _ = request.reply.send(ReadNews::Revived(revived));
-                }
-                batch
-            }
-        };
-        Ok((batch, version))
-    })();
-    let ended = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
-    let read = read?;
-    ended?;
-    Ok(read)
-}
-
-fn check_journal(connection: &Connection, path: &Path) -> Result<(), ReadFault> {
-    let mode = open::journal_mode(connection)?;
-    if mode == "wal" {
-        return Ok(());
-    }
-    Err(ReadFault::Halt(Halt::new(format!(
-        "{} is in journal mode {mode}; outboxd reads files in WAL mode only (otherwise every read would lock the application out). \
-         Remedy: in the application, PRAGMA journal_mode = WAL; then `outboxd resume`",
-        path.display()
-    ))))
-}
-
-fn table(connection: &Connection, mapping: Mapping) -> Result<Table, ReadFault> {
-    Ok(match mapping.rows {
-        None => Table::Checkpointed(Checkpointed::new(connection, mapping)?),
-        Some(_) => Table::Rows(Rows::new(connection, mapping)?),
-    })
 }

@@ -2,89 +2,195 @@
 //!
 //! No position is stored. What is in flight, and the keys that are held, are left out inside the statement (by the SQL function
 //! `outboxd_free`), so that a table full of held events never starves what flows. A pass lists the pending rows once, in order;
-//! batches are taken from the list and read anew. Between full passes over a table with many held rows, only rows newer than
-//! those of the last pass are listed; a full pass follows at least every [`FULL_PASS_EVERY`].
+//! batches are taken from the list and read anew. Between full passes over a table with many rows that are passed over, only rows newer
+//! than those of the last full pass are listed; a full pass follows at least every [`FULL_PASS_EVERY`].
+//!
+//! Invariants:
+//! 1. A row is handed out once, until it is settled; one of a held key never.
+//! 2. A key that was freed is handed out again only from a full pass that began afterwards: rows that were passed over stand before
+//!    what is left of an older list.
+//! 3. What was told ([`RowsUpdate`]) outlives the connection.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rusqlite::functions::FunctionFlags;
+use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, named_params};
+use rusqlite::{Connection, Statement, named_params};
 
-use super::mapping::{Mapping, Pushed};
 use super::filter::Filter;
-use super::reader::{Look, ReadFault, ReadRequest, RowsUpdate};
+use super::mapping::{Mapping, RowMapping};
+use super::reader::{Look, ReadFault, ReadRequest};
 use crate::clock;
-use crate::event::{Batch, BatchBuilder, Position, RowKey};
+use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
+use crate::sqlite::open;
 
 const PASS_ROWS_MAX: usize = 50_000;
 const FULL_PASS_EVERY: Duration = Duration::from_secs(5);
 /// As long as fewer rows are passed over, every pass is a full one.
 const PASSED_OVER_FEW: usize = 1_000;
+/// A list that is not used up is thrown away for keys that were freed only after so many times what a full pass took: keys
+/// that are freed one after another must not make it list for ever.
+const RELIST_FACTOR: u32 = 4;
 
-#[derive(Debug)]
-pub struct Rows {
-    mapping: Mapping,
-    // Shared with the SQL function, which SQLite calls on the same thread: never contended.
-    excluded: Arc<Mutex<Excluded>>,
-    pass: VecDeque<RowKey>,
-    last_full_pass: Option<Instant>,
-    /// The newest row of the last full pass.
-    seen_rowid: i64,
+/// For sources read by row: what changed since the last request, in the order in which it happened.
+#[derive(Debug, Default)]
+pub struct RowsUpdate {
+    /// A new session: what was told before is void.
+    anew: bool,
+    changes: Vec<Change>,
 }
 
+#[derive(Debug)]
+enum Change {
+    Settled(RowKey),
+    Hold(Box<[u8]>),
+    Free(Box<[u8]>),
+    Dead(RowKey),
+    Ordinary(RowKey),
+}
+
+impl RowsUpdate {
+    pub fn anew() -> Self {
+        Self { anew: true, changes: Vec::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.anew && self.changes.is_empty()
+    }
+
+    /// The reader does not know of a held key yet.
+    pub fn holds_any(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change, Change::Hold(_)))
+    }
+
+    pub fn settled(&mut self, row: RowKey) {
+        self.changes.push(Change::Settled(row));
+    }
+
+    pub fn hold(&mut self, key: Box<[u8]>) {
+        self.changes.push(Change::Hold(key));
+    }
+
+    pub fn free(&mut self, key: Box<[u8]>) {
+        self.changes.push(Change::Free(key));
+    }
+
+    pub fn dead(&mut self, row: RowKey) {
+        self.changes.push(Change::Dead(row));
+    }
+
+    /// A row that was found revived and of which nothing is recorded any more: it is read like every other.
+    pub fn ordinary(&mut self, row: RowKey) {
+        self.changes.push(Change::Ordinary(row));
+    }
+
+    /// Adds what happened later.
+    pub fn append(&mut self, later: RowsUpdate) {
+        if later.anew {
+            *self = later;
+        } else {
+            self.changes.extend(later.changes);
+        }
+    }
+}
+
+/// What the engine told of rows and keys.
 #[derive(Debug, Default)]
-struct Excluded {
+pub struct Excluded {
     in_flight: HashSet<RowKey>,
     held_keys: HashSet<Box<[u8]>>,
+    /// Free, but not yet for what is left of the current list.
+    freed_keys: Vec<Box<[u8]>>,
     /// Dead rows: found pending, the application asks for a retry.
     dead: HashSet<RowKey>,
     revived: Vec<RowKey>,
+    /// Rows stand in the table that no list but a full one finds.
+    wants_full_pass: bool,
     passed_over: usize,
     filter: Arc<Filter>,
 }
 
+/// Shared with the SQL function, which SQLite calls on the same thread: never contended.
+pub type Shared = Arc<Mutex<Excluded>>;
+
 impl Excluded {
-    fn is_free(&mut self, row: &RowKey, key: &[u8], kind: &str) -> bool {
-        if !self.filter.admits(kind) {
-            return false;
+    fn update(&mut self, update: RowsUpdate) {
+        if update.anew {
+            *self = Excluded::default();
         }
-        if self.dead.contains(row) {
+        for change in update.changes {
+            match change {
+                Change::Settled(row) => {
+                    self.in_flight.remove(&row);
+                    self.dead.remove(&row);
+                }
+                Change::Hold(key) => {
+                    self.freed_keys.retain(|freed| *freed != key);
+                    self.held_keys.insert(key);
+                }
+                Change::Free(key) => {
+                    if self.held_keys.contains(&key) {
+                        self.freed_keys.push(key);
+                    }
+                    self.wants_full_pass = true;
+                }
+                Change::Dead(row) => drop(self.dead.insert(row)),
+                Change::Ordinary(row) => {
+                    self.in_flight.remove(&row);
+                    self.wants_full_pass = true;
+                }
+            }
+        }
+    }
+
+    fn is_free(&mut self, row: &RowKey, key: &[u8], kind: &str) -> bool {
+        if self.filter.admits(kind) && self.dead.remove(row) {
+            // The engine releases it; until then it is not read like another.
+            self.in_flight.insert(row.clone());
             self.revived.push(row.clone());
             return false;
         }
-        let free = !self.in_flight.contains(row) && !self.held_keys.contains(key);
+        let free = self.filter.admits(kind) && !self.in_flight.contains(row) && !self.held_keys.contains(key);
         self.passed_over += usize::from(!free);
         free
     }
+
+    fn begin_full_pass(&mut self) {
+        self.passed_over = 0;
+        self.wants_full_pass = false;
+        for key in std::mem::take(&mut self.freed_keys) {
+            self.held_keys.remove(&key);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Rows {
+    mapping: Mapping,
+    excluded: Shared,
+    pass: VecDeque<RowKey>,
+    /// `None`: the next one is to be a full one.
+    last_full_pass: Option<FullPass>,
+    /// The newest row of the last full pass.
+    seen_rowid: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FullPass {
+    ended: Instant,
+    took: Duration,
+    data_version: i64,
 }
 
 impl Rows {
-    pub fn new(connection: &Connection, mapping: Mapping) -> Result<Self, ReadFault> {
-        let excluded = Arc::new(Mutex::new(Excluded::default()));
+    pub fn new(connection: &Connection, mapping: Mapping, excluded: Shared) -> Result<Self, ReadFault> {
         let shared = excluded.clone();
-        connection.create_scalar_function("outboxd_free", 3, FunctionFlags::SQLITE_UTF8, move |call| {
-            let row = match call.get_raw(0) {
-                ValueRef::Integer(n) => RowKey::Integer(n),
-                ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
-                _ => RowKey::Text("".into()),
-            };
-            let integer;
-            let key: &[u8] = match call.get_raw(1) {
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
-                ValueRef::Integer(n) => {
-                    integer = n.to_string();
-                    integer.as_bytes()
-                }
-                _ => &[],
-            };
-            let kind = match call.get_raw(2) {
-                ValueRef::Text(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
-                _ => "",
-            };
-            Ok(shared.lock().expect("no panic happens under this lock").is_free(&row, key, kind))
+        connection.create_scalar_function("outboxd_free", 4, FunctionFlags::SQLITE_UTF8, move |call| {
+            let mut excluded = shared.lock().expect("no panic happens under this lock");
+            Ok(is_free(&mut excluded, call))
         })?;
         Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0 })
     }
@@ -102,106 +208,119 @@ impl Rows {
         Ok(connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64)
     }
 
-    fn rows(&self) -> &super::mapping::RowMapping {
+    fn rows(&self) -> &RowMapping {
         self.mapping.rows.as_ref().expect("a table read by row has a row mapping")
-    }
-
-    /// Forgets what was in flight: the engine starts anew.
-    pub fn restart(&mut self) {
-        *self.excluded() = Excluded::default();
-        self.pass.clear();
-        self.last_full_pass = None;
     }
 
     /// Takes note of what was settled, held and released since.
     pub fn update(&mut self, update: RowsUpdate) {
-        let released = !update.free.is_empty();
-        {
-            let mut excluded = self.excluded();
-            for row in &update.settled {
-                excluded.in_flight.remove(row);
-                excluded.dead.remove(row);
-            }
-            excluded.held_keys.extend(update.hold);
-            for key in &update.free {
-                excluded.held_keys.remove(key);
-            }
-            excluded.dead.extend(update.dead);
-        }
-        if released {
+        if update.anew {
             self.pass.clear();
             self.last_full_pass = None;
         }
+        self.excluded().update(update);
     }
 
-    fn excluded(&self) -> std::sync::MutexGuard<'_, Excluded> {
+    fn excluded(&self) -> MutexGuard<'_, Excluded> {
         self.excluded.lock().expect("no panic happens under this lock")
     }
 
     /// The next pending rows; `None` when every pending row is in flight or held. Also: dead rows found pending again.
-    pub fn read(&mut self, connection: &Connection, request: &ReadRequest) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
+    /// A batch that is handed on has to be told of ([`Rows::handed_out`]).
+    pub fn read(
+        &mut self,
+        connection: &Connection,
+        request: &ReadRequest,
+    ) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
         self.excluded().filter = request.filter.clone();
-        if self.pass.is_empty() {
+        if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
             self.list(connection)?;
         }
-        let revived = std::mem::take(&mut self.excluded().revived);
-        let filter = format!("{} = :row AND {}", self.mapping.row, self.rows().pending);
+        let filter = format!("{} = :row AND {}", self.mapping.row, self.free());
         let sql = self.mapping.select(request.event_bytes_max, &filter, "");
         let mut statement = connection.prepare_cached(&sql)?;
         let mut batch = BatchBuilder::with_capacity(request.events_max.min(1024), 64 << 10);
         while batch.len() < request.events_max && batch.bytes() < request.bytes_max {
             let Some(key) = self.pass.pop_front() else { break };
-            let mut rows = match &key {
-                RowKey::Integer(n) => statement.query(named_params! { ":row": n })?,
-                RowKey::Text(text) => statement.query(named_params! { ":row": &**text })?,
-            };
+            let mut rows = by_name(&mut statement, &key)?;
             let Some(row) = rows.next()? else { continue };
-            let pushed = self.mapping.push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?;
-            if matches!(pushed, Pushed::Taken) {
-                self.excluded().in_flight.insert(key.clone());
-                batch.row_key(key);
-            }
+            self.mapping.push(row, &mut batch, request.event_bytes_max, |_| true)?;
+            batch.row_key(key);
         }
         let batch = (!batch.is_empty()).then(|| batch.finish(Position::default(), clock::now_micros()));
-        Ok((batch, revived))
+        Ok((batch, std::mem::take(&mut self.excluded().revived)))
     }
 
-    /// Rows were passed over, and it is time to look at all of them again.
-    pub fn is_full_pass_due(&self) -> bool {
-        self.last_full_pass.is_some_and(|last| last.elapsed() >= FULL_PASS_EVERY)
-            && self.excluded().passed_over >= PASSED_OVER_FEW
+    /// The batch is with the engine now.
+    pub fn handed_out(&mut self, batch: &Batch) {
+        self.excluded().in_flight.extend((0..batch.len()).filter_map(|index| batch.row_key(index).cloned()));
+    }
+
+    /// A list would find rows that were passed over, although nothing was committed since.
+    pub fn is_full_pass_due(&self, data_version: i64) -> bool {
+        let excluded = self.excluded();
+        let paid = self.is_relist_paid_for();
+        (excluded.wants_full_pass && paid)
+            || (excluded.passed_over >= PASSED_OVER_FEW
+                && self
+                    .last_full_pass
+                    .is_some_and(|last| last.ended.elapsed() >= FULL_PASS_EVERY && last.data_version != data_version))
+    }
+
+    fn is_relist_paid_for(&self) -> bool {
+        self.last_full_pass.is_none_or(|last| last.ended.elapsed() >= last.took * RELIST_FACTOR)
+    }
+
+    /// The condition under which a row is handed out. `CASE` keeps SQLite from asking of rows that are not pending.
+    fn free(&self) -> String {
+        let Mapping { row, key, id, kind, .. } = &self.mapping;
+        let pending = self.rows().pending;
+        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}) END")
     }
 
     /// Lists pending rows in order.
     fn list(&mut self, connection: &Connection) -> Result<(), ReadFault> {
-        let rows = self.rows().clone();
-        let due = self.last_full_pass.is_none_or(|last| last.elapsed() >= FULL_PASS_EVERY);
-        let full = due || self.excluded().passed_over < PASSED_OVER_FEW;
+        let began = Instant::now();
+        let due = self.last_full_pass.is_none_or(|last| last.ended.elapsed() >= FULL_PASS_EVERY);
+        let full = {
+            let mut excluded = self.excluded();
+            let wanted = excluded.wants_full_pass && self.is_relist_paid_for();
+            let full = due || wanted || excluded.passed_over < PASSED_OVER_FEW;
+            if full {
+                excluded.begin_full_pass();
+            }
+            full
+        };
         // The unary plus keeps SQLite from reading every pending row by its index where only the newest are wanted.
-        let newer = format!("+{} AND o.rowid > :seen", rows.pending);
-        let pending = if full { rows.pending } else { &newer };
-        if full {
-            self.excluded().passed_over = 0;
-        }
+        let newer = if full {
+            String::new()
+        } else {
+            format!("+{} AND o.rowid > {} AND ", self.rows().pending, self.seen_rowid)
+        };
         let sql = format!(
-            "SELECT {row}, o.rowid FROM {from} WHERE {pending} AND outboxd_free({row}, {key}, {kind}) ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
+            "SELECT {row}, o.rowid FROM {from} WHERE {newer}{free} ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
             row = self.mapping.row,
-            key = self.mapping.key,
-            kind = self.mapping.kind,
             from = self.mapping.from,
-            order = rows.order,
+            free = self.free(),
+            order = self.rows().order,
         );
+        self.pass.clear();
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut listed =
-            if full { statement.query([])? } else { statement.query(named_params! { ":seen": self.seen_rowid })? };
+        let mut listed = statement.query([])?;
         let mut newest = 0;
         while let Some(row) = listed.next()? {
             self.pass.push_back(Mapping::row_key(row)?);
             newest = newest.max(row.get::<_, i64>(1)?);
         }
+        drop(listed);
         if full {
+            let pass = FullPass {
+                ended: Instant::now(),
+                took: began.elapsed(),
+                data_version: open::data_version(connection)?,
+            };
             // A list that was cut goes on with a full pass.
-            self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then(Instant::now);
+            self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then_some(pass);
             self.seen_rowid = self.seen_rowid.max(newest);
         }
         Ok(())
@@ -213,15 +332,42 @@ impl Rows {
         let mut statement = connection.prepare_cached(&sql)?;
         let mut batch = BatchBuilder::default();
         for key in keys {
-            let mut rows = match key {
-                RowKey::Integer(n) => statement.query(named_params! { ":row": n })?,
-                RowKey::Text(text) => statement.query(named_params! { ":row": &**text })?,
-            };
+            let mut rows = by_name(&mut statement, key)?;
             if let Some(row) = rows.next()? {
                 self.mapping.push(row, &mut batch, event_bytes_max, |_| true)?;
                 batch.row_key(key.clone());
             }
         }
         Ok(batch.finish(Position::default(), clock::now_micros()))
+    }
+}
+
+fn by_name<'a>(statement: &'a mut Statement<'_>, row: &RowKey) -> rusqlite::Result<rusqlite::Rows<'a>> {
+    match row {
+        RowKey::Integer(n) => statement.query(named_params! { ":row": n }),
+        RowKey::Text(text) => statement.query(named_params! { ":row": &**text }),
+    }
+}
+
+/// `outboxd_free(row, key, id, type)`.
+fn is_free(excluded: &mut Excluded, call: &Context<'_>) -> bool {
+    let row = match call.get_raw(0) {
+        ValueRef::Integer(n) => RowKey::Integer(n),
+        ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
+        _ => RowKey::Text("".into()),
+    };
+    let key = bytes_of(call.get_raw(1));
+    let id = bytes_of(call.get_raw(2)).unwrap_or_default();
+    let kind = bytes_of(call.get_raw(3)).unwrap_or_default();
+    excluded.is_free(&row, &hold_key(key.as_deref(), &id), std::str::from_utf8(&kind).unwrap_or_default())
+}
+
+/// As the batch will hold it: text and blobs byte for byte, numbers in decimal.
+fn bytes_of(value: ValueRef<'_>) -> Option<Cow<'_, [u8]>> {
+    match value {
+        ValueRef::Null => None,
+        ValueRef::Integer(n) => Some(n.to_string().into_bytes().into()),
+        ValueRef::Real(n) => Some(n.to_string().into_bytes().into()),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.into()),
     }
 }

@@ -32,16 +32,18 @@ impl Bell {
 }
 
 impl Wake {
-    pub fn new(database: &Path) -> std::io::Result<(Self, Bell)> {
+    pub fn new() -> std::io::Result<(Self, Bell)> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let name = database.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
-        let wal = [&name[..], b"-wal"].concat();
-        let wake = Self { bell: bell.clone(), notices: None, names: [name, wal] };
+        let wake = Self { bell: bell.clone(), notices: None, names: Default::default() };
         Ok((wake, Bell(bell)))
     }
 
-    /// Begins to watch the folder; where that is not possible, the poll alone does the work.
-    pub fn watch(&mut self, folder: &Path) {
+    /// Begins to watch the database's folder; where that is not possible, the poll alone does the work.
+    pub fn watch(&mut self, database: &Path) {
+        let name = database.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+        let wal = [&name[..], b"-wal"].concat();
+        self.names = [name, wal];
+        let folder = database.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let watch = || -> rustix::io::Result<OwnedFd> {
             let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;

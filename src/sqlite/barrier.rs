@@ -22,10 +22,16 @@ pub struct Barrier {
 
 impl Barrier {
     pub fn new(database: &Path) -> Self {
-        let mut wal = database.as_os_str().to_owned();
-        wal.push("-wal");
-        let folder = database.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self { wal: wal.into(), folder: folder.to_owned(), known_inode: None, failed: None }
+        let (wal, folder) = places(database);
+        Self { wal, folder, known_inode: None, failed: None }
+    }
+
+    /// The database's real path became known, or is another one now.
+    pub fn follow(&mut self, database: &Path) {
+        let (wal, folder) = places(database);
+        if (&self.wal, &self.folder) != (&wal, &folder) {
+            (self.wal, self.folder, self.known_inode) = (wal, folder, None);
+        }
     }
 
     /// Everything that was committed before this call is durable when it returns `Ok`.
@@ -56,6 +62,14 @@ impl Barrier {
         }
         Ok(())
     }
+}
+
+/// The `-wal`, and the folder.
+fn places(database: &Path) -> (PathBuf, PathBuf) {
+    let mut wal = database.as_os_str().to_owned();
+    wal.push("-wal");
+    let folder = database.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    (wal.into(), folder.to_owned())
 }
 
 #[cfg(test)]

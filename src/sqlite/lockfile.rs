@@ -7,6 +7,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::controls::{self, Protection};
+
 /// Held until dropped.
 #[derive(Debug)]
 pub struct LockFile {
@@ -37,6 +39,9 @@ impl LockFile {
             .mode(0o660)
             .open(&path)
             .map_err(fail)?;
+        if controls::is_off(Protection::Lock) {
+            return Ok(Self { _file: file, path });
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

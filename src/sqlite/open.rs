@@ -26,6 +26,7 @@ pub enum Durable {
 pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     synchronous(&connection, durable)?;
+    connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     Ok(connection)
 }
 

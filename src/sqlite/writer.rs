@@ -14,12 +14,18 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 use super::fault::{self, Kind};
+use super::lockfile::LockFile;
 use super::open::{self, Durable};
+use crate::controls::{self, Seam};
 use crate::retry::Pace;
 use crate::telemetry::metric;
 
 /// The work that is put into one transaction.
-const HOLD_MAX: Duration = Duration::from_millis(3);
+const HOLD_MAX: Duration = Duration::from_millis(2);
+/// The size of a `-wal`, in pages, at which it is checkpointed: SQLite's own default.
+const CHECKPOINT_PAGES: i64 = 1_000;
+/// A lock that is lost to others for less is not worth a word.
+const WAITING_SHOWN_AFTER: Duration = Duration::from_secs(1);
 /// In an application's file: the pause after a hold, as a multiple of it. 1 / (1 + 6) is below 15 %.
 const PAUSE_FACTOR: u32 = 6;
 
@@ -70,12 +76,14 @@ pub enum Owner {
 }
 
 impl Writer {
-    /// Starts the thread on an open connection.
-    pub fn start(connection: Connection, path: &Path, owner: Owner) -> Self {
+    /// Starts the thread on an open connection. The lock is let go when the thread has ended and the connection is closed: what is
+    /// still queued is written before another daemon may.
+    pub fn start(connection: Connection, path: &Path, owner: Owner, lock: LockFile) -> Self {
         let (jobs, queue) = mpsc::channel();
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None };
+        metric::file_is_written(&name);
+        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None, _lock: lock };
         thread::Builder::new()
             .name("writer".into())
             .spawn(move || desk.run())
@@ -131,6 +139,8 @@ struct Desk {
     file: String,
     /// Taken from the queue, and left for the next transaction.
     carried: Option<Job>,
+    // Dropped last.
+    _lock: LockFile,
 }
 
 impl Desk {
@@ -146,6 +156,7 @@ impl Desk {
             let held = self.transact(first);
             if self.owner == Owner::Application {
                 thread::sleep(held * PAUSE_FACTOR);
+                self.checkpoint();
             }
         }
     }
@@ -154,6 +165,7 @@ impl Desk {
     fn transact(&mut self, first: Job) -> Duration {
         let mut jobs = vec![first];
         let mut pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
+        let first_asked = Instant::now();
         loop {
             let asked = Instant::now();
             let attempt = self.attempt(&mut jobs);
@@ -162,7 +174,8 @@ impl Desk {
                     metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
                     metric::lock_held(&self.file, held);
                     metric::transaction(&self.file, metric::TransactionResult::Committed);
-                    self.state.send_if_modified(|state| std::mem::replace(state, WriterState::Ready) != WriterState::Ready);
+                    self.state
+                        .send_if_modified(|state| std::mem::replace(state, WriterState::Ready) != WriterState::Ready);
                     for (job, result) in jobs.into_iter().zip(results) {
                         (job.done)(result);
                     }
@@ -180,11 +193,28 @@ impl Desk {
                         }
                         return Duration::ZERO;
                     }
-                    let why = format!("{}: {error} (SQLite code {code})", self.file);
-                    self.state.send_replace(WriterState::Waiting(why));
+                    if kind != Kind::Busy || first_asked.elapsed() >= WAITING_SHOWN_AFTER {
+                        let why = format!("{}: {error} (SQLite code {code})", self.file);
+                        self.state.send_replace(WriterState::Waiting(why));
+                    }
                     thread::sleep(pace.delay());
                 }
             }
+        }
+    }
+
+    /// In an application's file SQLite's own checkpoint is off: it would run inside our COMMIT, behind which others seem to wait.
+    /// PASSIVE takes no lock that a writer or reader wants, and what it leaves is done at the next commit, ours or another's.
+    fn checkpoint(&self) {
+        let pages = |mode: &str| {
+            let sql = format!("PRAGMA wal_checkpoint({mode})");
+            self.connection
+                .prepare_cached(&sql)?
+                .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+        };
+        let due = pages("NOOP").is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log);
+        if due && let Err(error) = pages("PASSIVE") {
+            metric::busy(&self.file, fault::classify(&error).1);
         }
     }
 
@@ -197,7 +227,9 @@ impl Desk {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let began = Instant::now();
         let outcome = self.fill(jobs, began).and_then(|results| {
+            controls::reach(Seam::Commit);
             self.connection.execute_batch("COMMIT")?;
+            controls::reach(Seam::Committed);
             Ok(results)
         });
         match outcome {

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::Position;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
@@ -54,7 +55,9 @@ impl Witnesses {
     fn from_json(text: &str) -> Result<Self, JobError> {
         let pairs: Vec<(i64, String)> = serde_json::from_str(text)
             .map_err(|error| JobError::Refused(format!("outboxd_checkpoint.witnesses is damaged: {error}")))?;
-        Ok(Self(pairs.into_iter().map(|(position, event_id)| Mark { position: Position(position), event_id }).collect()))
+        Ok(Self(
+            pairs.into_iter().map(|(position, event_id)| Mark { position: Position(position), event_id }).collect(),
+        ))
     }
 }
 
@@ -66,11 +69,15 @@ pub fn all(connection: &Connection) -> Result<Vec<Checkpoint>, JobError> {
 }
 
 pub fn load(connection: &Connection, consumer: &str) -> Result<Option<Checkpoint>, JobError> {
-    let row = connection.prepare_cached(&format!("{SELECT} WHERE consumer = ?1"))?.query_row([consumer], from_row).optional()?;
+    let row = connection
+        .prepare_cached(&format!("{SELECT} WHERE consumer = ?1"))?
+        .query_row([consumer], from_row)
+        .optional()?;
     row.map(with_witnesses).transpose()
 }
 
-const SELECT: &str = "SELECT consumer, source, definition, position, event_id, witnesses, dirty, updated_at FROM outboxd_checkpoint";
+const SELECT: &str =
+    "SELECT consumer, source, definition, position, event_id, witnesses, dirty, updated_at FROM outboxd_checkpoint";
 
 fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Checkpoint, String)> {
     let checkpoint = Checkpoint {
@@ -123,7 +130,7 @@ pub fn advance(
     let moved = connection
         .prepare_cached(
             "UPDATE outboxd_checkpoint SET position = :to, event_id = :event_id, witnesses = :witnesses, dirty = 1, updated_at = :now \
-             WHERE consumer = :consumer AND position = :from",
+             WHERE consumer = :consumer AND (position = :from OR :unchecked)",
         )?
         .execute(named_params! {
             ":to": to.position.0,
@@ -132,6 +139,7 @@ pub fn advance(
             ":now": clock::iso(clock::now_micros()),
             ":consumer": consumer,
             ":from": from.0,
+            ":unchecked": controls::is_off(Protection::CompareAndSet),
         })?;
     if moved == 1 {
         return Ok(());
@@ -169,7 +177,7 @@ pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobErr
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
     connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
     connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;
-    Ok(())
+    set_paused(connection, consumer, false)
 }
 
 #[cfg(test)]

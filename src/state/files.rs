@@ -41,35 +41,34 @@ impl FileError {
 /// All writers of this process, by path.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
-    // Taken only when a consumer starts: never on the hot path.
-    open: Arc<Mutex<HashMap<PathBuf, Held>>>,
+    // Taken only when a consumer starts, never on the hot path; a file that cannot be opened yet keeps nobody from another one.
+    open: Arc<Mutex<HashMap<PathBuf, Place>>>,
 }
 
-/// The lock lives as long as the writer may be handed out.
-#[derive(Debug)]
-struct Held {
-    writer: Writer,
-    _lock: LockFile,
-}
+type Place = Arc<Mutex<Option<Writer>>>;
 
 impl Files {
     /// The writer of the file that the source's state stands in.
     pub async fn writer(&self, source: &source::Settings) -> Result<Writer, FileError> {
         let path = source.state_path();
-        let mut files = self.open.lock().await;
-        if let Some(held) = files.get(&path) {
-            return Ok(held.writer.clone());
+        let place = self.open.lock().await.entry(path.clone()).or_default().clone();
+        let mut writer = place.lock().await;
+        match &*writer {
+            Some(writer) => Ok(writer.clone()),
+            None => Ok(writer.insert(open(source, path).await?).clone()),
         }
-        let lock = LockFile::take(&path)?;
-        let (connection, owner) = match source.state {
-            StatePlace::Inside => (open::writer(&path, Durable::Normal), Owner::Application),
-            StatePlace::Beside | StatePlace::At(_) => (open::state_file(&path), Owner::Ourselves),
-        };
-        let connection = connection.map_err(|source| FileError::Open { path: path.clone(), source })?;
-        let writer = Writer::start(connection, &path, owner);
-        let migrated = writer.perform(migrate).await;
-        migrated.map_err(|source| FileError::Migrate { path: path.clone(), source })?;
-        files.insert(path, Held { writer: writer.clone(), _lock: lock });
-        Ok(writer)
     }
+}
+
+async fn open(source: &source::Settings, path: PathBuf) -> Result<Writer, FileError> {
+    let lock = LockFile::take(&path)?;
+    let (connection, owner) = match source.state {
+        StatePlace::Inside => (open::writer(&path, Durable::Normal), Owner::Application),
+        StatePlace::Beside | StatePlace::At(_) => (open::state_file(&path), Owner::Ourselves),
+    };
+    let connection = connection.map_err(|source| FileError::Open { path: path.clone(), source })?;
+    let writer = Writer::start(connection, &path, owner, lock);
+    let migrated = writer.perform(migrate).await;
+    migrated.map_err(|source| FileError::Migrate { path, source })?;
+    Ok(writer)
 }

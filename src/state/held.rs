@@ -186,6 +186,12 @@ pub fn of_key(connection: &Connection, consumer: &str, key: &[u8], most: usize) 
     Ok(statement.query_map(params![consumer, key, most as i64], from_row)?.collect::<Result<_, _>>()?)
 }
 
+/// One dead letter, if there is any.
+pub fn first_dead(connection: &Connection, consumer: &str) -> Result<Option<HeldRow>, JobError> {
+    let sql = format!("SELECT {COLUMNS} FROM outboxd_held WHERE consumer = ?1 AND state = 'dead' LIMIT 1");
+    Ok(connection.prepare_cached(&sql)?.query_row([consumer], from_row).optional()?)
+}
+
 pub fn dead_rows(connection: &Connection, consumer: &str) -> Result<Vec<RowKey>, JobError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM outboxd_held WHERE consumer = ?1 AND state IN ('dead', 'skipped') AND row_id IS NOT NULL"
@@ -218,7 +224,12 @@ pub struct Selection {
 }
 
 /// The rows that are meant, by key and order; at most `most`.
-pub fn select(connection: &Connection, consumer: &str, selection: &Selection, most: usize) -> Result<Vec<HeldRow>, JobError> {
+pub fn select(
+    connection: &Connection,
+    consumer: &str,
+    selection: &Selection,
+    most: usize,
+) -> Result<Vec<HeldRow>, JobError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM outboxd_held WHERE consumer = :consumer AND (:id IS NULL OR event_id = :id) \
          AND (:key IS NULL OR key = :key) AND (:before IS NULL OR held_at <= :before) \

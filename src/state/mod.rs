@@ -84,8 +84,10 @@ pub fn migrate(connection: &Connection) -> Result<(), JobError> {
         ))),
         None => {
             connection.execute_batch(SCHEMA)?;
-            connection
-                .execute("INSERT INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)", [SCHEMA_VERSION.to_string()])?;
+            connection.execute(
+                "INSERT INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)",
+                [SCHEMA_VERSION.to_string()],
+            )?;
             Ok(())
         }
     }
@@ -104,7 +106,7 @@ pub fn schema_version(connection: &Connection) -> Result<Option<i64>, JobError> 
     let text: Option<String> = connection
         .query_row("SELECT value FROM outboxd_meta WHERE name = 'schema_version'", [], |row| row.get(0))
         .optional()?;
-    text.and_then(|text| text.parse().ok())
-        .map(Some)
-        .ok_or_else(|| JobError::Refused("a table outboxd_meta is there that is not ours: it names no schema version".into()))
+    text.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| {
+        JobError::Refused("a table outboxd_meta is there that is not ours: it names no schema version".into())
+    })
 }

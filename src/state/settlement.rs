@@ -66,7 +66,7 @@ impl Settlement {
             }
         }
         if let Some(mapping) = rows {
-            let now = clock::iso(clock::now_micros()).replace('Z', "+00:00");
+            let now = clock::python_iso(clock::now_micros());
             for (key, mark) in &self.rows {
                 mark_row(connection, mapping, key, mark, &now)?;
             }
@@ -75,7 +75,13 @@ impl Settlement {
     }
 }
 
-fn mark_row(connection: &Connection, mapping: &RowMapping, key: &RowKey, mark: &RowMark, now: &str) -> Result<(), JobError> {
+fn mark_row(
+    connection: &Connection,
+    mapping: &RowMapping,
+    key: &RowKey,
+    mark: &RowMark,
+    now: &str,
+) -> Result<(), JobError> {
     let (sql, error) = match mark {
         RowMark::Delivered => (mapping.on_delivered, None),
         RowMark::Released => (mapping.on_released, None),

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock;
 
@@ -24,9 +24,10 @@ pub enum Format {
 
 /// Starts logging to stderr. `level` is a level or a list of `target=level`.
 pub fn install(format: Format, level: &str) -> Result<(), String> {
-    // lapin prints whole payloads of returned messages at WARN: what it has to say, the sink says.
-    let quiet = "lapin=error".parse().expect("a constant directive");
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
+    // lapin prints whole payloads of returned messages, and each refusal anew: what it has to say, the sink says, once.
+    let quiet = "lapin=off".parse().expect("a constant directive");
+    let filter =
+        EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match format {
         Format::Logfmt => builder.event_format(Logfmt).try_init(),

@@ -85,6 +85,19 @@ pub fn transaction(file: &str, result: TransactionResult) {
     counter!(TRANSACTIONS_TOTAL, vec![label("file", file), label("result", result)]).increment(1);
 }
 
+/// What SQLite answers when another connection is in the way: BUSY, LOCKED, and what says more of BUSY.
+const BUSY_CODES: [i32; 5] = [5, 6, 261, 517, 773];
+
+/// A file is going to be written: its counters stand from the start, at zero.
+pub fn file_is_written(file: &str) {
+    for result in ["committed", "retried", "failed"] {
+        counter!(TRANSACTIONS_TOTAL, vec![label("file", file), label("result", result)]).increment(0);
+    }
+    for code in BUSY_CODES {
+        counter!(BUSY_TOTAL, vec![label("file", file), label("code", &code.to_string())]).increment(0);
+    }
+}
+
 pub fn barrier(source: &str, took: Duration) {
     histogram!(BARRIER_SECONDS, vec![label("source", source)]).record(took);
 }

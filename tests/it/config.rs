@@ -151,6 +151,7 @@ paused = true
         batch_events: 50,
         batch_bytes: 4 << 20,
         event_bytes_max: 1 << 20,
+        ..Bounds::default()
     };
     assert_eq!(relay.bounds, expected);
 }

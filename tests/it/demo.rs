@@ -5,8 +5,7 @@ use outboxd::demo;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_delivers_every_event_once_and_in_order() {
     let folder = tempfile::tempdir().unwrap();
-    let options =
-        demo::Options { folder: folder.path().join("demo"), events: Some(5_000), quiet: true, rate: 100_000 };
+    let options = demo::Options { folder: folder.path().join("demo"), events: Some(5_000), quiet: true, rate: 100_000 };
     let summary = demo::run(options).await.unwrap();
     assert_eq!((summary.written, summary.delivered), (5_000, 5_000));
     assert!(summary.is_whole(), "{summary:?}");

@@ -78,7 +78,9 @@ fn rooms_used(line: &str) -> Vec<String> {
 /// What breaks the ranks in a text that stands in a room.
 fn breaches(room: &str, text: &str) -> Vec<String> {
     let ranks: BTreeMap<&str, u8> = RANKS.into_iter().collect();
-    let own = *ranks.get(room).unwrap_or_else(|| panic!("the room {room} has no rank: give it one, and say why in docs/ARCHITECTURE.md"));
+    let own = *ranks
+        .get(room)
+        .unwrap_or_else(|| panic!("the room {room} has no rank: give it one, and say why in docs/ARCHITECTURE.md"));
     text.lines()
         .flat_map(rooms_used)
         .filter(|used| used != room)
@@ -135,7 +137,12 @@ fn every_promise_is_owned_by_a_test() {
     sources(&root().join("tests/it"), &mut tests);
     tests.extend(all_sources());
     let code: String = tests.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(|name| name.contains('_') && !name.contains(['.', ' ', '/', '=', '<', '-'])).collect();
+    let named: Vec<&str> = document
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('_') && !name.contains(['.', ' ', '/', '=', '<', '-']))
+        .collect();
     assert!(named.len() >= 12, "the document names its tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();
     assert!(missing.is_empty(), "docs/GUARANTEES.md names tests that are not there: {missing:?}");

@@ -149,6 +149,7 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
         batch_events,
         batch_bytes,
         event_bytes_max,
+        ..usual
     }
 }
 

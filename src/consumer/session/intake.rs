@@ -2,7 +2,7 @@
 
 use super::{End, Session, Surroundings};
 use crate::event::Batch;
-use crate::source::reader::{ReadNews, ReadRequest};
+use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
 impl Session {
     pub(super) fn read_on(&mut self) {
@@ -10,14 +10,17 @@ impl Session {
         let room = self.window.events < bounds.window_events && self.window.bytes < bounds.window_bytes;
         // While nothing may be sent, one batch is enough to know how old the oldest event is.
         let wanted = room && self.draining.is_none() && self.end.is_none() && (!self.paused || self.window.is_empty());
-        let told = !self.update.is_empty() && self.rows.is_some();
+        let told = !self.update.is_empty() && self.by_row;
         if !wanted || (self.reading && !told) {
             return;
         }
         self.reading = true;
+        // Where reading goes on must still be what was read there last: the checkpoint may be far behind it.
+        let end = |batch: &Batch| Mark { position: batch.end, event_id: batch.end_id.clone() };
+        let mark = self.window.lots().last().map_or_else(|| self.checkpoint.clone(), |lot| end(&lot.batch));
         self.reader.read(ReadRequest {
-            after: self.window.lots().last().map_or(self.checkpoint.position, |lot| lot.batch.end),
-            mark: self.checkpoint.clone(),
+            after: mark.position,
+            mark,
             update: std::mem::take(&mut self.update),
             events_max: bounds.batch_events.min(bounds.window_events - self.window.events),
             bytes_max: bounds.batch_bytes.min(bounds.window_bytes - self.window.bytes),
@@ -34,21 +37,49 @@ impl Session {
                 self.at_head = false;
                 let sent_before = self.sent_before_in(&batch);
                 self.window.push(batch, sent_before);
+                if self.by_row {
+                    self.hold_back_arrivals();
+                }
             }
             // The request stays with the reader.
-            ReadNews::AtHead => self.at_head = true,
+            ReadNews::AtHead => {
+                self.at_head = true;
+                if self.by_row {
+                    // What the run before may have sent has been read.
+                    self.sent_before = None;
+                }
+            }
             ReadNews::Revived(rows) => self.revive(rows, around),
-            ReadNews::Halted(halt) => self.end = Some(End::Halted(halt.detail)),
+            ReadNews::Halted(halt) => {
+                self.end.get_or_insert(End::Halted(halt.detail));
+            }
         }
+    }
+
+    /// By row, an arrival of a held key waits in the application's table, before others of its key which the reader passes over: it must
+    /// not be sent when its turn comes, were the key free by then.
+    fn hold_back_arrivals(&mut self) {
+        let holds = &mut self.holds;
+        if holds.is_empty() {
+            return;
+        }
+        self.window.hold_back_last(|key| match holds.get_mut(key) {
+            Some(hold) => {
+                hold.unsettled += 1;
+                true
+            }
+            None => false,
+        });
     }
 
     /// How many of the batch's first events the run before may have sent.
     fn sent_before_in(&mut self, batch: &Batch) -> usize {
         let Some(head) = self.sent_before else { return 0 };
         let candidates = batch.len().min(self.sent_before_left);
-        let count = match self.rows {
-            Some(_) => candidates,
-            None => (0..candidates).take_while(|index| batch.position(*index) <= head).count(),
+        let count = if self.by_row {
+            candidates
+        } else {
+            (0..candidates).take_while(|index| batch.position(*index) <= head).count()
         };
         self.sent_before_left -= count;
         if count < batch.len() || self.sent_before_left == 0 {

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 
 use super::settle::{Tally, halted_by, kept_payload};
-use super::{Answer, Kind, RELEASES_MAX, Session, Surroundings};
+use super::{Answer, Kind, Session, Surroundings};
 use crate::clock;
 use crate::consumer::holds::Key;
 use crate::consumer::verdict;
+use crate::controls::{self, Seam};
 use crate::event::{Batch, BatchBuilder, Reason, Rejection, RowKey};
 use crate::retry;
 use crate::sink::format::envelope;
@@ -19,9 +20,12 @@ use crate::sqlite::writer::Writer;
 use crate::state::held::{self, HeldRow, HeldState};
 use crate::state::settlement::{HeldChange, RowMark};
 
-
+/// How many held keys are tried at the same time.
+const RELEASES_MAX: usize = 16;
 /// Rows behind a delivered head that are sent in one flight.
 const FOLLOWERS_MAX: usize = 100;
+/// What stood in a release's way may still be there for a while.
+const INTERRUPTED_MICROS: i64 = 200_000;
 
 /// Changes that wait for the next settlement.
 #[derive(Debug, Default)]
@@ -38,9 +42,23 @@ pub(super) struct Changes {
 #[derive(Debug)]
 pub(super) struct After {
     key: Key,
-    deleted: u64,
-    /// Its head's new state and due time; `None`: the rows that were sent are gone.
-    head: Option<(HeldState, i64)>,
+    next: Next,
+}
+
+#[derive(Debug)]
+enum Next {
+    /// The rows that were sent are gone; there was nothing else in the table when it was loaded and rows had been added so often.
+    Gone { all: Option<u64> },
+    /// Its head's new state and due time.
+    Head(HeldState, i64),
+}
+
+/// What a flight of a key's rows was.
+pub(super) struct Released {
+    pub key: Key,
+    pub rows: Vec<HeldRow>,
+    /// These were all rows of the key when it was loaded and rows had been added so often.
+    pub all: Option<u64>,
 }
 
 /// The rows of a key, with their events; a row whose event cannot be had any more has none.
@@ -49,80 +67,93 @@ pub(super) struct Loaded {
     batch: Batch,
     /// For each row, its event's index in the batch.
     indexes: Vec<Option<u32>>,
+    /// There are no more.
+    is_all: bool,
+    /// How often rows had been added to the key before it was loaded.
+    added: u64,
+}
+
+/// Dead rows that the application made pending again.
+#[derive(Debug, Default)]
+pub(super) struct Revived {
+    held: Vec<Key>,
+    /// Of these nothing is recorded.
+    unknown: Vec<RowKey>,
 }
 
 impl Session {
     pub(super) fn start_releases(&mut self) {
-        if !self.may_send() || self.holds.is_empty() || self.isolation.is_some() {
+        if !self.may_send() || self.holds.is_empty() || (self.isolation.is_some() && !self.holds.wants_silence()) {
             return;
         }
-        let releasing = self.flights.values().filter(|flying| matches!(flying.kind, Kind::Release { .. })).count();
-        let most = RELEASES_MAX.saturating_sub(releasing);
+        // The reader has to know first that a key is held: rows of it that it hands out later would overtake.
+        if self.by_row && self.update.holds_any() {
+            return;
+        }
         let now = clock::now_micros();
-        for key in self.holds.take_due(now, self.window.oldest_seq(), self.flights.is_empty(), most) {
+        for key in self.holds.take_due(now, self.window.oldest_seq(), self.flights.is_empty(), RELEASES_MAX) {
             self.load(key);
         }
     }
 
     fn load(&mut self, key: Key) {
-        let flowing = self.holds.get_mut(&key).is_some_and(|hold| hold.flowing);
-        let most = if flowing { FOLLOWERS_MAX } else { 1 };
+        let hold = self.holds.get_mut(&key).expect("it was just taken");
+        let (most, added) = (if hold.flowing { FOLLOWERS_MAX } else { 1 }, hold.added);
         let (writer, reader, answers) = (self.writer.clone(), self.reader.clone(), self.answers_tx.clone());
-        let (name, bytes, by_row) = (self.settings.name.clone(), self.settings.bounds.event_bytes_max, self.rows.is_some());
+        let (name, bytes) = (self.settings.name.clone(), self.settings.bounds.event_bytes_max);
         tokio::spawn(async move {
-            let loaded = load(&writer, &reader, &name, &key, most, bytes, by_row).await;
-            let _ = answers.send(Answer::Loaded(key, loaded));
+            let loaded = load(&writer, &reader, &name, &key, most, bytes).await;
+            let _ = answers.send(Answer::Loaded(key, loaded.map(|loaded| Loaded { added, ..loaded })));
         });
     }
 
-    pub(super) fn on_loaded(&mut self, key: Key, loaded: Result<Loaded, String>) {
-        let loaded = match loaded {
+    pub(super) fn on_loaded(&mut self, key: Key, loaded: Result<Loaded, String>, around: &mut Surroundings<'_>) {
+        let mut loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
-                tracing::warn!(event = "release_unread", consumer = %self.settings.name, detail = %error);
-                self.release_interrupted(&key);
-                return;
+                if let Some(repeated) = around.repeats.admit("release_unread") {
+                    tracing::warn!(event = "release_unread", consumer = %self.settings.name, detail = %error, repeated);
+                }
+                return self.release_interrupted(&key);
             }
         };
-        if loaded.rows.is_empty() {
-            // Discarded meanwhile.
-            if let Some(hold) = self.holds.get_mut(&key) {
-                hold.releasing = false;
-                hold.rows = 0;
-            }
-            self.free_if_done(&key);
-            return;
+        let Some(head) = loaded.rows.first() else {
+            return self.after_release(After { key, next: Next::Gone { all: Some(loaded.added) } });
+        };
+        let now = clock::now_micros();
+        // The table knows better than the index: an operator or the application may have changed it meanwhile.
+        let due = head.next_attempt_micros.unwrap_or(0);
+        if head.state == HeldState::Dead || (head.state == HeldState::Retrying && due > now) {
+            let next = Next::Head(head.state, due);
+            return self.after_release(After { key, next });
         }
         if !self.may_send() || (self.holds.is_suspect(&key) && !self.flights.is_empty()) {
-            self.release_interrupted(&key);
-            return;
+            return self.release_interrupted(&key);
         }
-        let sendable = loaded.indexes.iter().take_while(|index| index.is_some()).count();
-        if sendable == 0 {
-            self.bury(key, loaded.rows.into_iter().next().expect("looked at above"));
-            return;
+        match (loaded.indexes[0], loaded.sendable()) {
+            (None, _) => self.bury(key, loaded.rows.swap_remove(0)),
+            (Some(index), 0) => {
+                // It cannot be sent as it is: that is an attempt too.
+                let defect = loaded.batch.defect(index as usize).expect("nothing else keeps it").clone();
+                self.refuse(key, loaded.rows.swap_remove(0), &defect, Some((&loaded.batch, index)));
+            }
+            (Some(_), sendable) => self.send_held(key, loaded, sendable),
         }
-        let mut rows = loaded.rows;
-        rows.truncate(sendable);
-        let picks: Vec<Pick> = rows
-            .iter()
-            .zip(&loaded.indexes)
-            .map(|(row, index)| Pick {
-                index: index.expect("counted above"),
-                attempt: row.attempts + 1,
-                redelivery: true,
-                replay: false,
-            })
-            .collect();
-        if let Some(defect) = loaded.batch.defect(picks[0].index as usize).cloned() {
-            // It cannot be sent as it is: that is an attempt too.
-            let batch = Arc::new(loaded.batch);
-            let row = rows.swap_remove(0);
-            self.refuse(key, row, &defect, Some((&batch, picks[0].index)), 0);
-            return;
-        }
+    }
+
+    fn send_held(&mut self, key: Key, mut loaded: Loaded, sendable: usize) {
+        controls::reach(Seam::Release);
+        let all = (loaded.is_all && sendable == loaded.rows.len()).then_some(loaded.added);
+        loaded.rows.truncate(sendable);
+        let pick = |(row, index): (&HeldRow, &Option<u32>)| Pick {
+            index: index.expect("a row that can be sent has its event"),
+            attempt: row.attempts + 1,
+            redelivery: true,
+            replay: false,
+        };
+        let picks: Vec<Pick> = loaded.rows.iter().zip(&loaded.indexes).map(pick).collect();
         self.redelivered += picks.len() as u64;
-        self.launch(Arc::new(loaded.batch), picks, Kind::Release { key, rows });
+        self.launch(Arc::new(loaded.batch), picks, Kind::Release(Released { key, rows: loaded.rows, all }));
     }
 
     /// The source has no row of it any more, and no copy was kept: a dead letter of its own kind.
@@ -132,25 +163,22 @@ impl Session {
             "the application deleted the row while the event waited; see the view outboxd_safe_position".to_owned(),
         );
         let spent = HeldRow { attempts: self.settings.bounds.attempts_max.max(row.attempts), ..row };
-        self.refuse(key, spent, &rejection, None, 0);
+        self.refuse(key, spent, &rejection, None);
     }
 
     pub(super) fn release_interrupted(&mut self, key: &Key) {
-        if let Some(hold) = self.holds.get_mut(key) {
-            hold.releasing = false;
-            // Not at once: what stood in the way may still be there.
-            self.holds.schedule(key.clone(), clock::now_micros() + 100_000);
-        }
+        self.holds.come_back(key);
+        self.holds.schedule(key.clone(), clock::now_micros() + INTERRUPTED_MICROS);
     }
 
     pub(super) fn on_release_landed(
         &mut self,
-        key: Key,
-        rows: Vec<HeldRow>,
+        released: Released,
         flight: &Arc<Flight>,
         alone: bool,
         around: &mut Surroundings<'_>,
     ) {
+        let Released { key, rows, all } = released;
         let notes = flight.take_notes();
         let first = notes.first().map_or(rows.len(), |(slot, _)| *slot as usize);
         for row in &rows[..first] {
@@ -158,55 +186,55 @@ impl Session {
             self.release.rows.extend(row.row_key.clone().map(|row_key| (row_key, RowMark::Released)));
         }
         self.release.tally.delivered += first as u64;
-        let Some((slot, outcome)) = notes.into_iter().next() else {
+        if first > 0 {
             self.holds.acquit(&key);
+        }
+        let Some((slot, outcome)) = notes.into_iter().next() else {
             if let Some(hold) = self.holds.get_mut(&key) {
                 hold.flowing = true;
             }
             self.heard_well();
-            self.release.after.push(After { key, deleted: first as u64, head: None });
+            self.release.after.push(After { key, next: Next::Gone { all } });
             return;
         };
         let row = rows.into_iter().nth(slot as usize).expect("a slot for each row");
         let index = flight.picks[slot as usize].index;
-        let now = clock::now_micros();
         match outcome {
             Outcome::Unavailable(fault) => {
                 self.trouble(fault, around);
-                self.release.after.push(After { key, deleted: first as u64, head: Some((row.state, now)) });
+                self.try_again(key, &row);
             }
-            Outcome::Suspect(rejection) if alone && flight.len() == 1 => {
-                around.metrics.retry(rejection.reason.as_str());
-                self.refuse(key, row, &rejection, Some((&flight.batch, index)), first as u64);
-            }
-            Outcome::Suspect(_) => {
+            Outcome::Suspect(_) if !(alone && flight.len() == 1) => {
                 self.holds.suspect(key.clone());
-                if let Some(hold) = self.holds.get_mut(&key) {
-                    hold.flowing = false;
-                }
-                self.release.after.push(After { key, deleted: first as u64, head: Some((row.state, now)) });
+                self.try_again(key, &row);
             }
-            Outcome::Rejected(rejection) => {
+            Outcome::Suspect(rejection) | Outcome::Rejected(rejection) => {
                 around.metrics.retry(rejection.reason.as_str());
-                self.refuse(key, row, &rejection, Some((&flight.batch, index)), first as u64);
+                self.refuse(key, row, &rejection, Some((&flight.batch, index)));
             }
             Outcome::Delivered => unreachable!("a note is never `Delivered`"),
         }
     }
 
+    /// Its attempt does not count.
+    fn try_again(&mut self, key: Key, row: &HeldRow) {
+        let state = if row.state == HeldState::Waiting { HeldState::Waiting } else { HeldState::Retrying };
+        self.release.after.push(After { key, next: Next::Head(state, clock::now_micros()) });
+    }
+
     /// One more attempt failed.
-    fn refuse(&mut self, key: Key, row: HeldRow, rejection: &Rejection, event: Option<(&Arc<Batch>, u32)>, deleted: u64) {
+    fn refuse(&mut self, key: Key, row: HeldRow, rejection: &Rejection, event: Option<(&Batch, u32)>) {
         self.holds.acquit(&key);
-        let attempts = row.attempts + 1;
-        let consequence = verdict::after_refusal(self.settings.on_reject, attempts, self.settings.bounds.attempts_max);
-        let due = retry::next_attempt_micros(clock::now_micros(), attempts, &row.event_id);
+        let (attempts, bounds) = (row.attempts + 1, &self.settings.bounds);
+        let consequence = verdict::after_refusal(self.settings.on_reject, attempts, bounds.attempts_max);
+        let due = retry::next_attempt_micros(clock::now_micros(), bounds.retry_min, attempts, &row.event_id);
         let row = HeldRow {
             state: consequence.state,
             attempts,
             next_attempt_micros: (consequence.state == HeldState::Retrying).then_some(due),
             reason: Some(rejection.reason.as_str().to_owned()),
             detail: Some(rejection.detail.clone()),
-            payload: event.and_then(|(batch, index)| kept_payload(&batch.event(index as usize))),
+            payload: event.and_then(|(batch, index)| kept_payload(batch, index as usize)),
             ..row
         };
         self.release.tally.count(consequence.state);
@@ -224,45 +252,37 @@ impl Session {
             self.release.rows.push((row_key.clone(), mark));
         }
         self.release.held.push(HeldChange::Update(row));
-        // A skipped row holds nothing: for its key it is as if it were gone.
-        let skipped = u64::from(consequence.state == HeldState::Skipped);
-        let head = (consequence.state != HeldState::Skipped).then_some((consequence.state, due));
-        self.release.after.push(After { key, deleted: deleted + skipped, head });
+        let next = match consequence.state {
+            // It holds nothing: for its key it is as if it were gone.
+            HeldState::Skipped => Next::Gone { all: None },
+            state => Next::Head(state, due),
+        };
+        self.release.after.push(After { key, next });
     }
 
-    /// The release is recorded.
+    /// The release is recorded, or had nothing to record.
     pub(super) fn after_release(&mut self, after: After) {
-        let Some(hold) = self.holds.get_mut(&after.key) else { return };
-        hold.rows = hold.rows.saturating_sub(after.deleted);
-        match after.head {
-            None if hold.rows > 0 => {
+        let key = after.key;
+        self.holds.come_back(&key);
+        let Some(hold) = self.holds.get_mut(&key) else { return };
+        match after.next {
+            Next::Gone { all } => {
                 hold.head = HeldState::Waiting;
-                hold.releasing = false;
-                // The followers go on at once; those of other keys have their turn too.
-                self.holds.schedule(after.key, 0);
+                if all != Some(hold.added) {
+                    // The followers go on at once; those of other keys have their turn too.
+                    self.holds.schedule(key, 0);
+                } else {
+                    // What is still to be settled of it follows when it is.
+                    self.free(&key);
+                }
             }
-            None => {
-                hold.releasing = false;
-                hold.head = HeldState::Waiting;
-                self.free_or_follow(after.key);
-            }
-            Some((state, due)) => {
-                hold.releasing = false;
+            Next::Head(state, due) => {
                 hold.flowing = false;
                 hold.head = state;
                 if state != HeldState::Dead {
-                    self.holds.schedule(after.key, due);
+                    self.holds.schedule(key, due);
                 }
             }
-        }
-    }
-
-    /// Nothing of the key is in the table: it is free, or what waits in the window will be there soon.
-    fn free_or_follow(&mut self, key: Key) {
-        if self.holds.contains(&key) && !self.holds.free_if_done(&key) {
-            self.holds.schedule(key, clock::now_micros() + 5_000);
-        } else {
-            self.update.free.push(key);
         }
     }
 
@@ -274,37 +294,51 @@ impl Session {
             let now = clock::now_micros();
             let revived = writer
                 .perform(move |connection| {
-                    let mut keys = Vec::new();
+                    let mut revived = Revived::default();
                     for row in &rows {
-                        if let Some(held) = held::by_row_key(connection, &name, row)? {
-                            held::revive(connection, &name, &held, now)?;
-                            keys.push(held.key);
+                        match held::by_row_key(connection, &name, row)? {
+                            Some(held) => {
+                                held::revive(connection, &name, &held, now)?;
+                                revived.held.push(held.key);
+                            }
+                            None => revived.unknown.push(row.clone()),
                         }
                     }
-                    Ok(keys)
+                    Ok(revived)
                 })
                 .await;
-            if let Ok(keys) = revived {
-                for key in keys {
-                    let _ = answers.send(Answer::Revived(key));
-                }
+            match revived {
+                Ok(revived) => drop(answers.send(Answer::Revived(revived))),
+                Err(error) => tracing::warn!(event = "revival_unrecorded", detail = %error),
             }
         });
     }
 
-    pub(super) fn on_revived(&mut self, key: Key) {
-        if !self.holds.contains(&key) {
-            let barrier = self.window.next_seq();
-            self.holds.hold(key.clone(), HeldState::Retrying, clock::now_micros(), barrier);
-            self.update.hold.push(key.clone());
-            if let Some(hold) = self.holds.get_mut(&key) {
-                hold.rows = 1;
+    pub(super) fn on_revived(&mut self, revived: Revived) {
+        for key in revived.held {
+            if !self.holds.is_recorded(&key) {
+                self.holds.record(&key, HeldState::Retrying, clock::now_micros(), self.window.next_seq());
+                self.update.hold(key.clone());
             }
-        } else if let Some(hold) = self.holds.get_mut(&key) {
+            let Some(hold) = self.holds.get_mut(&key) else { continue };
             hold.head = HeldState::Retrying;
+            hold.added += 1;
+            self.holds.schedule(key, 0);
         }
+        // Discarded since: now it is a row like every other.
+        revived.unknown.into_iter().for_each(|row| self.update.ordinary(row));
         self.held_counts = None;
-        self.holds.schedule(key, 0);
+    }
+}
+
+impl Loaded {
+    /// How many of the first rows go in one flight: the head and what merely waits behind it, each with a whole event.
+    fn sendable(&self) -> usize {
+        let fits = |at: usize| {
+            let whole = self.indexes[at].is_some_and(|index| self.batch.defect(index as usize).is_none());
+            whole && (at == 0 || self.rows[at].state == HeldState::Waiting)
+        };
+        (0..self.rows.len()).take_while(|at| fits(*at)).count()
     }
 }
 
@@ -316,14 +350,15 @@ async fn load(
     key: &Key,
     most: usize,
     event_bytes_max: usize,
-    by_row: bool,
 ) -> Result<Loaded, String> {
     let (name, wanted) = (consumer.to_owned(), key.clone());
-    let rows = writer
-        .perform(move |connection| held::of_key(connection, &name, &wanted, most))
+    let mut rows = writer
+        .perform(move |connection| held::of_key(connection, &name, &wanted, most + 1))
         .await
         .map_err(|error| error.to_string())?;
-    let names = if by_row {
+    let is_all = rows.len() <= most;
+    rows.truncate(most);
+    let names = if reader.by_row {
         Names::Rows(rows.iter().filter_map(|row| row.row_key.clone()).collect())
     } else {
         Names::Positions(rows.iter().map(|row| row.position.0).collect())
@@ -332,7 +367,11 @@ async fn load(
     let mut builder = BatchBuilder::default();
     let mut indexes = Vec::with_capacity(rows.len());
     for row in &rows {
-        let at = (0..found.len()).find(|index| found.event(*index).id == row.event_id);
+        // An event may stand in an outbox twice.
+        let at = (0..found.len()).find(|index| match &row.row_key {
+            Some(row_key) => found.row_key(*index) == Some(row_key),
+            None => found.event(*index).id == row.event_id,
+        });
         let kept = || row.payload.as_deref().and_then(|payload| envelope::read(payload).ok());
         let pushed = match at {
             Some(index) => {
@@ -353,5 +392,5 @@ async fn load(
         indexes.push(pushed.then(|| builder.len() as u32 - 1));
     }
     let batch = builder.finish(crate::event::Position::default(), clock::now_micros());
-    Ok(Loaded { rows, batch, indexes })
+    Ok(Loaded { rows, batch, indexes, is_all, added: 0 })
 }

@@ -1,12 +1,14 @@
 //! Settling: what has come back becomes one settlement, recorded by the writer; one is under way at a time, and grows meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::release::After;
 use super::{Answer, End, Session, Surroundings};
 use crate::clock;
 use crate::consumer::holds::Key;
 use crate::consumer::verdict::{self, Fate, Verdict};
+use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection, RowKey};
 use crate::retry;
 use crate::sink::format::envelope;
@@ -15,8 +17,8 @@ use crate::sqlite::writer::JobError;
 use crate::state::held::{HeldRow, HeldState, PAYLOAD_BYTES_MAX};
 use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
 
-/// Rows of an application's table that are marked in one settlement: about 2 ms of lock.
-const ROW_MARKS_MAX: usize = 400;
+/// Rows of an application's table that are marked in one settlement; the ledger cuts it to what the lock may take.
+const ROW_MARKS_MAX: usize = 2_000;
 /// Held rows that are written in one settlement.
 const HELD_MAX: usize = 1_000;
 
@@ -26,7 +28,10 @@ pub(super) struct Settling {
     /// Lots before this one are settled with it.
     lots_before: u64,
     to: Option<Mark>,
-    inserted: HashMap<Key, u64>,
+    /// Some of what was passed on the way, for the witnesses.
+    passed: Vec<Mark>,
+    /// Keys that get rows with it.
+    inserted: HashSet<Key>,
     waited: HashMap<Key, u64>,
     /// Keys that became held with it, and when they are due.
     due: Vec<(Key, i64)>,
@@ -34,6 +39,8 @@ pub(super) struct Settling {
     dead_rows: Vec<RowKey>,
     held_keys: Vec<Key>,
     released: Vec<After>,
+    /// Held rows were changed.
+    holds_changed: bool,
     tally: Tally,
     halts: Option<String>,
 }
@@ -61,31 +68,35 @@ impl Tally {
 impl Session {
     /// Hands the writer what can be settled, unless it is still busy with the last.
     pub(super) fn settle(&mut self) {
-        if self.settling.is_some() || self.end.is_some() || self.delivery.is_none() {
+        if self.settling.is_some() || self.end.is_some() || self.operating {
             return;
         }
         let mut settlement = Settlement { consumer: self.settings.name.as_str().into(), ..Settlement::default() };
-        let mut settling = Settling { lots_before: self.window.oldest_seq(), ..Settling::default() };
+        let oldest_seq = self.window.oldest_seq();
+        let mut settling = Settling { lots_before: oldest_seq, ..Settling::default() };
         self.take_release_changes(&mut settlement, &mut settling);
         self.take_lots(&mut settlement, &mut settling);
-        if settlement.is_empty() && settling.to.is_none() && settling.rows.is_empty() && settling.lots_before == self.window.oldest_seq()
-        {
+        let is_idle = settling.lots_before == oldest_seq && settling.to.is_none() && settling.released.is_empty();
+        if settlement.is_empty() && is_idle && settling.rows.is_empty() {
             return;
         }
-        if let Some(to) = settling.to.clone().filter(|to| self.rows.is_none() && *to != self.checkpoint) {
+        if let Some(to) = settling.to.clone().filter(|to| !self.by_row && *to != self.checkpoint) {
+            settling.passed.iter().for_each(|mark| self.witnesses.advance(mark));
             self.witnesses.advance(&to);
             settlement.advance =
                 Some(Advance { from: self.checkpoint.position, to, witnesses: self.witnesses.clone() });
         }
+        settling.holds_changed = !settlement.held.is_empty();
         self.settling = Some(settling);
         let answers = self.answers_tx.clone();
         if settlement.is_empty() {
-            // By row, and nothing but events that wait: they stay pending in the application's table.
+            // Nothing to record: by row, what waits stays pending in the application's table; a release may have come to nothing.
             let _ = answers.send(Answer::Settled(Ok(())));
             return;
         }
+        controls::reach(Seam::Settle);
         let done = Box::new(move |result| drop(answers.send(Answer::Settled(result))));
-        self.delivery.as_mut().expect("looked at above").settle(settlement, done);
+        self.ledger.record(settlement, done);
     }
 
     fn take_release_changes(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
@@ -102,7 +113,7 @@ impl Session {
     /// Goes through the window in order, up to the first event that is not final.
     fn take_lots(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
         let barrier_seq = self.window.next_seq();
-        let by_row = self.rows.is_some();
+        let by_row = self.by_row;
         for lot in self.window.lots_mut() {
             let began = lot.submitted;
             if self.holds.is_empty() && !by_row && lot.rejections.is_empty() {
@@ -118,7 +129,7 @@ impl Session {
                     let index = lot.submitted;
                     let event = lot.batch.event(index);
                     let key = event.hold_key();
-                    let Some(verdict) = verdict::judge(lot.fates[index], self.holds.contains(&key)) else { break };
+                    let Some(verdict) = verdict::judge(lot.fates[index], self.holds.is_recorded(&key)) else { break };
                     lot.submitted += 1;
                     let row_key = lot.batch.row_key(index).cloned();
                     settling.rows.extend(row_key.clone());
@@ -134,7 +145,7 @@ impl Session {
                             settling.tally.waiting += 1;
                             // By row, what waits stays pending in the application's table.
                             if !by_row {
-                                *settling.inserted.entry(key.as_ref().into()).or_default() += 1;
+                                settling.inserted.insert(key.as_ref().into());
                                 settlement.held.push(HeldChange::Insert(waiting_row(&event)));
                             }
                         }
@@ -142,7 +153,9 @@ impl Session {
                             let rejection = lot.rejections.remove(&(index as u32)).expect("a refusal has a reason");
                             let bounds = &self.settings.bounds;
                             let consequence = verdict::after_refusal(self.settings.on_reject, 1, bounds.attempts_max);
-                            let row = refused_row(&event, row_key, &rejection, consequence.state);
+                            let copy = kept_payload(&lot.batch, index);
+                            let row =
+                                refused_row(&event, row_key, &rejection, consequence.state, bounds.retry_min, copy);
                             settling.tally.count(consequence.state);
                             if consequence.halts {
                                 settling.halts = Some(halted_by(&row));
@@ -158,8 +171,8 @@ impl Session {
                             }
                             if consequence.state != HeldState::Skipped {
                                 let key: Key = key.as_ref().into();
-                                self.holds.hold(key.clone(), consequence.state, clock::now_micros(), barrier_seq);
-                                settling.inserted.insert(key.clone(), 1);
+                                self.holds.record(&key, consequence.state, clock::now_micros(), barrier_seq);
+                                settling.inserted.insert(key.clone());
                                 settling.held_keys.push(key.clone());
                                 settling.due.extend(row.next_attempt_micros.map(|due| (key, due)));
                             }
@@ -170,6 +183,7 @@ impl Session {
             }
             if lot.submitted > began || lot.fates.is_empty() {
                 settling.to = Some(mark_at(&lot.batch, lot.submitted));
+                settling.passed = if by_row { Vec::new() } else { passed(&lot.batch, began, lot.submitted) };
             }
             if !lot.is_submitted() {
                 return;
@@ -184,30 +198,33 @@ impl Session {
             self.end = Some(End::Halted(format!("the settlement was refused: {error}")));
             return;
         }
-        self.held_counts = None;
+        controls::reach(Seam::Settled);
+        if settling.holds_changed {
+            self.held_counts = None;
+        }
         self.window.drop_before(settling.lots_before);
-        if let Some(to) = settling.to.filter(|_| self.rows.is_none()) {
+        if let Some(to) = settling.to.filter(|_| !self.by_row) {
             self.checkpoint = to;
         }
-        for (key, count) in settling.inserted {
-            if let Some(hold) = self.holds.get_mut(&key) {
-                hold.rows += count;
-            }
-            self.holds.follow(&key);
+        settling.held_keys.into_iter().for_each(|key| self.update.hold(key));
+        for (key, due) in settling.due {
+            self.holds.schedule(key, due);
         }
-        self.update.hold.extend(settling.held_keys);
         for (key, count) in settling.waited {
             if let Some(hold) = self.holds.get_mut(&key) {
                 hold.unsettled -= count;
             }
-            self.free_if_done(&key);
+            self.holds.follow(&key);
         }
-        for (key, due) in settling.due {
-            self.holds.schedule(key, due);
+        for key in settling.inserted {
+            if let Some(hold) = self.holds.get_mut(&key) {
+                hold.added += 1;
+            }
+            self.holds.follow(&key);
         }
-        if self.rows.is_some() {
-            self.update.settled.extend(settling.rows);
-            self.update.dead.extend(settling.dead_rows);
+        if self.by_row {
+            settling.rows.into_iter().for_each(|row| self.update.settled(row));
+            settling.dead_rows.into_iter().for_each(|row| self.update.dead(row));
         }
         for after in settling.released {
             self.after_release(after);
@@ -230,10 +247,11 @@ impl Session {
         }
     }
 
-    /// Lets a key go when nothing of it is left, and tells the reader.
-    pub(super) fn free_if_done(&mut self, key: &[u8]) {
-        if self.holds.free_if_done(key) {
-            self.update.free.push(key.into());
+    /// Lets a key go that has no rows any more, and tells the reader.
+    pub(super) fn free(&mut self, key: &[u8]) {
+        if self.holds.free(key) {
+            self.held_counts = None;
+            self.update.free(key.into());
         }
     }
 }
@@ -245,6 +263,17 @@ fn mark_at(batch: &Batch, submitted: usize) -> Mark {
     }
     let last = batch.event(submitted - 1);
     Mark { position: last.position, event_id: last.id.to_owned() }
+}
+
+/// What stands at exponential distances before the end of what was settled: a single large batch leaves witnesses too.
+fn passed(batch: &Batch, began: usize, submitted: usize) -> Vec<Mark> {
+    let distances = (0..=10).rev().map(|exponent| 1_usize << exponent);
+    let indexes = distances.filter_map(|distance| submitted.checked_sub(distance + 1)).filter(|index| *index >= began);
+    let mark = |index| {
+        let event = batch.event(index);
+        Mark { position: event.position, event_id: event.id.to_owned() }
+    };
+    indexes.map(mark).collect()
 }
 
 fn waiting_row(event: &Event<'_>) -> HeldRow {
@@ -264,31 +293,40 @@ fn waiting_row(event: &Event<'_>) -> HeldRow {
     }
 }
 
-fn refused_row(event: &Event<'_>, row_key: Option<RowKey>, rejection: &Rejection, state: HeldState) -> HeldRow {
-    let now = clock::now_micros();
+fn refused_row(
+    event: &Event<'_>,
+    row_key: Option<RowKey>,
+    rejection: &Rejection,
+    state: HeldState,
+    retry_min: Duration,
+    payload: Option<Vec<u8>>,
+) -> HeldRow {
+    let due = retry::next_attempt_micros(clock::now_micros(), retry_min, 1, event.id);
     HeldRow {
         row_key,
         state,
         attempts: 1,
-        next_attempt_micros: (state == HeldState::Retrying).then(|| retry::next_attempt_micros(now, 1, event.id)),
+        next_attempt_micros: (state == HeldState::Retrying).then_some(due),
         reason: Some(rejection.reason.as_str().to_owned()),
         detail: Some(rejection.detail.clone()),
-        payload: kept_payload(event),
+        payload,
         ..waiting_row(event)
     }
 }
 
-/// The event as an envelope, so that it can be looked at and sent after the application has pruned its row.
-pub(super) fn kept_payload(event: &Event<'_>) -> Option<Vec<u8>> {
+/// The event as an envelope, so that it can be looked at and sent after the application has pruned its row. An event that cannot
+/// be sent as it is has no copy: what was read of it is not the whole.
+pub(super) fn kept_payload(batch: &Batch, index: usize) -> Option<Vec<u8>> {
+    let event = batch.event(index);
     let small = event.payload.is_none_or(|payload| payload.len() <= PAYLOAD_BYTES_MAX);
-    small.then(|| {
+    (small && batch.defect(index).is_none()).then(|| {
         let mut out = Vec::new();
-        envelope::keep(event, "", &mut out);
+        envelope::keep(&event, "", &mut out);
         out
     })
 }
 
-pub(super) fn halted_by(row: &HeldRow) -> String {
+pub fn halted_by(row: &HeldRow) -> String {
     format!(
         "event {} was refused ({}: {}) and on_reject = \"halt\". Remedy: mend what refuses it and `outboxd dead-letters retry --id {}`, \
          or discard it; then `outboxd resume`",

@@ -43,6 +43,11 @@ pub(super) fn fault(doing: &str, error: &Error) -> Fault {
     }
 }
 
+/// Soft errors close a channel and leave the connection as it is.
+pub(super) fn is_of_a_channel(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 /// The exchange that a 404 names: `NOT_FOUND - no exchange 'x' in vhost '/'`.
 pub(super) fn missing_exchange(error: &Error) -> Option<String> {
     let text = error.to_string();
@@ -74,6 +79,12 @@ mod tests {
         }
         let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
         assert_eq!(fault("x", &refused.into()).class, FaultClass::Unavailable);
+    }
+
+    #[test]
+    fn what_closes_a_channel_is_not_the_connections() {
+        assert!(is_of_a_channel(&error(404, "no exchange")) && is_of_a_channel(&error(406, "too large")));
+        assert!(!is_of_a_channel(&error(320, "the broker goes down")));
     }
 
     #[test]

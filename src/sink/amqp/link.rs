@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::Settings;
-use super::fault::fault;
+use super::fault::{fault, is_of_a_channel};
 use crate::sink::format::Dress;
 use crate::sink::tls::Tls;
 use crate::sink::{Fault, News, Port};
@@ -196,6 +196,8 @@ async fn watch(link: Arc<Link>) {
         match event {
             Some(Event::ConnectionBlocked(reason)) => link.blocked(Some(reason)),
             Some(Event::ConnectionUnblocked) => link.blocked(None),
+            // Of one channel: whoever works on that channel is told, and knows what it was about.
+            Some(Event::Error(error)) if is_of_a_channel(&error) => {}
             Some(Event::Error(error)) => {
                 let fault = fault("the connection to RabbitMQ", &error);
                 link.break_with(fault.clone());

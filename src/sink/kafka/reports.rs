@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
@@ -87,6 +88,11 @@ impl Reports {
 pub(super) struct Context(pub Arc<Reports>);
 
 impl ClientContext for Context {
+    /// What it has to say the sink says, once: its own lines come with every attempt to connect.
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        tracing::debug!(event = "kafka_client", ?level, fac, detail = message);
+    }
+
     /// Called twice for each error by rdkafka 0.39; [`Reports::trouble`] tells it once.
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };

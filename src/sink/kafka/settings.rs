@@ -101,8 +101,10 @@ const DEFAULTS: [(&str, &str); 6] = [
     // The window makes batches by itself, because a flight of many events is handed over at once; a longer wait only adds to
     // the time to the acknowledgement.
     ("linger.ms", "1"),
-    ("reconnect.backoff.ms", "500"),
-    ("reconnect.backoff.max.ms", "2000"),
+    // The client keeps two ends for a broker, the address it was given and the one it was told: together they knock less than
+    // once a second while it is away, and find it at most 4 s (with jitter) after it is back.
+    ("reconnect.backoff.ms", "1000"),
+    ("reconnect.backoff.max.ms", "2500"),
     // Above the window's 32 MiB, far below librdkafka's own 1 GiB.
     ("queue.buffering.max.kbytes", "131072"),
     ("socket.keepalive.enable", "true"),

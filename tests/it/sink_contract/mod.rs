@@ -4,7 +4,7 @@ pub mod amqp;
 mod fake;
 mod file;
 pub mod kafka;
-mod rig;
+pub mod rig;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outboxd::event::{Event, Rejection};
 use outboxd::sink::{BoxFuture, Fault, Flight, Outcome, Pick, Port, Sink};
@@ -17,6 +17,7 @@ pub struct Arrival {
     pub key: Vec<u8>,
     pub body: Vec<u8>,
     pub pick: Pick,
+    pub at: Instant,
 }
 
 /// The far side, held by the test.
@@ -34,6 +35,11 @@ struct State {
     delay: Duration,
     /// Outcomes for the next flights' events, before anything else is asked.
     script: VecDeque<Outcome>,
+    /// Every event that was tried and not delivered: its id and attempt.
+    refused: Vec<(String, u32)>,
+    checks: Vec<Instant>,
+    /// Sinks of an older one are cut off.
+    generation: u64,
 }
 
 impl FarSide {
@@ -63,9 +69,29 @@ impl FarSide {
         self.0.lock().unwrap().script.extend(outcomes);
     }
 
+    /// Nothing is refused any more.
+    pub fn mend(&self) {
+        let mut state = self.0.lock().unwrap();
+        (state.reject, state.suspect, state.fault) = (None, None, None);
+    }
+
+    /// Whoever is connected is cut off: nothing of theirs arrives any more.
+    pub fn cut(&self) {
+        self.0.lock().unwrap().generation += 1;
+    }
+
+    pub fn refused(&self) -> Vec<(String, u32)> {
+        self.0.lock().unwrap().refused.clone()
+    }
+
+    /// When it was probed.
+    pub fn checks(&self) -> Vec<Instant> {
+        self.0.lock().unwrap().checks.clone()
+    }
+
     fn take(&self, flight: &Arc<Flight>) {
         let mut state = self.0.lock().unwrap();
-        let State { arrivals, fault, reject, suspect, script, .. } = &mut *state;
+        let State { arrivals, fault, reject, suspect, script, refused, .. } = &mut *state;
         let events = || (0..flight.len()).map(|slot| flight.event(slot));
         let shared = suspect.as_ref().and_then(|judge| events().find_map(|event| judge(&event)));
         for (slot, event) in events().enumerate() {
@@ -80,12 +106,16 @@ impl FarSide {
             } else {
                 Outcome::Delivered
             };
+            if !matches!(outcome, Outcome::Delivered | Outcome::Unavailable(_)) {
+                refused.push((event.id.into(), flight.picks[slot].attempt));
+            }
             if outcome == Outcome::Delivered {
                 arrivals.push(Arrival {
                     id: event.id.into(),
                     key: event.key.unwrap_or_default().into(),
                     body: event.payload.unwrap_or_default().into(),
                     pick: flight.picks[slot],
+                    at: Instant::now(),
                 });
             }
             flight.fill(slot, outcome);
@@ -108,7 +138,12 @@ impl FakeSink {
 impl Sink for FakeSink {
     fn check(&mut self, _timeout: Duration) -> BoxFuture<'_, Result<(), Fault>> {
         Box::pin(async {
-            if let Some(fault) = self.far_side.0.lock().unwrap().fault.clone() {
+            let (fault, generation) = {
+                let mut state = self.far_side.0.lock().unwrap();
+                state.checks.push(Instant::now());
+                (state.fault.clone(), state.generation)
+            };
+            if let Some(fault) = fault {
                 return Err(fault);
             }
             if self.flights.is_none() {
@@ -120,7 +155,9 @@ impl Sink for FakeSink {
                         if !delay.is_zero() {
                             tokio::time::sleep(delay).await;
                         }
-                        far_side.take(&flight);
+                        if far_side.0.lock().unwrap().generation == generation {
+                            far_side.take(&flight);
+                        }
                     }
                 }));
                 self.flights = Some(flights);

@@ -1,5 +1,17 @@
 //! What several promises stand on.
 
+pub mod application;
 pub mod broker;
+pub mod daemon;
+pub mod dice;
+pub mod eventsource;
 pub mod fake_sink;
+pub mod fleet;
 pub mod flights;
+pub mod process;
+pub mod readers;
+pub mod referee;
+pub mod relays;
+pub mod rig;
+pub mod topology;
+pub mod wait;

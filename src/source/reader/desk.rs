@@ -1,0 +1,422 @@
+//! The reader's thread: its file, its parked requests, and the loop that answers them.
+
+mod opening;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use self::opening::check_journal;
+use super::{Halt, Head, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
+use crate::controls::{self, Protection, Seam};
+use crate::event::Batch;
+use crate::source::checkpointed::Checkpointed;
+use crate::source::rows::{self, Rows};
+use crate::source::wake::Wake;
+use crate::source::{Durability, Settings};
+use crate::sqlite::barrier::Barrier;
+use crate::sqlite::{fault, open};
+use crate::telemetry::metric;
+
+/// The poll after activity, doubling to the longest.
+const POLL_MIN: Duration = Duration::from_millis(10);
+const POLL_MAX: Duration = Duration::from_millis(250);
+/// How often a file or table that is not there is looked for.
+const APPEAR_POLL: Duration = Duration::from_millis(500);
+/// The poll after a change notice that came before the commit could be seen: the file is written first, and perhaps synced, and only
+/// then is the commit there.
+const POLL_HINTED: Duration = Duration::from_micros(500);
+/// Pending rows are counted again only after so many times what the last count took.
+const COUNT_FACTOR: u32 = 50;
+
+#[derive(Debug)]
+enum Table {
+    Checkpointed(Checkpointed),
+    Rows(Rows),
+}
+
+struct Open {
+    connection: Connection,
+    table: Table,
+    inode: (u64, u64),
+    /// The `data_version` of the newest snapshot that the barrier has made durable.
+    durable_version: Option<i64>,
+    /// The `data_version` at which the parked requests were last answered.
+    served_version: Option<i64>,
+    /// The `data_version` whose head is published.
+    headed_version: Option<i64>,
+}
+
+pub(super) struct Desk {
+    settings: Settings,
+    queue: Receiver<Request>,
+    wake: Wake,
+    state: watch::Sender<SourceState>,
+    open: Option<Open>,
+    /// The table was there once.
+    seen: bool,
+    halted: Option<Halt>,
+    barrier: Barrier,
+    /// For a table read by row: what the engine told, which outlives the connection.
+    excluded: rows::Shared,
+    /// When pending rows were counted, and how long that took.
+    counted: Option<(Instant, Duration)>,
+    parked: VecDeque<Request>,
+    poll: Duration,
+    looked_at_sizes: Option<Instant>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        settings: Settings,
+        queue: Receiver<Request>,
+        wake: Wake,
+        state: watch::Sender<SourceState>,
+    ) -> Self {
+        Self {
+            barrier: Barrier::new(&settings.path),
+            excluded: rows::Shared::default(),
+            counted: None,
+            settings,
+            queue,
+            wake,
+            state,
+            open: None,
+            seen: false,
+            halted: None,
+            parked: VecDeque::new(),
+            poll: POLL_MIN,
+            looked_at_sizes: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let fresh = match self.take_requests() {
+                Some(fresh) => fresh,
+                None => return,
+            };
+            let worked = match self.work(fresh) {
+                Ok(worked) => worked,
+                Err(halt) => {
+                    self.halt(halt);
+                    false
+                }
+            };
+            let wait = if worked {
+                self.poll = POLL_MIN;
+                Duration::ZERO
+            } else if self.open.is_none() && self.halted.is_none() {
+                APPEAR_POLL
+            } else {
+                let wait = self.poll;
+                self.poll = (self.poll * 2).min(POLL_MAX);
+                wait
+            };
+            if !wait.is_zero() && self.wake.wait(wait) {
+                self.poll = POLL_HINTED;
+            }
+        }
+    }
+
+    /// Moves what was asked for to the parked; `None` when nobody can ask any more. Says whether there was anything.
+    fn take_requests(&mut self) -> Option<bool> {
+        let mut fresh = false;
+        loop {
+            match self.queue.try_recv() {
+                Ok(request) => {
+                    fresh = true;
+                    self.admit(request);
+                }
+                Err(TryRecvError::Empty) => return Some(fresh),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn admit(&mut self, mut request: Request) {
+        match (&self.halted, &request) {
+            (Some(halt), Request::Look(_)) if !halt.is_final => {
+                // A person said "resume": look at the file as if for the first time.
+                self.halted = None;
+                self.open = None;
+                self.seen = false;
+                self.parked.push_back(request);
+            }
+            (Some(halt), _) => {
+                let halt = halt.clone();
+                request.refuse(&halt);
+            }
+            (None, _) => {
+                if let Request::Read(read) = &mut request {
+                    self.supersede(read);
+                }
+                self.parked.push_back(request);
+            }
+        }
+    }
+
+    /// A consumer has one request at a time; a later one takes the place of the one that waits, with what that one had to say.
+    fn supersede(&mut self, read: &mut ReadRequest) {
+        self.parked.retain_mut(|parked| match parked {
+            Request::Read(old) if old.reply.same_channel(&read.reply) => {
+                let mut update = std::mem::take(&mut old.update);
+                update.append(std::mem::take(&mut read.update));
+                read.update = update;
+                false
+            }
+            _ => true,
+        });
+    }
+
+    fn halt(&mut self, halt: Halt) {
+        metric::source_ready(&self.settings.name, false);
+        for request in self.parked.drain(..) {
+            request.refuse(&halt);
+        }
+        self.state.send_replace(SourceState::Halted(halt.clone()));
+        self.halted = Some(halt);
+    }
+
+    fn wait_for(&mut self, what: String) {
+        metric::source_ready(&self.settings.name, false);
+        self.state.send_if_modified(|state| {
+            let waiting = SourceState::Waiting(what);
+            let changed = *state != waiting;
+            *state = waiting;
+            changed
+        });
+    }
+
+    /// One round: opens where needed, then answers what can be answered. Says whether anything was handed out.
+    fn work(&mut self, fresh: bool) -> Result<bool, Halt> {
+        if self.halted.is_some() {
+            return Ok(false);
+        }
+        if self.open.is_none() && !self.try_open()? {
+            return Ok(false);
+        }
+        self.check_inode()?;
+        match self.serve(fresh) {
+            Ok(worked) => Ok(worked),
+            Err(ReadFault::Halt(halt)) => Err(halt),
+            Err(ReadFault::Sqlite(error)) => {
+                let (kind, code) = fault::classify(&error);
+                match kind {
+                    fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
+                        metric::busy(&self.file_name(), code);
+                        self.wait_for(format!("{}: {error} (SQLite code {code})", self.settings.path.display()));
+                        // The connection stays: what a table read by row leaves out is known to it alone.
+                        if let Some(open) = &mut self.open {
+                            open.served_version = None;
+                        }
+                        Ok(false)
+                    }
+                    _ => Err(Halt::new(format!(
+                        "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
+                         file is damaged (PRAGMA integrity_check); then `outboxd resume`",
+                        self.settings.path.display()
+                    ))),
+                }
+            }
+        }
+    }
+
+    fn file_name(&self) -> String {
+        self.settings.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    fn serve(&mut self, fresh: bool) -> Result<bool, ReadFault> {
+        let open = self.open.as_mut().expect("serve is called with an open file");
+        let version = open::data_version(&open.connection)?;
+        let due = matches!(&open.table, Table::Rows(rows) if rows.is_full_pass_due(version));
+        let changed = open.served_version != Some(version);
+        if changed {
+            check_journal(&open.connection, &self.settings.path)?;
+        }
+        if open.headed_version != Some(version) {
+            self.note_head(version)?;
+        }
+        if !changed && !fresh && !due {
+            return Ok(false);
+        }
+        let mut worked = false;
+        for _ in 0..self.parked.len() {
+            let request = self.parked.pop_front().expect("counted above");
+            match self.answer(request) {
+                Ok(None) => worked = true,
+                Ok(Some(request)) => self.parked.push_back(request),
+                Err((request, fault)) => {
+                    self.parked.push_front(request);
+                    return Err(fault);
+                }
+            }
+        }
+        if !worked && let Some(open) = &mut self.open {
+            open.served_version = Some(version);
+        }
+        Ok(worked)
+    }
+
+    /// Publishes where the source ends; counting pending rows is put off where it would cost too much.
+    fn note_head(&mut self, version: i64) -> Result<(), ReadFault> {
+        let open = self.open.as_mut().expect("called with an open file");
+        let head = match &mut open.table {
+            Table::Checkpointed(table) => Head::Position(table.head(&open.connection)?),
+            Table::Rows(table) => {
+                if self.counted.is_some_and(|(ended, took)| ended.elapsed() < took * COUNT_FACTOR) {
+                    return Ok(());
+                }
+                let began = Instant::now();
+                let pending = table.pending(&open.connection)?;
+                self.counted = Some((Instant::now(), began.elapsed()));
+                Head::Pending(pending)
+            }
+        };
+        open.headed_version = Some(version);
+        self.state.send_if_modified(|state| {
+            let ready = SourceState::Ready(head);
+            let changed = *state != ready;
+            *state = ready;
+            changed
+        });
+        self.note_sizes();
+        Ok(())
+    }
+
+    fn note_sizes(&mut self) {
+        if self.looked_at_sizes.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        self.looked_at_sizes = Some(Instant::now());
+        let name = self.file_name();
+        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        metric::file_bytes(&name, "main", size(&self.settings.path));
+        let mut wal = self.settings.path.clone().into_os_string();
+        wal.push("-wal");
+        metric::file_bytes(&name, "wal", size(Path::new(&wal)));
+    }
+
+    /// `Ok(None)`: answered; `Ok(Some)`: has to wait for the next commit.
+    #[expect(clippy::result_large_err, reason = "the request goes back to the queue")]
+    fn answer(&mut self, request: Request) -> Result<Option<Request>, (Request, ReadFault)> {
+        let open = self.open.as_mut().expect("answer is called with an open file");
+        match request {
+            Request::Look(reply) => {
+                let look = match &mut open.table {
+                    Table::Checkpointed(table) => table.look(&open.connection),
+                    Table::Rows(table) => table.look(&open.connection),
+                };
+                match look {
+                    Ok(look) => drop(reply.send(Ok(look))),
+                    Err(fault) => return Err((Request::Look(reply), fault)),
+                }
+                Ok(None)
+            }
+            Request::Verify(marks, reply) => {
+                let verified = match &open.table {
+                    Table::Checkpointed(table) => table.verify(&open.connection, &marks),
+                    Table::Rows(_) => Ok(()),
+                };
+                match verified {
+                    Ok(()) => drop(reply.send(Ok(()))),
+                    // The consumer's checkpoint does not fit; other consumers' may.
+                    Err(ReadFault::Halt(halt)) => drop(reply.send(Err(halt))),
+                    Err(fault) => return Err((Request::Verify(marks, reply), fault)),
+                }
+                Ok(None)
+            }
+            Request::Fetch(names, event_bytes_max, reply) => {
+                let fetched = match (&open.table, &names) {
+                    (Table::Checkpointed(table), Names::Positions(positions)) => {
+                        table.fetch(&open.connection, positions, event_bytes_max)
+                    }
+                    (Table::Rows(table), Names::Rows(rows)) => table.fetch(&open.connection, rows, event_bytes_max),
+                    _ => Ok(Batch::default()),
+                };
+                match fetched {
+                    Ok(batch) => drop(reply.send(Ok(batch))),
+                    Err(fault) => return Err((Request::Fetch(names, event_bytes_max, reply), fault)),
+                }
+                Ok(None)
+            }
+            Request::Read(request) => self.answer_read(request),
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "the request goes back to the queue")]
+    fn answer_read(&mut self, mut request: ReadRequest) -> Result<Option<Request>, (Request, ReadFault)> {
+        if request.reply.is_closed() {
+            return Ok(None);
+        }
+        let open = self.open.as_mut().expect("answer is called with an open file");
+        if let Table::Rows(table) = &mut open.table {
+            table.update(std::mem::take(&mut request.update));
+        }
+        let (batch, version) = match snapshot_read(open, &request) {
+            Ok(read) => read,
+            // This consumer's checkpoint does not fit the table; other consumers' may.
+            Err(ReadFault::Halt(halt)) => {
+                let _ = request.reply.send(ReadNews::Halted(halt));
+                return Ok(None);
+            }
+            Err(fault) => return Err((Request::Read(request), fault)),
+        };
+        let Some(batch) = batch else {
+            let _ = request.reply.send(ReadNews::AtHead);
+            return Ok(Some(Request::Read(request)));
+        };
+        controls::reach(Seam::Read);
+        let strict = self.settings.durability == Durability::Strict && !controls::is_off(Protection::Barrier);
+        if strict && open.durable_version != Some(version) {
+            let began = Instant::now();
+            if let Err(detail) = self.barrier.raise() {
+                let halt = Halt {
+                    detail: format!(
+                        "what was read cannot be made durable: {detail}. Nothing of it was sent; a later success would prove nothing. \
+                         Remedy: mend the disk, see that the application's data is whole, restart outboxd"
+                    ),
+                    is_final: true,
+                };
+                return Err((Request::Read(request), ReadFault::Halt(halt)));
+            }
+            metric::barrier(&self.settings.name, began.elapsed());
+            controls::reach(Seam::Barrier);
+            open.durable_version = Some(version);
+        }
+        if let Table::Rows(table) = &mut open.table {
+            table.handed_out(&batch);
+        }
+        let _ = request.reply.send(ReadNews::Batch(batch));
+        Ok(None)
+    }
+}
+
+/// Reads in one snapshot; says which one it was.
+fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
+    let connection = &open.connection;
+    connection.prepare_cached("BEGIN")?.execute([])?;
+    let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
+        let version = open::data_version(connection)?;
+        let batch = match &mut open.table {
+            Table::Checkpointed(table) => table.read(connection, request)?,
+            Table::Rows(table) => {
+                let (batch, revived) = table.read(connection, request)?;
+                if !revived.is_empty() {
+                    let _ = request.reply.send(ReadNews::Revived(revived));
+                }
+                batch
+            }
+        };
+        Ok((batch, version))
+    })();
+    let ended = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+    let read = read?;
+    ended?;
+    Ok(read)
+}

@@ -1,0 +1,38 @@
+//! RabbitMQ's side of a test: exchanges and queues, made with the client and made durable at once.
+
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+
+use super::broker::Broker;
+
+/// A topic exchange and a quorum queue of the same name, which gets what `binding` says. A kill -9 does not undo it.
+pub fn declare(broker: &Broker, name: &str, binding: &str) {
+    with_channel(broker, async |channel: &Channel| {
+        let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel.exchange_declare(name.into(), ExchangeKind::Topic, durable, FieldTable::default()).await.unwrap();
+        let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+        let mut quorum = FieldTable::default();
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("quorum")));
+        channel.queue_declare(name.into(), durable, quorum).await.unwrap();
+        let bind = QueueBindOptions::default();
+        channel.queue_bind(name.into(), name.into(), binding.into(), bind, FieldTable::default()).await.unwrap();
+    });
+    broker.run("sync", &[]);
+}
+
+pub fn delete_exchange(broker: &Broker, name: &str) {
+    with_channel(broker, async |channel: &Channel| {
+        channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    });
+}
+
+fn with_channel(broker: &Broker, work: impl AsyncFnOnce(&Channel)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connection = Connection::connect(&broker.text("uri"), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        work(&channel).await;
+        connection.close(200, "done".into()).await.unwrap();
+    });
+}

@@ -1,0 +1,136 @@
+//! Each promise that is tested with the whole daemon has a control: with its protection turned off, the same referee finds the fault.
+
+use std::time::Duration;
+
+use crate::sink_contract::rig::unique;
+use crate::support::application::{Application, Row};
+use crate::support::broker::Broker;
+use crate::support::process::{SHOP, Scene, shared_machine};
+use crate::support::referee::judge;
+use crate::support::relays::{amqp, file, kafka, relay};
+use crate::support::wait::until;
+use crate::support::{readers, topology};
+
+fn without(protection: &str) -> [(&str, &str); 1] {
+    [("TURNED_OFF", protection)]
+}
+
+/// Settled before it is acknowledged: what the broker had not taken when the daemon was killed is lost.
+#[test]
+fn without_waiting_for_acknowledgements_a_kill_loses_events() {
+    let _machine = shared_machine();
+    let broker = Broker::start("rabbitmq", &[]);
+    topology::declare(&broker, "shop", "#");
+    let sink = amqp("bus", &broker.text("uri"), "shop", "{type}", "");
+    let scene = Scene::new(&[SHOP, &sink, &relay("bus", "")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 100);
+    let mut daemon = scene.daemon_with(&without("Acknowledgement"));
+    application.write(100);
+    daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
+    broker.run("pause", &[]);
+    application.write(5000);
+    daemon.until("to_bus", "sure of it", Duration::from_secs(10), |status| status["position"].as_i64() > Some(2000));
+    daemon.kill();
+    broker.run("kill", &[]);
+    broker.restart();
+    let mut daemon = scene.daemon();
+    daemon.until_settled("to_bus", application.head(), Duration::from_secs(30));
+    let judgement = judge(&application.ledger, &[], &readers::arrivals(readers::rabbitmq(&broker, "shop")));
+    println!("{}", judgement.summary());
+    assert!(!judgement.lost.is_empty());
+}
+
+/// What comes behind a refused event does not wait for it, and is not sent again behind it: the wrong order stays.
+#[test]
+fn without_holding_its_key_a_refused_event_comes_too_late() {
+    let _machine = shared_machine();
+    let broker = Broker::rabbitmq();
+    let name = unique("behind");
+    topology::declare(broker, &name, "order.#");
+    let sink = amqp("bus", &broker.text("uri"), &name, "{stream_type}.{type}", "");
+    let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 1")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 20);
+    let rows: Vec<_> = (0..20).map(|n| if n == 5 { Row::of("k").to("nowhere") } else { Row::of("k") }).collect();
+    application.commit(&rows);
+    let mut daemon = scene.daemon_with(&without("Hold"));
+    daemon.until("to_bus", "settled", Duration::from_secs(20), |status| status["position"].as_i64() == Some(20));
+    daemon.kill();
+    let mut messages = readers::rabbitmq(broker, &name);
+    topology::declare(broker, &name, "nowhere.#");
+    let mut daemon = scene.daemon();
+    daemon.until("to_bus", "there", Duration::from_secs(10), |status| status["sink_up"] == true);
+    scene.outboxd(&["dead-letters", "retry", "--key", "k", "--yes"]);
+    daemon.until("to_bus", "free", Duration::from_secs(20), |status| status["held_keys"] == 0);
+    messages.extend(readers::rabbitmq(broker, &name));
+    let judgement = judge(&application.ledger, &[], &readers::arrivals(messages));
+    println!("{}", judgement.summary());
+    assert!(!judgement.is_clean_in_the_end());
+}
+
+/// A produce batch is refused as a whole: whoever was in it is taken for guilty.
+#[test]
+fn without_guilty_only_alone_the_innocent_are_convicted() {
+    let _machine = shared_machine();
+    let broker = Broker::kafka();
+    let name = unique("innocent");
+    broker.topic(&name, 1, &["max.message.bytes=2000"]);
+    let sink = kafka("bus", &broker.text("bootstrap"), &name, "properties = { \"linger.ms\" = 50 }");
+    let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 1")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 20);
+    application.write(300);
+    let mut daemon = scene.daemon_with(&without("GuiltyAlone"));
+    daemon.until("to_bus", "unjust", Duration::from_secs(30), |status| status["dead_letters"].as_u64() > Some(0));
+}
+
+/// Two daemons work on one file at the same time: everything comes twice.
+#[test]
+fn without_the_lock_two_daemons_send_everything() {
+    let _machine = shared_machine();
+    let broker = Broker::kafka();
+    let name = unique("twice");
+    broker.topic(&name, 1, &[]);
+    let sink = kafka("bus", &broker.text("bootstrap"), &name, "");
+    let config = [SHOP, &sink, &relay("bus", "")].concat();
+    let scene = Scene::new(&config);
+    scene.write("second.toml", &config.replace("[daemon]", "[daemon]\ncontrol = \"unix:second.sock\""));
+    let mut application = Application::open(&scene.path("app.db"), 20);
+    let mut first = scene.daemon_with(&without("Lock"));
+    let mut second = scene.daemon_of_with("second.toml", &without("Lock"));
+    for daemon in [&mut first, &mut second] {
+        daemon.until("to_bus", "running", Duration::from_secs(10), |status| status["sink_up"] == true);
+    }
+    application.write(300);
+    let count = || readers::kafka(broker, &name).len();
+    until("more arrives than was written", Duration::from_secs(15), || (count() > 300).then_some(()));
+}
+
+/// The counterpart of a clean stop: killed in the thick of it, events come twice (and say so).
+#[test]
+fn without_a_drain_events_come_twice() {
+    let _machine = shared_machine();
+    let config = [SHOP, &file("lines"), &relay("lines", "")].concat();
+    let scene = Scene::new(&config);
+    let mut application = Application::open(&scene.path("app.db"), 20);
+    let lines = scene.path("lines.ndjson");
+    let mut duplicates = 0;
+    for _ in 0..20 {
+        let before = std::fs::metadata(&lines).map_or(0, |meta| meta.len());
+        let mut daemon = scene.daemon();
+        daemon.until("to_lines", "up", Duration::from_secs(10), |status| status["sink_up"] == true);
+        application.write(3000);
+        until("lines are written", Duration::from_secs(10), || {
+            std::fs::metadata(&lines).is_ok_and(|meta| meta.len() > before).then_some(())
+        });
+        daemon.kill();
+        let mut daemon = scene.daemon();
+        daemon.until_settled("to_lines", application.head(), Duration::from_secs(10));
+        daemon.kill();
+        let judgement = judge(&application.ledger, &[], &readers::lines(&lines));
+        assert!(judgement.is_clean(), "{}", judgement.summary());
+        duplicates = judgement.duplicates;
+        if duplicates > 0 {
+            break;
+        }
+    }
+    assert!(duplicates > 0, "a kill that repeats nothing, twenty times");
+}

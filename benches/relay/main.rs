@@ -137,7 +137,8 @@ fn drain(site: &Site, bytes: usize, events: usize, rounds: usize, table: &mut Ta
     let _application = load::fill(&database, events, bytes);
     let mut sides = [Vec::new(), Vec::new()];
     for round in 0..rounds {
-        for (side, results) in sides.iter_mut().enumerate() {
+        // Whoever goes second finds the disk busy with what the first one made: they take turns at that too.
+        for side in [round % 2, (round + 1) % 2] {
             let far_side = site.destination();
             let order = match side {
                 0 => Order::BareDrain { far_side: far_side.clone(), bytes, events },
@@ -150,7 +151,7 @@ fn drain(site: &Site, bytes: usize, events: usize, rounds: usize, table: &mut Ta
             };
             let result: Drain = child::run(&order);
             eprintln!("{} {bytes} B, round {}: {} {result}", site.name, round + 1, ["bare", "relay"][side]);
-            results.push(result);
+            sides[side].push(result);
             site.remove(&far_side);
         }
     }

@@ -27,7 +27,7 @@ impl Table {
     }
 
     pub fn drain(&mut self, site: &Site, bytes: usize, events: usize, [bare, relay]: [&Drain; 2]) {
-        let size = if bytes % 1024 == 0 { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") };
+        let size = if bytes.is_multiple_of(1024) { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") };
         self.rows.push([
             format!("{}: drain, {size}, {} k events", site.name, events / 1000),
             format!("{:.1} k/s", bare.rate() / 1e3),

@@ -63,16 +63,16 @@ fn dead_letters_are_selected() {
     let (asked, printed) =
         ask(&["dead-letters", "list", "--consumer", "a", "--limit", "5"], &json!({"ok": true, "dead_letters": []}));
     let expected = json!({"command": "dead-letters", "action": "list", "consumer": "a", "key": null, "id": null,
-                          "older_than": null, "limit": 5});
+                          "older_than_seconds": null, "limit": 5});
     assert_eq!((asked, printed.as_str()), (expected, "none\n"));
     let (asked, printed) = ask(&["dead-letters", "retry", "--older-than", "90m"], &json!({"ok": true, "changed": 3}));
     let expected = json!({"command": "dead-letters", "action": "retry", "consumer": null, "key": null, "id": null,
-                          "older_than": "90m"});
+                          "older_than_seconds": 5400});
     assert_eq!((asked, printed.as_str()), (expected, "3 will be tried again\n"));
     let discard = ["dead-letters", "discard", "--id", "e1", "--reason", "test data", "--yes"];
     let (asked, printed) = ask(&discard, &json!({"ok": true, "changed": 1}));
     let expected = json!({"command": "dead-letters", "action": "discard", "consumer": null, "key": null, "id": "e1",
-                          "older_than": null, "reason": "test data"});
+                          "older_than_seconds": null, "reason": "test data"});
     assert_eq!((asked, printed.as_str()), (expected, "1 discarded\n"));
     let letter =
         json!({"consumer": "a", "id": "e1", "state": "dead", "attempts": 5, "payload": "{\"a\":\"\u{1b}[2J\"}"});

@@ -141,7 +141,9 @@ fn every_promise_is_owned_by_a_test() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|name| name.contains('_') && !name.starts_with("outboxd") && !name.contains(['.', ' ', '/', '=', '<', '-']))
+        .filter(|name| {
+            name.contains('_') && !name.starts_with("outboxd") && !name.contains(['.', ' ', '/', '=', '<', '-'])
+        })
         .collect();
     assert!(named.len() >= 12, "the document names its tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();

@@ -284,6 +284,8 @@ async fn tls_is_spoken_and_a_stranger_is_fatal() {
     {
         let fault = Amqp::new(with(wrong), tower.port.clone()).check(Duration::from_secs(10)).await.unwrap_err();
         println!("{fault:?}");
-        assert_eq!(fault.class, FaultClass::Fatal, "{fault:?}");
+        // With TLS 1.3 a broker that refuses our certificate may close before its alert is read; a reset alone could be an outage.
+        let is_cut = fault.class == FaultClass::Unavailable && fault.detail.contains("reset");
+        assert!(fault.class == FaultClass::Fatal || is_cut, "{fault:?}");
     }
 }

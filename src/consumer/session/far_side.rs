@@ -177,14 +177,6 @@ impl Session {
                 self.window.rewind(&mut self.holds);
                 let answered = std::mem::take(&mut self.answered);
                 self.health = match &self.fault {
-<<<<<<< HEAD
-                    // It is there, and only had to say no: the next smaller group goes out as soon as it can be reached.
-                    Some(fault) if answered && fault.class == FaultClass::Unavailable => {
-                        Health::Backoff(Instant::now())
-                    }
-                    Some(fault) => Health::Backoff(Instant::now() + self.delay(fault.class)),
-                    None => Health::Up,
-=======
                     Some(fault) if !answered || fault.class == FaultClass::Fatal => {
                         Health::Backoff(Instant::now() + self.delay(fault.class))
                     }
@@ -192,7 +184,6 @@ impl Session {
                     // it is reached again.
                     _ if answered => Health::Backoff(Instant::now()),
                     _ => Health::Up,
->>>>>>> 7e6c8e2a56c7c9294c343dcfe0b4aa74cb2547b8
                 };
             }
             Health::Landing => {

@@ -21,6 +21,23 @@ fn every_example_is_taken() {
     assert_eq!(taken, ["eventsource-py", "file", "kafka", "outboxd", "rabbitmq"]);
 }
 
+/// The command itself finds nothing wrong: files that are not there yet are waited for.
+#[cfg(all(feature = "kafka", feature = "amqp"))]
+#[test]
+fn every_example_passes_check() {
+    for name in ["eventsource-py", "file", "kafka", "outboxd", "rabbitmq"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name).with_extension("toml");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_outboxd"))
+            .args(["check", "--offline", "-c"])
+            .arg(&path)
+            .env_clear()
+            .output()
+            .unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&told));
+    }
+}
+
 #[test]
 fn the_unit_waits_longer_for_a_stop_than_the_daemon_drains() {
     let unit = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/outboxd.service")).unwrap();

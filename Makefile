@@ -4,7 +4,7 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench setup clean-tools
+.PHONY: help demo build test lint fmt bench setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,7 +26,12 @@ lint: ## clippy and formatting, as `make test` asks for them
 .NOTPARALLEL:
 
 test: setup lint ## everything, against a real Kafka and a real RabbitMQ
+	@rm -rf target/proof
 	@$(TIMED) tests $(CARGO) test $(TESTED)
+	@scripts/proof summary
+
+tested: # how the tests are built, for commands by hand
+	@echo "$(TESTED)"
 
 bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
 	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay -- $(ARGS)

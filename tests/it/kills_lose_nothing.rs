@@ -8,7 +8,8 @@ use crate::support::application::Application;
 use crate::support::broker::Broker;
 use crate::support::dice::{Dice, number};
 use crate::support::process::{SHOP, Scene, whole_machine};
-use crate::support::referee::{Arrival, Entry, Judgement, judge};
+use crate::support::proof::Proof;
+use crate::support::referee::{Arrival, Entry, judge};
 use crate::support::{readers, topology};
 
 const KEYS: usize = 1000;
@@ -25,6 +26,7 @@ struct Storm {
 
 /// What the storm left.
 struct Aftermath {
+    seed: u64,
     ledger: Vec<Entry>,
     /// When each run of the daemon began, in milliseconds since 1970.
     began_millis: Vec<i64>,
@@ -94,7 +96,7 @@ impl Storm {
         let held = daemon.dead_letters().iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
         let (code, _) = daemon.stop(Duration::from_secs(10));
         assert_eq!(code, Some(0));
-        Aftermath { ledger: application.ledger, began_millis, held, took: start.elapsed() }
+        Aftermath { seed: self.dice.seed, ledger: application.ledger, began_millis, held, took: start.elapsed() }
     }
 }
 
@@ -112,7 +114,7 @@ impl Aftermath {
         self.began_millis.partition_point(|began| *began <= millis) as u32 - 1
     }
 
-    fn judge(&self, what: &str, arrivals: &[Arrival], broker_kills: u32) -> Judgement {
+    fn judge(&self, what: &str, arrivals: &[Arrival], broker_kills: u32) {
         let judgement = judge(&self.ledger, &self.held, arrivals);
         let (events, kills) = (self.ledger.len(), self.began_millis.len() - 1);
         println!("{what}: {events} events, {kills} kills of the daemon, {broker_kills} of the broker, {:?}", self.took);
@@ -124,7 +126,17 @@ impl Aftermath {
         }
         let within: usize = judgement.repeated_within_run.values().sum();
         assert!(within <= WINDOW * broker_kills as usize, "{}", judgement.summary());
-        judgement
+        let most = judgement.repeated_by_run.values().max().copied().unwrap_or_default();
+        Proof::of(&format!("kill -9 of daemon and broker, {what}"))
+            .seed(self.seed)
+            .tried("events", events as u64)
+            .tried("kills of the daemon", kills as u64)
+            .tried("kills of the broker", u64::from(broker_kills))
+            .found("lost", judgement.lost.len())
+            .found("phantom", judgement.phantom.len())
+            .found("out of order", judgement.out_of_order.len())
+            .found("duplicates", judgement.duplicates)
+            .found("most duplicates of a restart", most);
     }
 }
 

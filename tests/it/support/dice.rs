@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// SplitMix64: good enough to choose instants, and the same everywhere.
 #[derive(Clone, Debug)]
 pub struct Dice {
+    /// With which it was thrown.
+    pub seed: u64,
     state: u64,
 }
 
@@ -17,7 +19,7 @@ impl Dice {
     }
 
     pub fn of(seed: u64) -> Self {
-        Self { state: seed }
+        Self { seed, state: seed }
     }
 
     pub fn next(&mut self) -> u64 {

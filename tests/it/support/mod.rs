@@ -9,6 +9,7 @@ pub mod fake_sink;
 pub mod fleet;
 pub mod flights;
 pub mod process;
+pub mod proof;
 pub mod readers;
 pub mod referee;
 pub mod relays;

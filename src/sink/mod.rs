@@ -17,6 +17,8 @@
 pub mod amqp;
 pub mod file;
 pub mod format;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod template;
@@ -215,6 +217,8 @@ pub enum Settings {
     #[cfg(feature = "amqp")]
     Amqp(amqp::Settings),
     File(file::Settings),
+    #[cfg(feature = "http")]
+    Http(http::Settings),
     /// A sink of somebody else's making; it has to keep the invariants above.
     Custom(Maker),
 }
@@ -237,6 +241,8 @@ pub fn open(settings: &Settings, port: Port) -> Box<dyn Sink> {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => Box::new(amqp::Amqp::new(settings.clone(), port)),
         Settings::File(settings) => Box::new(file::File::new(settings.clone(), port)),
+        #[cfg(feature = "http")]
+        Settings::Http(settings) => Box::new(http::Http::new(settings.clone(), port)),
         Settings::Custom(maker) => (maker.0)(port),
     }
 }

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::clock;
-use crate::controls::{self, Protection};
+use crate::controls::{self, Protection, Seam};
 use crate::event::Position;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
@@ -142,6 +142,7 @@ pub fn advance(
             ":unchecked": controls::is_off(Protection::CompareAndSet),
         })?;
     if moved == 1 {
+        controls::reach(Seam::Advance);
         return Ok(());
     }
     Err(JobError::Refused(format!(

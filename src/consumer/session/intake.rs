@@ -1,6 +1,7 @@
 //! Reading on: asks the reader for as much as the window has room for.
 
 use super::{End, Session, Surroundings};
+use crate::controls::{self, Protection};
 use crate::event::Batch;
 use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
@@ -60,7 +61,7 @@ impl Session {
     /// not be sent when its turn comes, were the key free by then.
     fn hold_back_arrivals(&mut self) {
         let holds = &mut self.holds;
-        if holds.is_empty() {
+        if holds.is_empty() || controls::is_off(Protection::HoldBack) {
             return;
         }
         self.window.hold_back_last(|key| match holds.get_mut(key) {

@@ -2,7 +2,8 @@
 //!
 //! Only with the feature `controls`, which no release has; without it every function here is empty and compiles to nothing. The
 //! switches are the process's: a test that uses them runs in a process of its own. A daemon obeys two variables: `CRASH_AT`, a number
-//! (of the step at which it ends itself) or a seam's name (the first time it is there), and `TURNED_OFF`, a protection's name.
+//! (of the step at which it ends itself) or a seam's name (the first time it is there), and `TURNED_OFF`, names of
+//! protections, with commas.
 //!
 //! A new seam is one line below and one call of [`reach`] where it is; the crash ladder finds it by itself, and asks that some run
 //! comes by it. A new protection is one line below and one question [`is_off`]; `tests/it/house.rs` asks for the test that turns it off.
@@ -134,8 +135,9 @@ mod switches {
     /// For a process that is not a test's own.
     #[expect(clippy::disallowed_methods, reason = "no setting of the daemon: no release has it")]
     pub fn obey_environment() {
-        if let Ok(name) = std::env::var("TURNED_OFF") {
-            turn_off(Protection::named(&name).expect("TURNED_OFF names a protection"));
+        if let Ok(names) = std::env::var("TURNED_OFF") {
+            let named = |name| Protection::named(name).expect("TURNED_OFF names protections");
+            names.split(',').for_each(|name| turn_off(named(name)));
         }
         if let Ok(place) = std::env::var("CRASH_AT") {
             match place.parse() {

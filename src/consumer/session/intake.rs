@@ -12,7 +12,13 @@ impl Session {
         // While nothing may be sent, one batch is enough to know how old the oldest event is.
         let wanted = room && self.draining.is_none() && self.end.is_none() && (!self.paused || self.window.is_empty());
         let told = !self.update.is_empty() && self.by_row;
-        if !wanted || (self.reading && !told) {
+        if self.reading {
+            if told {
+                self.reader.tell(std::mem::take(&mut self.update), self.reads_tx.clone());
+            }
+            return;
+        }
+        if !wanted {
             return;
         }
         self.reading = true;

@@ -104,8 +104,9 @@ listed! {
         Returned,
         /// A far side that owes acknowledgements for too long is left, and everything unsettled is sent again.
         AckTimeout,
-        /// By row: what arrives of a held key waits in the table, before others of its key that the reader passes over.
-        HoldBack,
+        /// By row: what was read of a key while it was held is not sent once it is free, nor handed out from a list that was made before:
+        /// earlier rows of it were passed over.
+        Overtaking,
         /// A stop lets what is in flight come back, and settles it.
         Drain,
     }

@@ -26,6 +26,7 @@ use super::filter::Filter;
 use super::mapping::{Mapping, RowMapping};
 use super::reader::{Look, ReadFault, ReadRequest};
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
 use crate::sqlite::open;
 
@@ -140,6 +141,7 @@ impl Excluded {
                     self.freed_keys.retain(|freed| *freed != key);
                     self.held_keys.insert(key);
                 }
+                Change::Free(key) if controls::is_off(Protection::Overtaking) => drop(self.held_keys.remove(&key)),
                 Change::Free(key) => {
                     if self.held_keys.contains(&key) {
                         self.freed_keys.push(key);

@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 
 use super::checkpoint::{self, Checkpoint, Witnesses};
+use super::files::FileError;
 use super::held::{self, HeldRow, HeldState, Selection};
 use super::settlement::{Advance, HeldChange, RowMark, Settlement};
 use super::{SCHEMA_VERSION, migrate, schema_version};
@@ -10,6 +11,7 @@ use crate::clock;
 use crate::event::{Position, RowKey};
 use crate::source::mapping::RowMapping;
 use crate::source::reader::Mark;
+use crate::sqlite::lockfile::LockError;
 use crate::sqlite::open;
 use crate::sqlite::writer::JobError;
 
@@ -155,6 +157,7 @@ fn held_rows_stand_in_order_behind_their_key_and_are_read_as_they_were_written()
     );
     assert_eq!(rows_of(&connection, "c"), [], "a skipped one holds nothing");
     assert_eq!(held::counts(&connection, "r").unwrap(), [1, 1, 1, 1]);
+    assert_eq!(held::PAYLOAD_BYTES_MAX, 1_048_576);
 
     let mut keys = held::keys(&connection, "r").unwrap();
     keys.sort_by(|a, b| a.key.cmp(&b.key));
@@ -280,6 +283,27 @@ fn rows_are_marked_by_what_became_of_them_and_only_as_they_were_read() {
     assert_eq!(state(&4), is("late", true, "", 0));
     assert_eq!(state(&5), is("by hand", false, "", 0));
     assert_eq!(state(&6), is("pending", false, "", 0));
+}
+
+#[test]
+fn what_may_cure_itself_is_waited_for_and_nothing_else() {
+    let path = || std::path::PathBuf::from("app.db-outboxd.db");
+    let sqlite = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+    let open = |code| FileError::Open { path: path(), source: sqlite(code) };
+    let migrate = |source| FileError::Migrate { path: path(), source };
+    let io = || std::io::Error::other("no");
+    for (error, passes) in [
+        (FileError::Lock(LockError::Held { path: path(), holder: "pid 1".into() }), true),
+        (FileError::Lock(LockError::Io { path: path(), source: io() }), false),
+        (open(rusqlite::ffi::SQLITE_BUSY), true),
+        (open(rusqlite::ffi::SQLITE_FULL), true),
+        (open(rusqlite::ffi::SQLITE_NOTADB), false),
+        (migrate(JobError::Sqlite(sqlite(rusqlite::ffi::SQLITE_BUSY))), true),
+        (migrate(JobError::Sqlite(sqlite(rusqlite::ffi::SQLITE_CORRUPT))), false),
+        (migrate(JobError::Refused("not ours".into())), false),
+    ] {
+        assert_eq!(error.is_passing(), passes, "{error}");
+    }
 }
 
 #[test]

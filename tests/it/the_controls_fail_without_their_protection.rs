@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::sink_contract::rig::unique;
+use crate::sink_contract::amqp::AmqpRig;
+use crate::sink_contract::rig::{Rig, unique};
 use crate::support::application::{Application, Row};
 use crate::support::broker::Broker;
 use crate::support::process::{SHOP, Scene, shared_machine};
@@ -110,16 +111,17 @@ fn without_the_lock_two_daemons_send_everything() {
 #[test]
 fn without_the_protocol_for_returned_messages_an_unroutable_event_is_lost() {
     let _machine = shared_machine();
-    let broker = Broker::rabbitmq();
-    let name = unique("returned");
-    topology::declare(broker, &name, "order.#");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A classic queue: many acknowledgements at a time bring it about.
+    let rig = runtime.block_on(AmqpRig::new());
     let mut lost = 0;
     for round in 0..10 {
-        let sink = amqp("bus", &broker.text("uri"), &name, "{stream_type}.{type}", "persistent = false");
+        let uri = Broker::rabbitmq().text("uri");
+        let sink = amqp("bus", &uri, &rig.exchange, "{stream_type}.{type}", "persistent = false");
         let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 1")].concat());
         let mut application = Application::open(&scene.path("app.db"), 20);
         let is_guilty = |n: usize| n * 2_654_435_761 % 97 < 30;
-        let row = |n: usize| Row::of(&format!("{round}-{n}")).to(if is_guilty(n) { "nowhere" } else { "order" });
+        let row = |n: usize| Row::of(&format!("{round}-{n}")).to(if is_guilty(n) { "nowhere" } else { "good" });
         let ids = application.commit(&(0..3000).map(row).collect::<Vec<_>>());
         let guilty: HashSet<&String> =
             ids.iter().enumerate().filter(|(n, _)| is_guilty(*n)).map(|(_, id)| id).collect();

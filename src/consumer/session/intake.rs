@@ -67,7 +67,7 @@ impl Session {
     /// not be sent when its turn comes, were the key free by then.
     fn hold_back_arrivals(&mut self) {
         let holds = &mut self.holds;
-        if holds.is_empty() || controls::is_off(Protection::HoldBack) {
+        if holds.is_empty() || controls::is_off(Protection::Overtaking) {
             return;
         }
         self.window.hold_back_last(|key| match holds.get_mut(key) {

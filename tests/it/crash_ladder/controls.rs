@@ -229,9 +229,9 @@ async fn changed_row(folder: &Path) -> String {
 
 /// By row, later rows of a key that was held stand in lists which were made before: sent in their turn, they overtake.
 #[test]
-fn control_without_holding_back_arrivals_a_released_key_is_overtaken() {
+fn control_without_passing_over_what_was_read_too_early_a_released_key_is_overtaken() {
     assert_eq!(plays("held rows", &[]), "in order");
-    let overtaken = (0..10).any(|_| plays("held rows", &[Protection::HoldBack]) == "overtaken");
+    let overtaken = (0..10).any(|_| plays("held rows", &[Protection::Overtaking]) == "overtaken");
     assert!(overtaken, "no key was overtaken in ten runs");
 }
 

@@ -42,8 +42,6 @@ pub enum End {
     Journal,
     /// The file sink.
     File,
-    /// The same, with payloads as they are: what cannot be one line is refused.
-    PlainFile,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,7 +51,7 @@ pub enum Trouble {
     Refusals,
     /// Two events are dead letters until an operator has the one retried and the other discarded.
     DeadLetters,
-    /// Two events are dead letters, and stay so.
+    /// Two events cannot be decoded: they are dead letters, and stay so.
     DeadForGood,
     /// The far side goes away in the middle of a flight, and is found away when it is looked for.
     Away,
@@ -111,7 +109,7 @@ pub static COURSES: [Course; 16] = [
     Course { name: "batch beside", ..BATCH },
     Course { name: "batch inside", progress: Progress::Inside, ..BATCH },
     Course { name: "batch by row", progress: Progress::ByRow, ..BATCH },
-    Course { name: "batch with dead letters", end: End::PlainFile, trouble: Trouble::DeadForGood, keys: 6, ..BATCH },
+    Course { name: "batch with dead letters", trouble: Trouble::DeadForGood, keys: 6, ..BATCH },
     // One more for each version of the tables that is not the newest.
     Course { name: "tables of version 0", tables: 0, ..TINY },
 ];
@@ -172,8 +170,8 @@ impl Course {
             for n in 1..=self.events {
                 insert(&transaction, &format!("e{n}"), &format!("k{}", n % self.keys));
             }
-            if self.end == End::PlainFile {
-                let sql = "UPDATE outbox SET payload = 'two' || char(10) || 'lines' WHERE position IN (?1, ?2)";
+            if self.trouble == Trouble::DeadForGood {
+                let sql = "UPDATE outbox SET stream_type = cast(x'ff' AS TEXT) WHERE position IN (?1, ?2)";
                 transaction.execute(sql, self.poison().map(|n| n as i64)).unwrap();
             }
             transaction.commit().unwrap();
@@ -187,7 +185,7 @@ impl Course {
     fn relay(&'static self, folder: &Path) -> Settings {
         let sink = match self.end {
             End::Journal => sink::Settings::Custom(journal::maker(self, folder)),
-            End::File | End::PlainFile => {
+            End::File => {
                 sink::Settings::File(file::Settings { path: Some(folder.join("lines")), format: Format::Envelope })
             }
         };
@@ -195,7 +193,7 @@ impl Course {
             batch_events: self.batch,
             window_events: self.window,
             retry_min: Duration::from_millis(1),
-            attempts_max: if self.trouble == Trouble::DeadLetters { 1 } else { 5 },
+            attempts_max: if matches!(self.trouble, Trouble::DeadLetters | Trouble::DeadForGood) { 1 } else { 5 },
             ..Bounds::default()
         };
         Settings { sink, bounds, on_reject: self.on_reject, ..relay_to("relay", "shop", &FarSide::default()) }

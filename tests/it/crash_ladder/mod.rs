@@ -24,7 +24,7 @@ use std::time::Instant;
 use outboxd::controls::{Protection, Seam};
 use outboxd::state::SCHEMA_VERSION;
 
-use self::course::{COURSES, Course, End};
+use self::course::{COURSES, Course};
 use self::truth::{count, stands_after_a_crash, stands_at_the_end};
 use crate::support::proof::Proof;
 
@@ -181,7 +181,6 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 fn every_seam_is_reached() {
     let reached: BTreeSet<String> = COURSES
         .iter()
-        .filter(|course| course.end != End::PlainFile)
         .flat_map(|course| {
             let folder = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

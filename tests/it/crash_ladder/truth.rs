@@ -52,7 +52,6 @@ fn deliveries(course: &Course, folder: &Path) -> Vec<(usize, String)> {
             let (id, what) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
             (number(id), what.to_owned())
         }
-        End::PlainFile => (number(line), "again".to_owned()),
         End::File => {
             let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
             let again = event["headers"].get("outboxd-redelivery").is_some();

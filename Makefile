@@ -4,7 +4,7 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench mutants setup clean-tools tested
+.PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,11 @@ bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a s
 
 mutants: ## changes verdict, retry and settlement in every small way, and asks that a test notices (ARGS=--file ...: others)
 	@$(TIMED) mutants scripts/mutants $(ARGS)
+
+HOURS ?= 1
+
+soak: setup ## the same faults with larger counts and new seeds, for HOURS; goes on where the last one stopped, writes RELIABILITY.md
+	@$(TIMED) soak scripts/soak $(HOURS)
 
 fmt: ## formats the code
 	$(CARGO) fmt

@@ -164,6 +164,8 @@ pub struct Batch {
     row_keys: Vec<RowKey>,
     /// Events that cannot be sent as they are, in ascending order of index.
     defects: Vec<(u32, Rejection)>,
+    /// Events that may have been sent before, in ascending order of index.
+    again: Vec<u32>,
     /// The position up to which the source was read; at or behind the last event (filtered events lie in between).
     pub end: Position,
     /// The id of the event at `end`; empty for sources read by row.
@@ -225,6 +227,15 @@ impl Batch {
     pub fn defect(&self, index: usize) -> Option<&Rejection> {
         let at = self.defects.binary_search_by_key(&(index as u32), |d| d.0).ok()?;
         Some(&self.defects[at].1)
+    }
+
+    /// Notes which events may have been sent before.
+    pub fn note_again(&mut self, may_be: impl Fn(&Event<'_>) -> bool) {
+        self.again = (0..self.len()).filter(|index| may_be(&self.event(*index))).map(|index| index as u32).collect();
+    }
+
+    pub fn is_again(&self, index: usize) -> bool {
+        !self.again.is_empty() && self.again.binary_search(&(index as u32)).is_ok()
     }
 
     pub fn has_defects(&self) -> bool {

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::Settings;
 use crate::clock;
+use crate::controls::{self, Seam};
 use crate::event::Position;
 use crate::source::reader::{Halt, Look, Mark, Names, Reader};
 use crate::sqlite::writer::{JobError, Writer};
@@ -180,6 +181,7 @@ fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selectio
     let now = clock::now_micros();
     for row in &rows {
         held::revive(connection, consumer, row, now)?;
+        controls::reach(Seam::Operate);
     }
     Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
 }
@@ -199,6 +201,7 @@ fn discard(
         let (event_id, key) = (Some(row.event_id.as_str()), Some(&row.key[..]));
         resolution::record(connection, &Resolution { consumer, action: "discard", event_id, key, reason, detail })?;
         held::delete(connection, consumer, &row.key, row.ordinal)?;
+        controls::reach(Seam::Operate);
     }
     Ok(rows.len())
 }

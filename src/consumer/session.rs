@@ -30,6 +30,7 @@ use super::status::Status;
 use super::verdict::{self, Fate};
 use super::window::Window;
 use crate::clock;
+use crate::controls::{self, Protection, Seam};
 use crate::event::Reason;
 use crate::retry::Pace;
 use crate::shutdown::{self, Phase};
@@ -263,8 +264,8 @@ impl Session {
                 Some(command) = around.commands.recv(), if !self.operating => self.on_command(command, around),
                 () = shutdown::asked(around.shutdown), if self.draining.is_none() => {
                     let deadline = match *around.shutdown.borrow() {
-                        Phase::Drain { deadline } => deadline,
-                        Phase::Run => Instant::now(),
+                        Phase::Drain { deadline } if !controls::is_off(Protection::Drain) => deadline,
+                        Phase::Drain { .. } | Phase::Run => Instant::now(),
                     };
                     self.draining = Some(deadline);
                 }
@@ -329,6 +330,7 @@ impl Session {
             .draining
             .map_or(CLOSE_MIN, |deadline| deadline.saturating_duration_since(Instant::now()).max(CLOSE_MIN));
         if matches!(end, End::Shutdown) && clean {
+            controls::reach(Seam::Stop);
             let name = self.settings.name.clone();
             let written =
                 self.writer.perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));

@@ -141,7 +141,8 @@ impl Window {
                             lot.fates[index] = Fate::Refused;
                         }
                         (Turn::Send, None) => {
-                            let redelivery = fate == Fate::UnsentAgain || index < lot.sent_before;
+                            let redelivery =
+                                fate == Fate::UnsentAgain || index < lot.sent_before || lot.batch.is_again(index);
                             picks.push(Pick { redelivery, ..Pick::first(index as u32) });
                             lot.fates[index] = Fate::in_flight();
                         }

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -164,7 +165,9 @@ impl Flight {
         if self.slots[slot].compare_exchange(UNANSWERED, code, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
-        if code == NOTED {
+        if code == DELIVERED {
+            controls::reach(Seam::Acknowledged);
+        } else {
             self.notes.lock().expect("no panic happens under this lock").push((slot as u32, outcome));
         }
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {

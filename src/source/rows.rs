@@ -9,7 +9,9 @@
 //! 1. A row is handed out once, until it is settled; one of a held key never.
 //! 2. A key that was freed is handed out again only from a full pass that began afterwards: rows that were passed over stand before
 //!    what is left of an older list.
-//! 3. What was told ([`RowsUpdate`]) outlives the connection.
+//! 3. A row of a key that was held, listed in the first full pass after it was freed, says that it may have been sent before: what was in
+//!    flight behind the refused one stays pending.
+//! 4. What was told ([`RowsUpdate`]) outlives the connection.
 
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
@@ -24,6 +26,7 @@ use super::filter::Filter;
 use super::mapping::{Mapping, RowMapping};
 use super::reader::{Look, ReadFault, ReadRequest};
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
 use crate::sqlite::open;
 
@@ -104,6 +107,8 @@ pub struct Excluded {
     held_keys: HashSet<Box<[u8]>>,
     /// Free, but not yet for what is left of the current list.
     freed_keys: Vec<Box<[u8]>>,
+    /// Free since the current list was made.
+    released_keys: HashSet<Box<[u8]>>,
     /// Dead rows: found pending, the application asks for a retry.
     dead: HashSet<RowKey>,
     revived: Vec<RowKey>,
@@ -115,6 +120,11 @@ pub struct Excluded {
 
 /// Shared with the SQL function, which SQLite calls on the same thread: never contended.
 pub type Shared = Arc<Mutex<Excluded>>;
+
+/// Takes note without a connection.
+pub fn update(shared: &Shared, update: RowsUpdate) {
+    shared.lock().expect("no panic happens under this lock").update(update);
+}
 
 impl Excluded {
     fn update(&mut self, update: RowsUpdate) {
@@ -131,6 +141,7 @@ impl Excluded {
                     self.freed_keys.retain(|freed| *freed != key);
                     self.held_keys.insert(key);
                 }
+                Change::Free(key) if controls::is_off(Protection::Overtaking) => drop(self.held_keys.remove(&key)),
                 Change::Free(key) => {
                     if self.held_keys.contains(&key) {
                         self.freed_keys.push(key);
@@ -163,6 +174,7 @@ impl Excluded {
         self.wants_full_pass = false;
         for key in std::mem::take(&mut self.freed_keys) {
             self.held_keys.remove(&key);
+            self.released_keys.insert(key);
         }
     }
 }
@@ -247,8 +259,12 @@ impl Rows {
             self.mapping.push(row, &mut batch, request.event_bytes_max, |_| true)?;
             batch.row_key(key);
         }
-        let batch = (!batch.is_empty()).then(|| batch.finish(Position::default(), clock::now_micros()));
-        Ok((batch, std::mem::take(&mut self.excluded().revived)))
+        let mut batch = (!batch.is_empty()).then(|| batch.finish(Position::default(), clock::now_micros()));
+        let mut excluded = self.excluded();
+        if let Some(batch) = batch.as_mut().filter(|_| !excluded.released_keys.is_empty()) {
+            batch.note_again(|event| excluded.released_keys.contains(event.hold_key().as_ref()));
+        }
+        Ok((batch, std::mem::take(&mut excluded.revived)))
     }
 
     /// The batch is with the engine now.
@@ -286,6 +302,10 @@ impl Rows {
             let mut excluded = self.excluded();
             let wanted = excluded.wants_full_pass && self.is_relist_paid_for();
             let full = due || wanted || excluded.passed_over < PASSED_OVER_FEW;
+            // After a list that was cut, the next one goes on with it.
+            if self.last_full_pass.is_some() {
+                excluded.released_keys.clear();
+            }
             if full {
                 excluded.begin_full_pass();
             }

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::clock;
-use crate::controls::{self, Protection};
+use crate::controls::{self, Protection, Seam};
 use crate::event::Position;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
@@ -142,6 +142,7 @@ pub fn advance(
             ":unchecked": controls::is_off(Protection::CompareAndSet),
         })?;
     if moved == 1 {
+        controls::reach(Seam::Advance);
         return Ok(());
     }
     Err(JobError::Refused(format!(
@@ -208,5 +209,30 @@ mod tests {
             witnesses.advance(&Mark { position: Position(position), event_id: String::new() });
         }
         assert!(witnesses.marks()[0].position.0 <= 100_000 - 32_768);
+    }
+
+    /// Of each class of distances (1, 2 to 3, 4 to 7, ...) the oldest stays, of the last one the newest.
+    #[test]
+    fn witnesses_are_kept_at_growing_distances() {
+        let after = |newest: i64| {
+            let mut witnesses = Witnesses::default();
+            for position in 1..=newest {
+                witnesses.advance(&Mark { position: Position(position), event_id: String::new() });
+            }
+            witnesses.marks().iter().map(|mark| newest - mark.position.0).collect::<Vec<_>>()
+        };
+        assert_eq!(after(100), [99, 35, 19, 11, 3, 1, 0]);
+        let far = [34_463, 18_079, 9_887, 5_791, 3_743, 1_695, 671, 415, 159, 95, 31, 15, 7, 3, 1, 0];
+        assert_eq!(after(100_000), far);
+    }
+
+    #[test]
+    fn the_newest_word_on_a_position_counts() {
+        let mut witnesses = Witnesses::default();
+        for (position, id) in [(1, "a"), (5, "b"), (5, "c")] {
+            witnesses.advance(&Mark { position: Position(position), event_id: id.into() });
+        }
+        let ids: Vec<&str> = witnesses.marks().iter().map(|mark| mark.event_id.as_str()).collect();
+        assert_eq!(ids, ["a", "c"]);
     }
 }

@@ -4,6 +4,7 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::clock;
+use crate::controls::{self, Seam};
 use crate::event::{Position, RowKey};
 use crate::sqlite::writer::JobError;
 
@@ -119,7 +120,15 @@ pub fn insert(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<
             ":held_at": row.held_at,
             ":payload": row.payload,
         })?;
+    controls::reach(Seam::Hold);
+    note_death(row.state);
     Ok(())
+}
+
+fn note_death(state: HeldState) {
+    if matches!(state, HeldState::Dead | HeldState::Skipped) {
+        controls::reach(Seam::DeadLetter);
+    }
 }
 
 /// Writes what a further attempt came to.
@@ -140,6 +149,7 @@ pub fn update(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<
             ":detail": row.detail,
             ":payload": row.payload,
         })?;
+    note_death(row.state);
     Ok(())
 }
 
@@ -147,6 +157,7 @@ pub fn delete(connection: &Connection, consumer: &str, key: &[u8], ordinal: i64)
     connection
         .prepare_cached("DELETE FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3")?
         .execute(params![consumer, key, ordinal])?;
+    controls::reach(Seam::Unhold);
     Ok(())
 }
 

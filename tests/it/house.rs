@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
@@ -150,6 +151,23 @@ fn every_promise_is_owned_by_a_test() {
     assert!(missing.is_empty(), "docs/GUARANTEES.md names tests that are not there: {missing:?}");
     for promise in ["G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8"] {
         assert!(document.contains(promise), "docs/GUARANTEES.md says what is promised of {promise}");
+    }
+}
+
+/// Every protection is turned off by some test, which then has to fail, and the document says which that is.
+#[test]
+fn every_protection_has_its_control() {
+    let mut files = Vec::new();
+    sources(&root().join("tests/it"), &mut files);
+    let code: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
+    for protection in Protection::ALL {
+        let is_turned_off = code.contains(&format!("Protection::{protection:?}"))
+            || code.contains(&format!("without(\"{protection:?}\")"));
+        assert!(is_turned_off, "no test turns {protection:?} off");
+        let row = document.lines().find(|line| line.starts_with(&format!("| {protection:?} |")));
+        let row = row.unwrap_or_else(|| panic!("docs/GUARANTEES.md does not name the control of {protection:?}"));
+        assert!(row.contains("control_") || row.contains("without"), "{row}");
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::Settings;
 use super::fault::{fault, is_of_a_channel};
+use crate::controls::{self, Protection};
 use crate::sink::format::Dress;
 use crate::sink::tls::Tls;
 use crate::sink::{Fault, News, Port};
@@ -160,7 +161,7 @@ impl Link {
         loop {
             let is_blocked = state.borrow_and_update().blocked.is_some();
             tokio::select! {
-                () = tokio::time::sleep(patience), if !is_blocked => {
+                () = tokio::time::sleep(patience), if !is_blocked && !controls::is_off(Protection::AckTimeout) => {
                     return Fault::unavailable(format!("RabbitMQ did not confirm within {patience:?}"));
                 }
                 cut = state.wait_for(|state| state.is_cut || state.blocked.is_some() != is_blocked) => {

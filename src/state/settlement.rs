@@ -89,11 +89,7 @@ fn mark_row(
         RowMark::Rejected(error) => (mapping.on_rejected, Some(error)),
     };
     let mut statement = connection.prepare_cached(sql)?;
-    let row: &dyn ToSql = match key {
-        RowKey::Integer(n) => n,
-        RowKey::Text(text) => &&**text,
-    };
-    for (name, value) in [(":row", row), (":now", &now), (":error", &error)] {
+    for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
         if let Some(index) = statement.parameter_index(name)? {
             statement.raw_bind_parameter(index, value)?;
         }

@@ -227,7 +227,7 @@ async fn set_position(
     }
     let look = look(reader).await?;
     let mark = match to {
-        Target::First => Mark::default(),
+        Target::First => Mark { position: look.before_first, event_id: String::new() },
         Target::Head => Mark { position: look.head, event_id: look.head_id },
         Target::Position(position) if position > look.head => {
             return Err(JobError::Refused(format!(

@@ -362,7 +362,7 @@ impl Session {
             wake = wake.min(deadline.max(now));
         }
         if let Some(due) = self.holds.next_due_micros().filter(|_| self.may_send()) {
-            let micros = (due - clock::now_micros()).clamp(2_000, BEAT.as_micros() as i64);
+            let micros = (due - clock::steady_micros()).clamp(2_000, BEAT.as_micros() as i64);
             wake = wake.min(now + Duration::from_micros(micros as u64));
         }
         wake

@@ -24,7 +24,7 @@ use rusqlite::{Connection, Statement, named_params};
 
 use super::filter::Filter;
 use super::mapping::{Mapping, RowMapping};
-use super::reader::{Look, ReadFault, ReadRequest};
+use super::reader::{Halt, Look, ReadFault, ReadRequest};
 use crate::clock;
 use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
@@ -200,7 +200,7 @@ struct FullPass {
 impl Rows {
     pub fn new(connection: &Connection, mapping: Mapping, excluded: Shared) -> Result<Self, ReadFault> {
         let shared = excluded.clone();
-        connection.create_scalar_function("outboxd_free", 4, FunctionFlags::SQLITE_UTF8, move |call| {
+        connection.create_scalar_function("outboxd_free", 5, FunctionFlags::SQLITE_UTF8, move |call| {
             let mut excluded = shared.lock().expect("no panic happens under this lock");
             Ok(is_free(&mut excluded, call))
         })?;
@@ -211,7 +211,14 @@ impl Rows {
         let rows = self.rows();
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE {})", self.mapping.from, rows.pending);
         let has_events = connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
-        Ok(Look { head: Position::default(), head_id: String::new(), has_events, mapping: self.mapping.clone() })
+        let mapping = self.mapping.clone();
+        Ok(Look {
+            before_first: Position::default(),
+            head: Position::default(),
+            head_id: String::new(),
+            has_events,
+            mapping,
+        })
     }
 
     /// How many rows are pending, in flight and held ones included.
@@ -289,9 +296,11 @@ impl Rows {
 
     /// The condition under which a row is handed out. `CASE` keeps SQLite from asking of rows that are not pending.
     fn free(&self) -> String {
-        let Mapping { row, key, id, kind, .. } = &self.mapping;
-        let pending = self.rows().pending;
-        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}) END")
+        let mapping = &self.mapping;
+        let (row, key) = (mapping.row_bounded(), mapping.key_bounded());
+        let (id, kind) = (mapping.id_bounded(), mapping.kind_bounded());
+        let RowMapping { pending, position, .. } = self.rows();
+        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}, {position}) END")
     }
 
     /// Lists pending rows in order.
@@ -319,7 +328,7 @@ impl Rows {
         };
         let sql = format!(
             "SELECT {row}, o.rowid FROM {from} WHERE {newer}{free} ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
-            row = self.mapping.row,
+            row = self.mapping.row_bounded(),
             from = self.mapping.from,
             free = self.free(),
             order = self.rows().order,
@@ -329,8 +338,13 @@ impl Rows {
         let mut listed = statement.query([])?;
         let mut newest = 0;
         while let Some(row) = listed.next()? {
-            self.pass.push_back(Mapping::row_key(row)?);
-            newest = newest.max(row.get::<_, i64>(1)?);
+            let rowid = row.get(1)?;
+            let Some(key) = Mapping::row_key(row)? else {
+                self.pass.clear();
+                return Err(ReadFault::Halt(self.nameless(rowid)));
+            };
+            self.pass.push_back(key);
+            newest = newest.max(rowid);
         }
         drop(listed);
         if full {
@@ -344,6 +358,15 @@ impl Rows {
             self.seen_rowid = self.seen_rowid.max(newest);
         }
         Ok(())
+    }
+
+    fn nameless(&self, rowid: i64) -> Halt {
+        Halt::new(format!(
+            "a pending row of {table} has no {row} by which it could be marked (or one of more than 64 KiB): rowid {rowid}. Nothing is sent \
+             twice or passed over. Remedy: give it one or delete it (WHERE rowid = {rowid}), then `outboxd resume`",
+            table = self.mapping.table,
+            row = self.mapping.row,
+        ))
     }
 
     /// These rows, pending or not, in the order asked for; those that are gone are left out.
@@ -363,23 +386,20 @@ impl Rows {
 }
 
 fn by_name<'a>(statement: &'a mut Statement<'_>, row: &RowKey) -> rusqlite::Result<rusqlite::Rows<'a>> {
-    match row {
-        RowKey::Integer(n) => statement.query(named_params! { ":row": n }),
-        RowKey::Text(text) => statement.query(named_params! { ":row": &**text }),
-    }
+    statement.query(named_params! { ":row": row })
 }
 
 /// `outboxd_free(row, key, id, type)`.
 fn is_free(excluded: &mut Excluded, call: &Context<'_>) -> bool {
-    let row = match call.get_raw(0) {
-        ValueRef::Integer(n) => RowKey::Integer(n),
-        ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
-        _ => RowKey::Text("".into()),
-    };
+    // One without a name is listed, and said to be one.
+    let Some(row) = RowKey::of(call.get_raw(0)) else { return true };
     let key = bytes_of(call.get_raw(1));
     let id = bytes_of(call.get_raw(2)).unwrap_or_default();
     let kind = bytes_of(call.get_raw(3)).unwrap_or_default();
-    excluded.is_free(&row, &hold_key(key.as_deref(), &id), std::str::from_utf8(&kind).unwrap_or_default())
+    let position = Position(call.get_raw(4).as_i64().unwrap_or_default());
+    // An id that is no text is held in the form in which people can read it.
+    let id = String::from_utf8_lossy(&id);
+    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes(), position), &String::from_utf8_lossy(&kind))
 }
 
 /// As the batch will hold it: text and blobs byte for byte, numbers in decimal.

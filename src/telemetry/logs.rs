@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
@@ -13,6 +14,7 @@ use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::visible::{visible, visible_json};
 use crate::clock;
 
 /// How a line looks.
@@ -31,9 +33,24 @@ pub fn install(format: Format, level: &str) -> Result<(), String> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match format {
         Format::Logfmt => builder.event_format(Logfmt).try_init(),
-        Format::Json => builder.json().flatten_event(true).with_target(false).try_init(),
+        Format::Json => builder.json().flatten_event(true).with_target(false).with_writer(|| JsonLines).try_init(),
     }
     .map_err(|error| error.to_string())
+}
+
+/// Lines of JSON in which controls and marks of direction are escaped too: somebody will look at them in a terminal.
+struct JsonLines;
+
+impl Write for JsonLines {
+    /// Takes a whole record.
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(visible_json(&String::from_utf8_lossy(record)).as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 struct Logfmt;
@@ -79,7 +96,11 @@ impl Visit for Pairs<'_, '_> {
 /// Writes ` name=value`, quoted where needed; control characters are escaped, so that one record stays one line.
 fn write_pair(out: &mut impl fmt::Write, name: &str, value: &str) -> fmt::Result {
     let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_graphic() && c != '"' && c != '=' && c != '\\');
-    if plain { write!(out, " {name}={value}") } else { write!(out, " {name}=\"{}\"", value.escape_debug()) }
+    if plain {
+        write!(out, " {name}={value}")
+    } else {
+        write!(out, " {name}=\"{}\"", visible(&value.escape_debug().to_string()))
+    }
 }
 
 /// Lets a repeated message through now and then.

@@ -48,7 +48,7 @@ impl Session {
         };
         let (head, backlog) = match &*self.reader.state.borrow() {
             SourceState::Ready(Head::Position(head)) => {
-                (Some(head.0), (head.0 - self.checkpoint.position.0).max(0) as u64)
+                (Some(head.0), head.0.saturating_sub(self.checkpoint.position.0).max(0) as u64)
             }
             SourceState::Ready(Head::Pending(pending)) => (None, *pending),
             _ => (None, self.window.events as u64),
@@ -71,7 +71,7 @@ impl Session {
             if !self.window.is_empty() || self.at_head {
                 status.oldest_unsettled_micros = self.window.oldest_micros();
             }
-            status.beat_micros = clock::now_micros();
+            status.beat_micros = clock::steady_micros();
         });
     }
 }

@@ -65,7 +65,7 @@ impl Lane {
         let mut messages = Vec::with_capacity(chunk.slots.len());
         for slot in chunk.slots.iter().map(|slot| *slot as usize) {
             let event = chunk.flight.event(slot);
-            match compose(&link.settings, &link.dress, &event, chunk.flight.picks[slot], slot) {
+            match compose(&link.settings, &link.dress, link.frame_bytes_max(), &event, chunk.flight.picks[slot], slot) {
                 Ok(message) => messages.push(message),
                 Err(rejection) => chunk.fill(slot, Outcome::Rejected(rejection)),
             }

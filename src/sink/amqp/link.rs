@@ -104,6 +104,11 @@ impl Link {
         Ok(())
     }
 
+    /// As the broker and the client have agreed.
+    pub fn frame_bytes_max(&self) -> usize {
+        self.connection.configuration().frame_max() as usize
+    }
+
     pub fn broken(&self) -> Option<Fault> {
         self.state.borrow().broken.clone()
     }

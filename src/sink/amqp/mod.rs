@@ -16,6 +16,10 @@ mod lane;
 mod link;
 mod message;
 
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use fault::exchange_named;
+
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;

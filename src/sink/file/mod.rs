@@ -16,6 +16,10 @@
 mod tail;
 mod writer;
 
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use tail::good_length;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -8,6 +8,7 @@ pub mod eventsource;
 pub mod fake_sink;
 pub mod fleet;
 pub mod flights;
+pub mod manager;
 pub mod process;
 pub mod proof;
 pub mod readers;

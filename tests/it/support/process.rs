@@ -259,7 +259,8 @@ impl Daemon {
         until("the admin address is logged", Duration::from_secs(10), || {
             let log = self.log();
             let line = log.lines().find(|line| line.contains("admin_listens"))?;
-            Some(line.split("address=").nth(1)?.split_whitespace().next()?.to_owned())
+            let (_, rest) = line.split_once("address=").or(line.split_once("\"address\":\""))?;
+            Some(rest.split([' ', '"']).next()?.to_owned())
         })
     }
 

@@ -48,7 +48,8 @@ pub fn rabbitmq(broker: &Broker, queue: &str) -> Vec<Message> {
     lines.into_iter().map(message).collect()
 }
 
-fn read(tool: &str, arguments: &[&str]) -> Vec<Value> {
+/// The lines that the tool prints.
+pub fn read(tool: &str, arguments: &[&str]) -> Vec<Value> {
     let script = format!("{}/tests/tools/{tool}", env!("CARGO_MANIFEST_DIR"));
     let output =
         Command::new(script).args(arguments).output().expect("scripts/setup has made the readers' environment");

@@ -400,6 +400,9 @@ impl Desk {
 /// Reads in one snapshot; says which one it was.
 fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
     let connection = &open.connection;
+    if let Table::Rows(table) = &mut open.table {
+        table.prepare(connection, &request.filter)?;
+    }
     connection.prepare_cached("BEGIN")?.execute([])?;
     let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
         let version = open::data_version(connection)?;

@@ -14,7 +14,7 @@ use crate::support::process::{Daemon, Scene};
 use crate::support::proof::Proof;
 use crate::support::readers::lines;
 use crate::support::referee::judge;
-use crate::support::wait::throughout;
+use crate::support::wait::{throughout, until};
 
 const WINDOW: i64 = 200;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,10 +45,7 @@ fn scene(database: &Path, state: &str, out: &Path) -> Scene {
 
 /// The same with everything in the folder.
 fn plain_scene() -> Scene {
-    scene_in_folder(Scene::without_a_file(""))
-}
-
-fn scene_in_folder(scene: Scene) -> Scene {
+    let scene = Scene::without_a_file("");
     scene.configure(&config(&scene.path("app.db"), "beside", &scene.path("out.ndjson")));
     scene.init();
     scene
@@ -68,10 +65,9 @@ fn position(daemon: &Daemon) -> i64 {
     daemon.status("to_out").and_then(|status| status["position"].as_i64()).unwrap_or(0)
 }
 
-/// How far beyond what is recorded events have been sent. Their ids count from `event-0`, positions from 1.
-fn overrun(daemon: &Daemon, out: &Path) -> i64 {
-    let sent = whole_lines(out).iter().map(|id| id["event-".len()..].parse::<i64>().unwrap() + 1).max().unwrap_or(0);
-    sent - position(daemon)
+/// The newest position that has been sent. Ids count from `event-0`, positions from 1.
+fn sent(out: &Path) -> i64 {
+    whole_lines(out).iter().map(|id| id["event-".len()..].parse::<i64>().unwrap() + 1).max().unwrap_or(0)
 }
 
 /// The ids of the lines that have ended; each is whole.
@@ -118,7 +114,7 @@ fn a_full_disk_under_the_application_costs_only_what_it_cannot_commit() {
     assert_eq!(duplicates, 0);
 }
 
-/// The disk with the state is full while a backlog is there. `pin` keeps a `-wal` from being used from its start again.
+/// The disk with the state is full while a backlog is there.
 fn progress_cannot_be_recorded(
     proof: Proof,
     disk: &SmallDisk,
@@ -131,6 +127,7 @@ fn progress_cannot_be_recorded(
     let mut daemon = scene.daemon();
     daemon.until_settled("to_out", application.head(), PATIENCE);
     daemon.freeze();
+    // A reader, so that a `-wal` is not used from its start again.
     let pin = rusqlite::Connection::open(database).unwrap();
     pin.execute_batch("BEGIN; SELECT count(*) FROM outbox").unwrap();
     application.write(events());
@@ -139,24 +136,25 @@ fn progress_cannot_be_recorded(
     let status = daemon.until_state("to_out", "waiting", PATIENCE);
     let detail = status["detail"].as_str().unwrap();
     assert!(detail.contains("progress cannot be recorded") && detail.contains("SQLite code 13"), "{detail}");
+    let recorded = position(&daemon);
     let mut most = 0;
-    let mut stays_within_the_window = |daemon: &Daemon| {
+    let mut stays_within_the_window = || {
         throughout("within the window", Duration::from_secs(2), || {
-            most = overrun(daemon, out).max(most);
+            most = most.max(sent(out) - recorded);
             most <= WINDOW
         });
     };
-    stays_within_the_window(&daemon);
+    stays_within_the_window();
     // A crash meanwhile sends the same once more, and no more than that.
     daemon.kill();
     daemon = scene.daemon();
     daemon.until_state("to_out", "waiting", PATIENCE);
-    stays_within_the_window(&daemon);
+    stays_within_the_window();
     // A stop ends in time, although nothing can be recorded.
     daemon.stop(Duration::from_secs(10));
     daemon = scene.daemon();
     daemon.until_state("to_out", "waiting", PATIENCE);
-    stays_within_the_window(&daemon);
+    stays_within_the_window();
     disk.free();
     drop(pin);
     let proof = proof
@@ -268,13 +266,37 @@ fn fails(what: &str, file: &str, call: &str, when: &str) {
 
 #[test]
 fn errors_of_the_states_disk_are_waited_out() {
-    fails("sync of the state", "app.db-outboxd.db-wal", "fdatasync", "4..8");
+    fails("sync of the state", "app.db-outboxd.db-wal", "fsync", "4..8");
     fails("write of the state", "app.db-outboxd.db-wal", "pwrite64", "20..30");
 }
 
+/// SQLite takes a read that fails for a damaged file, and so do we.
 #[test]
-fn errors_of_the_sources_disk_are_waited_out() {
-    fails("read of the source", "app.db-wal", "pread64", "30..40");
+fn a_source_that_cannot_be_read_halts_until_it_is_resumed() {
+    let scene = plain_scene();
+    let mut application = Application::open(&scene.path("app.db"), 20);
+    let wal = scene.path("app.db-wal").display().to_string();
+    let inject = ["-e", "trace=pread64", "-e", "inject=pread64:error=EIO:when=30..32"];
+    let mut daemon = scene.daemon_traced(&[&["-P", &wal][..], &inject].concat());
+    for _ in 0..40 {
+        application.write(25);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut halts = 0;
+    let mut look = || {
+        let status = daemon.status("to_out").unwrap();
+        if status["state"] == "halted" {
+            assert!(status["detail"].as_str().unwrap().contains("disk cannot be read"), "{status}");
+            halts += 1;
+            assert!(scene.outboxd(&["resume", "to_out"]).status.success());
+        }
+        (status["position"].as_i64() == Some(application.head())).then_some(())
+    };
+    until("it goes on where it was", PATIENCE, &mut look);
+    assert!(halts > 0, "nothing was injected");
+    let proof = Proof::of("EIO: read of the source").tried("errors", 3).found("halts", halts);
+    let (_proof, duplicates) = all_is_well(proof, &application, &mut daemon, &scene.path("out.ndjson"));
+    assert!(duplicates as i64 <= WINDOW, "{duplicates}");
 }
 
 #[test]
@@ -287,13 +309,14 @@ fn slow(delay: Duration, events: usize) {
     let scene = plain_scene();
     let mut application = Application::open(&scene.path("app.db"), 20);
     application.write(events);
-    let inject = format!("inject=fdatasync:delay_enter={}", delay.as_micros());
-    let mut daemon = scene.daemon_traced(&["-e", "trace=fdatasync", "-e", &inject]);
+    let inject = format!("inject=fdatasync,fsync:delay_enter={}", delay.as_micros());
+    let mut daemon = scene.daemon_traced(&["-e", "trace=fdatasync,fsync", "-e", &inject]);
     let out = scene.path("out.ndjson");
     let mut most = 0;
     daemon.until("to_out", "under way", PATIENCE, |status| status["position"].as_i64() > Some(0));
     while position(&daemon) < application.head() {
-        most = most.max(overrun(&daemon, &out));
+        let sent = sent(&out);
+        most = most.max(sent - position(&daemon));
         let status = daemon.status("to_out").unwrap();
         assert_eq!((status["state"].as_str(), most <= WINDOW), (Some("running"), true), "{status} {most}");
         std::thread::sleep(Duration::from_millis(20));

@@ -66,8 +66,17 @@ impl Stage {
         self.relays = Some(Relays::one(self.settings(), fleet::fake(&self.far_side)));
     }
 
+    /// Until the file is the application's alone, which is when it can leave WAL mode.
     async fn stop(&mut self) {
         self.relays.take().unwrap().stop().await;
+        if self.app.is_some() {
+            until("nobody else has it open", || self.switch("DELETE").map_err(|error| error.to_string())).await;
+            self.switch("WAL").unwrap();
+        }
+    }
+
+    fn switch(&self, mode: &str) -> rusqlite::Result<String> {
+        self.app().query_row(&format!("PRAGMA journal_mode = {mode}"), [], |row| row.get(0))
     }
 
     fn app(&self) -> &Connection {
@@ -243,7 +252,7 @@ async fn a_mapped_column_that_goes_halts_until_it_is_back() {
                 "event_data",
                 "event_data TEXT NOT NULL DEFAULT '{\"payload\": null}'",
                 "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, created_at)
-                 VALUES ('20', 'e-20', 'T', 'k', 'A', '2026-11-21T03:15:21+00:00')",
+                 VALUES ('20', 'e-20', 'T', 'k', 'A', '2026-11-21T03:15:20.378836+00:00')",
             ),
         };
         stage.app().execute_batch(&format!("ALTER TABLE {} DROP COLUMN {column}", stage.table())).unwrap();
@@ -262,20 +271,17 @@ async fn wal_mode_cannot_be_left_while_we_read_and_is_asked_for_when_it_was() {
     for way in WAYS {
         let mut stage = Stage::new(way).await;
         stage.app().busy_timeout(std::time::Duration::ZERO).unwrap();
-        let switch = |stage: &Stage, mode: &str| -> rusqlite::Result<String> {
-            stage.app().query_row(&format!("PRAGMA journal_mode = {mode}"), [], |row| row.get(0))
-        };
-        let refused = switch(&stage, "DELETE").unwrap_err();
+        let refused = stage.switch("DELETE").unwrap_err();
         assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{way:?}");
         stage.app().busy_timeout(std::time::Duration::from_secs(5)).unwrap();
         stage.place(20);
         stage.has_arrived().await;
         stage.stop().await;
-        assert_eq!(switch(&stage, "DELETE").unwrap(), "delete");
+        assert_eq!(stage.switch("DELETE").unwrap(), "delete");
         stage.place(20);
         stage.start();
         stage.halts(&["journal mode delete", "PRAGMA journal_mode = WAL", "outboxd resume"]).await;
-        assert_eq!(switch(&stage, "WAL").unwrap(), "wal");
+        assert_eq!(stage.switch("WAL").unwrap(), "wal");
         stage.resume().await;
         stage.has_arrived().await;
     }

@@ -219,7 +219,7 @@ impl Desk {
                     }
                     _ => Err(Halt::new(format!(
                         "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
-                         file is damaged (PRAGMA integrity_check); then `outboxd resume`",
+                         file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
                         self.settings.path.display()
                     ))),
                 }

@@ -200,7 +200,8 @@ fn commits_while(database: &Path, sql: &str, mut happens: impl FnMut()) -> Commi
 }
 
 fn pass(daemon: &mut Daemon, consumer: &str) {
-    daemon.until(consumer, "delivering", Duration::from_secs(20), |status| status["delivered_total"].as_u64() > Some(0));
+    daemon
+        .until(consumer, "delivering", Duration::from_secs(20), |status| status["delivered_total"].as_u64() > Some(0));
 }
 
 #[test]

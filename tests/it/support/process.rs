@@ -90,7 +90,13 @@ impl Scene {
     }
 
     pub fn daemon_with(&self, environment: &[(&str, &str)]) -> Daemon {
-        Daemon::spawn(self.folder.path(), "outboxd.toml", environment)
+        self.daemon_of_with("outboxd.toml", environment)
+    }
+
+    /// Another version of it, or this one.
+    pub fn daemon_from(&self, binary: Option<&Path>) -> Daemon {
+        let binary = binary.unwrap_or(Path::new(env!("CARGO_BIN_EXE_outboxd")));
+        Daemon::spawn(command_of(binary, self.folder.path()), self.folder.path(), "outboxd.toml", &[])
     }
 
     /// A second one, with a configuration of its own.
@@ -99,14 +105,14 @@ impl Scene {
     }
 
     pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
-        Daemon::spawn(self.folder.path(), config, environment)
+        Daemon::spawn(command(self.folder.path()), self.folder.path(), config, environment)
     }
 
     /// Started by another program, which is told these words before the daemon's own, and becomes it.
     pub fn daemon_under(&self, program: &str, words: &[&str]) -> Daemon {
-        let mut around = Command::new(program);
+        let mut around = command_of(Path::new(program), self.folder.path());
         around.args(words).arg(env!("CARGO_BIN_EXE_outboxd"));
-        Daemon::launch(in_folder(around, self.folder.path()), self.folder.path(), "outboxd.toml", &[])
+        Daemon::spawn(around, self.folder.path(), "outboxd.toml", &[])
     }
 
     /// Under `strace`, which injects faults into its system calls and writes them to `trace`.
@@ -132,10 +138,11 @@ fn status(socket: &Path, consumer: &str) -> Option<Value> {
 }
 
 fn command(folder: &Path) -> Command {
-    in_folder(Command::new(env!("CARGO_BIN_EXE_outboxd")), folder)
+    command_of(Path::new(env!("CARGO_BIN_EXE_outboxd")), folder)
 }
 
-fn in_folder(mut command: Command, folder: &Path) -> Command {
+fn command_of(binary: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.current_dir(folder).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("OUTBOXD_CONFIG");
     command
 }
@@ -151,11 +158,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn spawn(folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
-        Self::launch(command(folder), folder, config, environment)
-    }
-
-    fn launch(mut command: Command, folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
+    fn spawn(mut command: Command, folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
         let stem = config.trim_end_matches(".toml");
         let log = folder.join(format!("{stem}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();

@@ -275,7 +275,7 @@ mod tests {
             if n % 3 > 0 {
                 let event = "INSERT INTO events (event_id, aggregate_id, aggregate_type, event_type, version, timestamp, payload)
                              VALUES ('e' || ?1, 'k', 'A', 'T', ?1, '', '{}')";
-                transaction.prepare_cached(event).unwrap().execute([n]).unwrap();
+                transaction.prepare_cached(event).unwrap().execute([n as i64]).unwrap();
             }
         }
         transaction.execute("UPDATE event_outbox SET status = 'published' WHERE rowid % 11 = 0", []).unwrap();
@@ -287,7 +287,7 @@ mod tests {
         let row =
             "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
                    VALUES ('r' || ?1, 'e' || ?1, 'T', 'k', 'A', '{}', ?2)";
-        connection.prepare_cached(row).unwrap().execute(rusqlite::params![n, time]).unwrap();
+        connection.prepare_cached(row).unwrap().execute(rusqlite::params![n as i64, time]).unwrap();
     }
 
     fn mapping(connection: &Connection) -> Mapping {
@@ -300,7 +300,7 @@ mod tests {
              ORDER BY e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid LIMIT {most}"
         );
         let mut statement = connection.prepare(&sql).unwrap();
-        let rows = statement.query_map([], |row| Mapping::row_key(row)).unwrap();
+        let rows = statement.query_map([], Mapping::row_key).unwrap();
         rows.map(Result::unwrap).collect()
     }
 

@@ -24,6 +24,7 @@ mod status;
 pub mod terminal;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -128,7 +129,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     match execute(&cli) {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("{}", told(&error));
+            // The exit code says it too where stderr cannot be written.
+            let _ = writeln!(std::io::stderr(), "{}", told(&error));
             Exit::of(&error)
         }
     }

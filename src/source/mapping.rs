@@ -36,12 +36,14 @@ pub struct Mapping {
     pub rows: Option<RowMapping>,
 }
 
-/// Which rows are pending, in which order, and how what became of them is written. The statements know `:row`, `:now` (ISO),
+/// Which rows are pending, in which order (by number, those without one behind; then by time; then as inserted), and how what became of
+/// them is written. The statements know `:row`, `:now` (ISO),
 /// `:error` and change nothing that the application changed meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
     pub pending: &'static str,
-    pub order: &'static str,
+    /// Grows from commit to commit; `NULL` where there is no such number.
+    pub number: &'static str,
     /// A number that grows in that order, where there is one.
     pub position: &'static str,
     pub on_delivered: &'static str,

@@ -9,6 +9,7 @@
 
 mod checkpointed;
 pub mod filter;
+mod listing;
 pub mod mapping;
 pub mod preset;
 pub mod reader;

@@ -1,8 +1,8 @@
 //! A table read by row: pending rows in the declared order; what became of each is marked in the table.
 //!
 //! No position is stored. What is in flight, and the keys that are held, are left out inside the statement (by the SQL function
-//! `outboxd_free`), so that a table full of held events never starves what flows. A pass lists the pending rows once, in order;
-//! batches are taken from the list and read anew. Between full passes over a table with many rows that are passed over, only rows newer
+//! `outboxd_free`), so that a table full of held events never starves what flows. A pass lists the pending rows once, in order
+//! ([`super::listing`]); batches are taken from the list and read anew. Between full passes over a table with many rows that are passed over, only rows newer
 //! than those of the last full pass are listed; a full pass follows at least every [`FULL_PASS_EVERY`].
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Statement, named_params};
 
 use super::filter::Filter;
+use super::listing::{self, Scope};
 use super::mapping::{Mapping, RowMapping};
 use super::reader::{Halt, Look, ReadFault, ReadRequest};
 use crate::clock;
@@ -188,6 +189,8 @@ pub struct Rows {
     last_full_pass: Option<FullPass>,
     /// The newest row of the last full pass.
     seen_rowid: i64,
+    /// How many rows were pending then.
+    listed_pending: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +207,7 @@ impl Rows {
             let mut excluded = shared.lock().expect("no panic happens under this lock");
             Ok(is_free(&mut excluded, call))
         })?;
-        Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0 })
+        Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0, listed_pending: 0 })
     }
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
@@ -221,10 +224,15 @@ impl Rows {
         })
     }
 
-    /// How many rows are pending, in flight and held ones included.
+    /// How many rows are pending, in flight and held ones included. Many are not counted anew: then it is what the last full pass found.
     pub fn pending(&self, connection: &Connection) -> Result<u64, ReadFault> {
-        let sql = format!("SELECT count(*) FROM {} o WHERE {}", self.mapping.table, self.rows().pending);
-        Ok(connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64)
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {} o WHERE {} LIMIT {PASS_ROWS_MAX})",
+            self.mapping.table,
+            self.rows().pending
+        );
+        let counted = connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64;
+        Ok(if counted < PASS_ROWS_MAX as u64 { counted } else { counted.max(self.listed_pending) })
     }
 
     fn rows(&self) -> &RowMapping {
@@ -244,17 +252,22 @@ impl Rows {
         self.excluded.lock().expect("no panic happens under this lock")
     }
 
-    /// The next pending rows; `None` when every pending row is in flight or held. Also: dead rows found pending again.
-    /// A batch that is handed on has to be told of ([`Rows::handed_out`]).
+    /// Lists anew when the list is used up, or does not show what has to be seen. To be called outside of a transaction: it has its own.
+    pub fn prepare(&mut self, connection: &Connection, filter: &Arc<Filter>) -> Result<(), ReadFault> {
+        self.excluded().filter = filter.clone();
+        if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
+            self.list(connection)?;
+        }
+        Ok(())
+    }
+
+    /// The next rows of the list that are still pending; `None` when every pending row is in flight or held. Also: dead rows found
+    /// pending again. A batch that is handed on has to be told of ([`Rows::handed_out`]).
     pub fn read(
         &mut self,
         connection: &Connection,
         request: &ReadRequest,
     ) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
-        self.excluded().filter = request.filter.clone();
-        if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
-            self.list(connection)?;
-        }
         let filter = format!("{} = :row AND {}", self.mapping.row, self.free());
         let sql = self.mapping.select(request.event_bytes_max, &filter, "");
         let mut statement = connection.prepare_cached(&sql)?;
@@ -320,42 +333,20 @@ impl Rows {
             }
             full
         };
-        // The unary plus keeps SQLite from reading every pending row by its index where only the newest are wanted.
-        let newer = if full {
-            String::new()
-        } else {
-            format!("+{} AND o.rowid > {} AND ", self.rows().pending, self.seen_rowid)
-        };
-        let sql = format!(
-            "SELECT {row}, o.rowid FROM {from} WHERE {newer}{free} ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
-            row = self.mapping.row_bounded(),
-            from = self.mapping.from,
-            free = self.free(),
-            order = self.rows().order,
-        );
+        let scope = if full { Scope::Pending } else { Scope::NewerThan(self.seen_rowid) };
         self.pass.clear();
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut listed = statement.query([])?;
-        let mut newest = 0;
-        while let Some(row) = listed.next()? {
-            let rowid = row.get(1)?;
-            let Some(key) = Mapping::row_key(row)? else {
-                self.pass.clear();
-                return Err(ReadFault::Halt(self.nameless(rowid)));
-            };
-            self.pass.push_back(key);
-            newest = newest.max(rowid);
+        let data_version = open::data_version(connection)?;
+        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS_ROWS_MAX)?;
+        if let Some(rowid) = listing.nameless {
+            return Err(ReadFault::Halt(self.nameless(rowid)));
         }
-        drop(listed);
+        self.pass = listing.rows;
         if full {
-            let pass = FullPass {
-                ended: Instant::now(),
-                took: began.elapsed(),
-                data_version: open::data_version(connection)?,
-            };
+            let pass = FullPass { ended: Instant::now(), took: began.elapsed(), data_version };
             // A list that was cut goes on with a full pass.
             self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then_some(pass);
-            self.seen_rowid = self.seen_rowid.max(newest);
+            self.seen_rowid = self.seen_rowid.max(listing.newest);
+            self.listed_pending = listing.pending;
         }
         Ok(())
     }

@@ -30,7 +30,13 @@ pub fn install(format: Format, level: &str) -> Result<(), String> {
     let quiet = "lapin=off".parse().expect("a constant directive");
     let filter =
         EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // A log that cannot be written (a full disk, a closed pipe) must stop nobody: the library's word about it goes to stderr too,
+    // where it would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false);
     match format {
         Format::Logfmt => builder.event_format(Logfmt).try_init(),
         Format::Json => builder.json().flatten_event(true).with_target(false).with_writer(|| JsonLines).try_init(),

@@ -4,6 +4,7 @@ pub mod application;
 pub mod broker;
 pub mod daemon;
 pub mod dice;
+pub mod disk;
 pub mod eventsource;
 pub mod fake_sink;
 pub mod fleet;

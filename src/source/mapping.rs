@@ -38,6 +38,8 @@ pub struct Mapping {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
     pub pending: &'static str,
+    /// Which were delivered, as far as the table says.
+    pub delivered: &'static str,
     pub order: &'static str,
     /// A number that grows in that order, where there is one.
     pub position: &'static str,

@@ -161,6 +161,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
 
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
+    delivered: "o.status = 'published'",
     order: "e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid",
     position: "coalesce(e.global_position, o.rowid)",
     on_delivered: "UPDATE event_outbox SET status = 'published', published_at = :now WHERE id = :row AND status = 'pending'",

@@ -269,3 +269,10 @@ pub fn by_row_key(connection: &Connection, consumer: &str, row: &RowKey) -> Resu
     };
     Ok(connection.prepare_cached(&sql)?.query_row(params![consumer, value], from_row).optional()?)
 }
+
+/// The ids of all held events, waiting ones included.
+pub fn ids(connection: &Connection, consumer: &str) -> Result<Vec<String>, JobError> {
+    let mut statement = connection.prepare_cached("SELECT event_id FROM outboxd_held WHERE consumer = ?1")?;
+    let ids = statement.query_map([consumer], |row| row.get(0))?;
+    Ok(ids.collect::<Result<_, _>>()?)
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 21] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -22,6 +22,7 @@ const RANKS: [(&str, u8); 20] = [
     ("store", 4),
     ("consumer", 5),
     ("admin", 6),
+    ("audit", 6),
     ("config", 6),
     ("daemon", 7),
     ("demo", 7),

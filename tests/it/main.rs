@@ -33,6 +33,8 @@ mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod pruning_is_safe_below_the_safe_position;
+#[path = "../referee/mod.rs"]
+mod referee;
 mod relays_keep_to_what_was_said;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;

@@ -11,8 +11,9 @@ pub mod flights;
 pub mod process;
 pub mod proof;
 pub mod readers;
-pub mod referee;
 pub mod relays;
 pub mod rig;
 pub mod topology;
 pub mod wait;
+
+pub(crate) use crate::referee;

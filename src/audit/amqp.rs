@@ -15,7 +15,7 @@ use lapin::{Channel, Connection, Consumer};
 use tokio::runtime::Runtime;
 
 use super::judge::Print;
-use super::{Extent, FarSide, Message};
+use super::{Error, Extent, FarSide, Message};
 use crate::event::Event;
 use crate::sink::Fault;
 use crate::sink::amqp::{Settings, connect};
@@ -60,7 +60,7 @@ fn fault(doing: &str, error: &lapin::Error) -> Fault {
 }
 
 /// Connects, and finds out what kind of queue it is and where it ends.
-async fn look(settings: &Settings, queue: &str) -> Result<(Connection, End), Fault> {
+async fn look(settings: &Settings, queue: &str) -> Result<(Connection, End), Error> {
     let connection = connect(settings, "outboxd audit").await?;
     let name = ShortString::try_new(queue).map_err(|_| Fault::fatal("a queue's name has at most 255 bytes"))?;
     let channel = channel(&connection).await?;
@@ -70,17 +70,20 @@ async fn look(settings: &Settings, queue: &str) -> Result<(Connection, End), Fau
     let end = match kind(&connection, name).await?.as_str() {
         "stream" => End::Offset(last_offset(&connection, queue).await?),
         "classic" if found.consumer_count() > 0 => {
-            return Err(Fault::fatal(format!(
-                "somebody consumes from queue {queue}: what they have in hand would seem to be missing. Remedy: bind one that \
-                 nobody consumes from"
-            )));
+            return Err(Error::Usage(
+                format!("somebody consumes from queue {queue}: what they have in hand would seem to be missing"),
+                "bind one that nobody consumes from".into(),
+            ));
         }
         "classic" => End::Count(found.message_count().into()),
         other => {
-            return Err(Fault::fatal(format!(
-                "queue {queue} is of type {other}: it counts how often a message was handed out and, at its delivery limit, throws \
-                 it away; nothing was fetched from it. Remedy: bind a stream (x-queue-type = stream) or a classic queue"
-            )));
+            return Err(Error::Usage(
+                format!(
+                    "queue {queue} is of type {other}: it counts how often a message was handed out and, at its delivery limit, \
+                     throws it away; nothing was fetched from it"
+                ),
+                "bind a stream (x-queue-type = stream) or a classic queue".into(),
+            ));
         }
     };
     Ok((connection, end))
@@ -189,7 +192,7 @@ impl FarSide for Amqp {
         String::new()
     }
 
-    fn mark_end(&mut self) -> Result<(), Fault> {
+    fn mark_end(&mut self) -> Result<(), Error> {
         let (settings, queue) = (&self.settings, &self.queue);
         let look = async { tokio::time::timeout(ANSWER_WAIT, look(settings, queue)).await };
         let looked = self.runtime.block_on(look);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::judge::Print;
-use super::{Extent, FarSide, Message};
+use super::{Error, Extent, FarSide, Message};
 use crate::event::Event;
 use crate::sink::Fault;
 use crate::sink::format::envelope;
@@ -49,7 +49,7 @@ impl FarSide for Files {
         String::new()
     }
 
-    fn mark_end(&mut self) -> Result<(), Fault> {
+    fn mark_end(&mut self) -> Result<(), Error> {
         let length = |path: &PathBuf| match std::fs::metadata(path) {
             Ok(meta) => Ok(meta.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),

@@ -9,7 +9,7 @@ use rdkafka::message::{Headers, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::judge::Print;
-use super::{Extent, FarSide, Message};
+use super::{Error, Extent, FarSide, Message};
 use crate::event::Event;
 use crate::sink::Fault;
 use crate::sink::format::Format;
@@ -116,7 +116,7 @@ impl FarSide for Kafka {
         topic
     }
 
-    fn mark_end(&mut self) -> Result<(), Fault> {
+    fn mark_end(&mut self) -> Result<(), Error> {
         let consumer = self.consumer()?;
         for topic in &self.topics {
             let unread = |error: KafkaError| Fault::unavailable(format!("topic {topic}: {error}"));
@@ -124,7 +124,7 @@ impl FarSide for Kafka {
             let found = metadata.topics().iter().find(|found| found.name() == topic);
             let partitions = found.filter(|found| found.error().is_none()).map(|found| found.partitions());
             let Some(partitions) = partitions else {
-                return Err(Fault::fatal(format!("there is no topic {topic}, or it may not be read")));
+                return Err(Fault::unavailable(format!("there is no topic {topic}, or it may not be read")).into());
             };
             for number in partitions.iter().map(|partition| partition.id()) {
                 let (low, high) = consumer.fetch_watermarks(topic, number, ANSWER_WAIT).map_err(unread)?;

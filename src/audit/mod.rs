@@ -101,7 +101,7 @@ trait FarSide {
     fn place(&mut self, event: &Event<'_>) -> String;
 
     /// Notes where it ends now.
-    fn mark_end(&mut self) -> Result<(), Fault>;
+    fn mark_end(&mut self) -> Result<(), Error>;
 
     /// Everything up to that end, each lane in its order.
     fn read(&mut self, each: &mut dyn FnMut(Message<'_>)) -> Result<Extent, Fault>;
@@ -157,11 +157,16 @@ pub fn audit(
 
 fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide>, Error> {
     let usage = |what: &str, remedy: &str| Err(Error::Usage(format!("{}: {what}", relay.name), remedy.into()));
-    let is_amqp = !matches!(relay.sink, sink::Settings::File(_) | sink::Settings::Custom(_)) && !is_kafka(&relay.sink);
-    if options.queue.is_some() && !is_amqp {
+    let (takes_queue, takes_older) = match &relay.sink {
+        #[cfg(feature = "amqp")]
+        sink::Settings::Amqp(_) => (true, false),
+        sink::Settings::File(_) => (false, true),
+        _ => (false, false),
+    };
+    if options.queue.is_some() && !takes_queue {
         return usage("--queue is for RabbitMQ", "leave it out");
     }
-    if !options.older.is_empty() && !matches!(relay.sink, sink::Settings::File(_)) {
+    if !options.older.is_empty() && !takes_older {
         return usage("--older is for files", "leave it out");
     }
     match &relay.sink {
@@ -190,13 +195,6 @@ fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide
             usage("its sink cannot be read back", "audit a relay to Kafka, RabbitMQ or a file")
         }
     }
-}
-
-fn is_kafka(settings: &sink::Settings) -> bool {
-    #[cfg(feature = "kafka")]
-    return matches!(settings, sink::Settings::Kafka(_));
-    #[cfg(not(feature = "kafka"))]
-    return std::mem::size_of_val(settings) == 0;
 }
 
 /// Whether the two may send to the same topic or exchange; files are never shared.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::{Context, Exit, Failure, terminal};
 use crate::audit::{self, Error, Found, Options, Report};
-use crate::sink::FaultClass;
 
 /// How often progress is shown.
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
@@ -61,7 +60,6 @@ fn failure(error: Error) -> anyhow::Error {
         Error::Data(_) => (Exit::Data, None),
         Error::Source { is_there: true, .. } => (Exit::Data, None),
         Error::Source { .. } => (Exit::Unavailable, None),
-        Error::Sink(fault) if fault.class == FaultClass::Fatal => (Exit::Usage, None),
         Error::Sink(_) => (Exit::Unavailable, None),
     };
     Failure { exit, reason: format!("{:#}", anyhow::Error::from(error)), remedy }.into()

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod an_upgrade_goes_on;
+mod audits;
 mod barrier_comes_before_sending;
 mod brokers_away_are_waited_for;
 mod cli;

@@ -2,8 +2,8 @@
 //!
 //! A stream is read from its first message, which takes nothing. From a classic queue everything is fetched and nothing is acknowledged;
 //! when the channel closes, all of it goes back to its place, marked as redelivered. A quorum queue counts that as a failed delivery of
-//! each message and, at its delivery limit (20 by default from RabbitMQ 4 on), throws the message away: it is refused, before anything
-//! is fetched from it. So is a queue that somebody consumes from: what they have in hand would seem to be missing.
+//! each message (RabbitMQ before 4.3) and, at its delivery limit (20 by default from 4.0 on), throws the message away: it is refused,
+//! before anything is fetched from it. So is a queue that somebody consumes from: what they have in hand would seem to be missing.
 
 use std::time::Duration;
 

@@ -160,6 +160,8 @@ pub struct Named {
 pub struct Verdict {
     /// Events that had to arrive.
     pub due: u64,
+    /// Events that could, but did not have to.
+    pub open: u64,
     /// Messages that were handed in.
     pub arrivals: u64,
     /// Events that arrived.
@@ -222,6 +224,7 @@ impl Judge {
         entries.sort_unstable_by_key(|entry| (entry.key, entry.place));
         for entry in &entries {
             verdict.due += u64::from(entry.due == Due::Arrived);
+            verdict.open += u64::from(entry.due == Due::Open);
             verdict.arrived += u64::from(entry.copies > 0);
             verdict.duplicates += u64::from(entry.copies.saturating_sub(1));
             if entry.due == Due::Arrived && entry.copies == 0 {

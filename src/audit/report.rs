@@ -129,6 +129,9 @@ impl Report {
     pub(super) fn conclude(&mut self, verdict: &Verdict, lost: u64) {
         self.messages = verdict.arrivals + self.foreign_messages;
         self.arrived = verdict.arrived;
+        self.settled = verdict.due;
+        let accounted_for = self.held + self.discarded + self.not_asked_for + self.skipped;
+        self.not_settled = verdict.open.saturating_sub(accounted_for);
         self.lost.count = lost;
         self.reordered.count = verdict.out_of_order_in_the_end.len() as u64;
         self.duplicate_messages = verdict.duplicates;

@@ -17,7 +17,7 @@ pub struct Args {
     pub consumer: String,
     /// RabbitMQ: a queue that gets everything this relay sends and that nobody consumes from. From a stream nothing is taken; from a
     /// classic queue all messages are fetched and given back, marked as redelivered; a quorum queue is refused, because its delivery
-    /// limit would cost messages
+    /// limit might cost messages
     #[arg(long, value_name = "NAME")]
     pub queue: Option<String>,
     /// File: one that was renamed away, read before the sink's own; the oldest first

@@ -97,7 +97,7 @@ pub enum Command {
     /// what is not settled yet are not missing. What cannot be known is said: rows that were deleted from the source, messages
     /// that expired, or others' messages. Only the types that the relay carries now, and the topics that its config names now,
     /// are looked at; a skipped dead letter that was retried late counts as reordered. Exit code 65 when something is wrong. It needs
-    /// 64 bytes of memory an event: 64 MB for a million, 640 MB for ten million
+    /// 64 bytes of memory an event, 64 MB for a million, 640 MB for ten million; twice that for a table read by row
     Audit(audit::Args),
     /// Look at the configuration
     #[command(subcommand)]

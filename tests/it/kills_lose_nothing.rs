@@ -226,6 +226,7 @@ impl Aftermath {
         self.check(&judgement);
         let repeated = duplicates_of_kills(&judgement, kills);
         println!("{what}: duplicates of a kill: {repeated}");
+        assert!(acknowledgements.0.len() >= kills / 10, "{} restarts show what they cost", acknowledgements.0.len());
         assert!(u128::from(reads.at(0.99)) < FIRST_READ_MAX.as_millis(), "{reads}: {:?}", self.runs);
         let most = FIRST_ACKNOWLEDGEMENT_MAX.as_millis();
         assert!(u128::from(acknowledgements.at(0.99)) < most, "{acknowledgements}: {:?}", self.runs);

@@ -138,7 +138,7 @@ mod by_dice {
 
             let victim = arrivals[dice.below(arrivals.len() as u64) as usize].id.clone();
             let without: Vec<_> = arrivals.iter().filter(|arrival| arrival.id != victim).cloned().collect();
-            assert_eq!(judge(&book, &[], &without).lost, [victim.clone()]);
+            assert_eq!(judge(&book, &[], &without).lost, [victim]);
 
             let mut altered = arrivals.clone();
             let at = dice.below(altered.len() as u64) as usize;

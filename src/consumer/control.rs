@@ -247,7 +247,7 @@ async fn set_position(
     let before = writer
         .perform(move |connection| {
             let before = checkpoint::load(connection, &name)?;
-            let detail = format!("from {:?} to {}", before.as_ref().map(|b| b.mark.position.0), mark.position);
+            let detail = resolution::moved_detail(before.as_ref().map(|b| b.mark.position.0), mark.position.0);
             let resolution =
                 Resolution { consumer: &name, action: "position", event_id: None, key: None, reason: &reason, detail };
             resolution::record(connection, &resolution)?;

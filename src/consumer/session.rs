@@ -188,6 +188,7 @@ pub struct Session {
     delivered: u64,
     redelivered: u64,
     held_counts: Option<(usize, usize, Option<i64>)>,
+    milestones: view::Milestones,
 }
 
 impl Session {
@@ -244,6 +245,7 @@ impl Session {
             delivered: 0,
             redelivered: 0,
             held_counts: None,
+            milestones: view::Milestones::begin(),
         }
     }
 

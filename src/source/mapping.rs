@@ -44,6 +44,8 @@ pub struct RowMapping {
     pub pending: &'static str,
     /// Grows from commit to commit; `NULL` where there is no such number.
     pub number: &'static str,
+    /// Which were delivered, as far as the table says.
+    pub delivered: &'static str,
     /// A number that grows in that order, where there is one.
     pub position: &'static str,
     pub on_delivered: &'static str,

@@ -274,3 +274,10 @@ pub fn by_row_key(connection: &Connection, consumer: &str, row: &RowKey) -> Resu
     let sql = format!("SELECT {COLUMNS} FROM outboxd_held WHERE consumer = ?1 AND row_id = ?2 LIMIT 1");
     Ok(connection.prepare_cached(&sql)?.query_row(params![consumer, row], from_row).optional()?)
 }
+
+/// The ids of all held events, waiting ones included.
+pub fn ids(connection: &Connection, consumer: &str) -> Result<Vec<String>, JobError> {
+    let mut statement = connection.prepare_cached("SELECT event_id FROM outboxd_held WHERE consumer = ?1")?;
+    let ids = statement.query_map([consumer], |row| row.get(0))?;
+    Ok(ids.collect::<Result<_, _>>()?)
+}

@@ -8,7 +8,7 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 21] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -23,6 +23,7 @@ const RANKS: [(&str, u8); 20] = [
     ("store", 4),
     ("consumer", 5),
     ("admin", 6),
+    ("audit", 6),
     ("config", 6),
     ("daemon", 7),
     ("demo", 7),
@@ -108,6 +109,23 @@ fn a_breach_of_the_ranks_is_seen() {
     assert_eq!(breaches("sqlite", "use crate::consumer::Settings;"), ["consumer"]);
     assert_eq!(breaches("sink", "use crate::{clock, source};"), ["source"]);
     assert!(breaches("consumer", "use crate::sink::{self, Port}; // crate::cli").is_empty());
+}
+
+/// Who judges shares no code with what is judged: of this crate the referee uses the pure judge alone, and that uses nothing of it.
+#[test]
+fn the_referee_shares_no_code_with_the_engine() {
+    let mut referee = Vec::new();
+    sources(&root().join("tests/referee"), &mut referee);
+    assert!(referee.len() >= 3, "the referee was found");
+    for path in referee {
+        let text = fs::read_to_string(&path).unwrap();
+        let foreign: Vec<&str> =
+            text.split("outboxd::").skip(1).filter(|rest| !rest.starts_with("audit::judge")).collect();
+        assert!(foreign.is_empty(), "{} uses the engine", path.display());
+    }
+    let judge = fs::read_to_string(root().join("src/audit/judge.rs")).unwrap();
+    let code = judge.split("#[cfg(test)]").next().unwrap();
+    assert!(code.len() > 1000 && !code.contains("crate::") && !code.contains("super::"), "the judge is pure");
 }
 
 #[test]

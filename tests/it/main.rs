@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod an_upgrade_goes_on;
+mod audits;
 mod barrier_comes_before_sending;
 mod brokers_away_are_waited_for;
 mod cli;
@@ -39,6 +40,8 @@ mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod power_cuts_send_nothing_that_is_undone;
 mod pruning_is_safe_below_the_safe_position;
+#[path = "../referee/mod.rs"]
+mod referee;
 mod relays_keep_to_what_was_said;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;

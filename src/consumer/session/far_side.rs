@@ -35,6 +35,7 @@ impl Session {
         // A flight of a sink that was closed since is no longer known.
         let Some(flying) = self.flights.remove(&flight.id) else { return };
         controls::reach(Seam::Landed);
+        self.milestones.landed(&self.settings.name, flight);
         match flying.kind {
             Kind::Live { lot } => {
                 self.pass_through(flight);

@@ -50,14 +50,7 @@ struct State {
 impl Link {
     /// Connects; nothing is proved yet.
     pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
-        let uri = uri(settings)?;
-        let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
-        let properties =
-            ConnectionProperties::default().with_connection_name(format!("outboxd {}", port.consumer).into());
-        let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
-        let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime)
-            .await
-            .map_err(|error| fault("connecting to RabbitMQ", &error))?;
+        let connection = dial(settings, &format!("outboxd {}", port.consumer)).await?;
         let link = Arc::new(Self {
             settings: settings.clone(),
             dress: dress.clone(),
@@ -213,6 +206,17 @@ async fn watch(link: Arc<Link>) {
             None => return,
         }
     }
+}
+
+/// A connection under this name.
+pub(super) async fn dial(settings: &Settings, name: &str) -> Result<Connection, Fault> {
+    let uri = uri(settings)?;
+    let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
+    Connection::connect_uri_with_config(uri, properties, tls, runtime)
+        .await
+        .map_err(|error| fault("connecting to RabbitMQ", &error))
 }
 
 fn uri(settings: &Settings) -> Result<AMQPUri, Fault> {

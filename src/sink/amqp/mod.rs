@@ -78,6 +78,11 @@ struct Live {
     lanes: Vec<UnboundedSender<Chunk>>,
 }
 
+/// Connects with a sink's settings, for whoever reads back what was sent.
+pub async fn connect(settings: &Settings, name: &str) -> Result<lapin::Connection, Fault> {
+    link::dial(settings, name).await
+}
+
 impl Amqp {
     pub fn new(settings: Settings, port: Port) -> Self {
         let dress = Dress {

@@ -13,8 +13,9 @@ pub mod manager;
 pub mod process;
 pub mod proof;
 pub mod readers;
-pub mod referee;
 pub mod relays;
 pub mod rig;
 pub mod topology;
 pub mod wait;
+
+pub(crate) use crate::referee;

@@ -26,6 +26,8 @@ pub enum Seam {
     Release,
     /// The source is about to be opened, a consumer to start.
     Start,
+    /// A reload is about to stop consumers, one of them has ended, or all is done.
+    Reload,
 }
 
 /// Something that is done for safety's sake alone.
@@ -62,7 +64,7 @@ mod switches {
     static STEPS_LEFT: AtomicI64 = AtomicI64::new(-1);
     static OFF: AtomicU32 = AtomicU32::new(0);
     /// Seams reached, by kind.
-    static REACHED: [AtomicU32; 10] = [const { AtomicU32::new(0) }; 10];
+    static REACHED: [AtomicU32; 11] = [const { AtomicU32::new(0) }; 11];
 
     /// From now on, the process ends at the `step`-th step (1 = the next one).
     pub fn crash_at(step: u32) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
@@ -22,18 +22,39 @@ pub enum Format {
     Json,
 }
 
+/// Sets what is logged while it is being logged.
+pub struct Level(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Level {
+    pub fn set(&self, level: &str) -> Result<(), String> {
+        (self.0)(filter(level)?).map_err(|error| error.to_string())
+    }
+}
+
 /// Starts logging to stderr. `level` is a level or a list of `target=level`.
-pub fn install(format: Format, level: &str) -> Result<(), String> {
+pub fn install(format: Format, level: &str) -> Result<Level, String> {
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter(level)?).with_writer(std::io::stderr).with_ansi(false);
+    let (level, begun) = match format {
+        Format::Logfmt => {
+            let builder = builder.event_format(Logfmt).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
+        }
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
+        }
+    };
+    begun.map(|()| level).map_err(|error| error.to_string())
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
     // lapin prints whole payloads of returned messages, and each refusal anew: what it has to say, the sink says, once.
     let quiet = "lapin=off".parse().expect("a constant directive");
-    let filter =
-        EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    match format {
-        Format::Logfmt => builder.event_format(Logfmt).try_init(),
-        Format::Json => builder.json().flatten_event(true).with_target(false).try_init(),
-    }
-    .map_err(|error| error.to_string())
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?;
+    Ok(filter.add_directive(quiet))
 }
 
 struct Logfmt;

@@ -62,6 +62,8 @@ mod switches {
     use super::{Protection, Seam};
 
     static STEPS_LEFT: AtomicI64 = AtomicI64::new(-1);
+    /// Taken over when a reload begins.
+    static STEPS_OF_A_RELOAD: AtomicI64 = AtomicI64::new(-1);
     static OFF: AtomicU32 = AtomicU32::new(0);
     /// Seams reached, by kind.
     static REACHED: [AtomicU32; 11] = [const { AtomicU32::new(0) }; 11];
@@ -75,7 +77,8 @@ mod switches {
         OFF.fetch_or(1 << protection as u32, SeqCst);
     }
 
-    /// For a process that is not a test's own: `TURNED_OFF` names one protection, as in `TURNED_OFF=GuiltyAlone`.
+    /// For a process that is not a test's own: `TURNED_OFF` names one protection, as in `TURNED_OFF=GuiltyAlone`;
+    /// `CRASH_IN_RELOAD=n` ends it at the n-th step from the beginning of its first reload on.
     #[expect(clippy::disallowed_methods, reason = "no setting of the daemon: no release has it")]
     pub fn obey_environment() {
         const ALL: [Protection; 10] = [
@@ -90,6 +93,9 @@ mod switches {
             Protection::Lock,
             Protection::Barrier,
         ];
+        if let Ok(step) = std::env::var("CRASH_IN_RELOAD") {
+            STEPS_OF_A_RELOAD.store(step.parse().expect("CRASH_IN_RELOAD is a number"), SeqCst);
+        }
         let Ok(name) = std::env::var("TURNED_OFF") else { return };
         let named = ALL.into_iter().find(|protection| format!("{protection:?}") == name);
         turn_off(named.expect("TURNED_OFF names a protection"));
@@ -107,6 +113,12 @@ mod switches {
     #[expect(clippy::disallowed_methods, reason = "a crash is what is wanted")]
     pub fn reach(seam: Seam) {
         REACHED[seam as usize].fetch_add(1, SeqCst);
+        if seam == Seam::Reload {
+            let steps = STEPS_OF_A_RELOAD.swap(-1, SeqCst);
+            if steps > 0 {
+                STEPS_LEFT.store(steps, SeqCst);
+            }
+        }
         if STEPS_LEFT.load(SeqCst) > 0 && STEPS_LEFT.fetch_sub(1, SeqCst) == 1 {
             std::process::abort();
         }

@@ -72,12 +72,7 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
     Ok(ended?)
 }
 
-async fn drain(
-    shutdown: &Shutdown,
-    timeout: Duration,
-    fleet: &mut Fleet,
-    signals: &mut Signals,
-) -> Result<(), Locked> {
+async fn drain(shutdown: &Shutdown, timeout: Duration, fleet: &mut Fleet, signals: &mut Signals) -> Result<(), Locked> {
     tracing::info!(event = "daemon_drains");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(timeout);

@@ -84,7 +84,8 @@ impl Board {
             Some(line[from..].split('"').next().unwrap_or_default().to_owned())
         };
         let stays = |line: &&str| {
-            let consumer = label(line, "consumer=\"").is_none_or(|name| roster.consumers.iter().any(|c| c.name == name));
+            let consumer =
+                label(line, "consumer=\"").is_none_or(|name| roster.consumers.iter().any(|c| c.name == name));
             consumer && label(line, "source=\"").is_none_or(|name| roster.sources.iter().any(|s| s.name == name))
         };
         metrics.split_inclusive('\n').filter(|line| line.starts_with('#') || stays(line)).collect()

@@ -94,17 +94,13 @@ pub fn load(file: &Path) -> Result<Loaded, Error> {
 /// files which are replaced meanwhile are taken as they were or as they are, not half and half.
 pub fn load_with(file: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Error> {
     let variables: Vec<_> = variables.into_iter().collect();
-    let mut loaded = read_once(file, &variables);
-    // A pipe can be read only once.
-    if !std::fs::metadata(file).is_ok_and(|metadata| metadata.is_file()) {
-        return loaded;
-    }
     for _ in 0..READINGS_MAX {
-        let again = read_once(file, &variables);
-        if again == loaded {
+        let loaded = read_once(file, &variables);
+        // A pipe can be read only once.
+        let is_pipe = std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file());
+        if is_pipe || read_once(file, &variables) == loaded {
             return loaded;
         }
-        loaded = again;
         std::thread::sleep(READING_PAUSE);
     }
     Err(Error::new(vec![Problem {

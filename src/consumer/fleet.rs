@@ -205,6 +205,7 @@ impl Fleet {
     fn enter_upon(&mut self, plan: &mut Plan, drain: Duration) {
         self.readers = std::mem::take(&mut plan.readers);
         for left in plan.leaving.values() {
+            tracing::info!(event = "consumer_drains", consumer = %left.settings.name);
             self.members[&left.settings.name].shutdown.drain(drain);
         }
         self.start_who_can(plan);

@@ -51,7 +51,7 @@ pub fn fake(far_side: &FarSide) -> sink::Settings {
 }
 
 pub struct Relays {
-    fleet: Fleet,
+    pub fleet: Fleet,
     shutdown: Shutdown,
 }
 

@@ -62,6 +62,11 @@ impl Scene {
         self.write("outboxd.toml", config);
     }
 
+    /// As it ought to be done: a new file is renamed into the place of the old one.
+    pub fn reconfigure(&self, config: &str) {
+        std::fs::rename(self.write("outboxd.toml.new", config), self.path("outboxd.toml")).unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -161,6 +166,11 @@ impl Daemon {
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {

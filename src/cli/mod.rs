@@ -19,6 +19,7 @@ mod offline;
 mod pause;
 mod position;
 pub mod reference;
+mod reload;
 mod resume;
 mod run;
 mod status;
@@ -76,6 +77,8 @@ pub enum Command {
     Init(init::Args),
     /// Tell what `run` would do, and what would keep it from doing it; change nothing
     Check(check::Args),
+    /// Let the running daemon read its configuration anew, and restart what changed
+    Reload(reload::Args),
     /// Tell how the consumers are doing
     Status(status::Args),
     /// Look at events that were rejected, and decide about them
@@ -153,6 +156,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::execute(args, context),
         Command::Init(args) => init::execute(args, context),
         Command::Check(args) => check::execute(args, context),
+        Command::Reload(args) => reload::execute(args, context),
         Command::Status(args) => status::execute(args, context),
         Command::DeadLetters(command) => dead_letters::execute(command, context),
         Command::Pause(args) => pause::execute(args, context),

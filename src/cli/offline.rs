@@ -61,6 +61,10 @@ impl Desk for Offline<'_> {
     }
 
     async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
+        if let (Operation::Forget { reason }, Err(_)) = (&operation, self.relay(consumer)) {
+            let sources: Vec<_> = self.config.sources.values().cloned().collect();
+            return Ok(control::forget_removed(&Files::default(), &sources, consumer, reason).await?);
+        }
         let (relay, source) = self.relay(consumer)?;
         if !source.path.exists() {
             let text = format!("{} is not there: nothing is recorded of {consumer}", source.path.display());
@@ -74,6 +78,10 @@ impl Desk for Offline<'_> {
         let slow =
             || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
         Ok(done.map_err(|_| slow())??.value)
+    }
+
+    async fn reload(&self) -> Result<Value, Refusal> {
+        Err(Refusal::new(Refusal::UNAVAILABLE, "no daemon runs: there is nothing to reload"))
     }
 }
 

@@ -25,6 +25,7 @@ pub mod template;
 pub mod tls;
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -212,7 +213,7 @@ pub struct Port {
 }
 
 /// A resolved `[sinks.X]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "there are a handful of them, made once, at start")]
 pub enum Settings {
     #[cfg(feature = "kafka")]
@@ -226,9 +227,36 @@ pub enum Settings {
     Custom(Maker),
 }
 
+impl Settings {
+    /// The files that the sink reads by itself, each time it connects: certificates.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            #[cfg(feature = "kafka")]
+            Settings::Kafka(settings) => settings.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            #[cfg(feature = "amqp")]
+            Settings::Amqp(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            Settings::File(_) | Settings::Custom(_) => Vec::new(),
+        }
+    }
+
+    /// The file that the sink writes, if it writes one.
+    pub fn destination_file(&self) -> Option<&Path> {
+        match self {
+            Settings::File(settings) => settings.path.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// Makes a sink for a relay.
 #[derive(Clone)]
 pub struct Maker(pub Arc<dyn Fn(Port) -> Box<dyn Sink> + Send + Sync>);
+
+impl PartialEq for Maker {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 impl std::fmt::Debug for Maker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

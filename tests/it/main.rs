@@ -43,6 +43,8 @@ mod pruning_is_safe_below_the_safe_position;
 #[path = "../referee/mod.rs"]
 mod referee;
 mod relays_keep_to_what_was_said;
+mod reloads_change_only_what_changed;
+mod reloads_lose_nothing;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;

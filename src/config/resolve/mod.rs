@@ -40,6 +40,12 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
     Config { daemon, sources, relays }
 }
 
+/// Where commands go, whatever else is wrong.
+pub fn control_of(layers: &Layers) -> PathBuf {
+    let said = layers.values.get("daemon").and_then(|daemon| daemon.as_dict()?.get("control")?.as_str());
+    daemon::control_of(said, &mut Checker { layers, problems: &mut Vec::new() })
+}
+
 /// Notes what is wrong.
 struct Checker<'a> {
     layers: &'a Layers,

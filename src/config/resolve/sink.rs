@@ -1,6 +1,6 @@
 //! `[sinks.X]`: what all types share. Each type's own rules stand in `kafka`, `amqp` and `http`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Checker, amqp, http, kafka};
@@ -59,14 +59,6 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
         Settings::File(_) | Settings::Custom(_) => _ = ack_timeout,
     }
     settings
-}
-
-/// The file that a sink writes, if it writes one.
-pub(super) fn destination_file(settings: &Settings) -> Option<&Path> {
-    match settings {
-        Settings::File(settings) => settings.path.as_deref(),
-        _ => None,
-    }
 }
 
 fn line_file(key: &KeyPath, path: &FilePath, checker: &mut Checker<'_>) -> PathBuf {

@@ -44,7 +44,7 @@ const CHUNK_BYTES_MAX: usize = 4 << 20;
 pub const MESSAGE_BYTES_MAX: usize = 128 << 20;
 
 /// A resolved `[sinks.X]` of type `amqp`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// `amqp://` or `amqps://`, with user, password and virtual host.
     pub uri: Secret,

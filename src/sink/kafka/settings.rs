@@ -15,7 +15,7 @@ use crate::sink::template::Template;
 use crate::sink::tls::Tls;
 
 /// A resolved `[sinks.X]` of type `kafka`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub bootstrap_servers: Vec<String>,
     pub topic: Template,

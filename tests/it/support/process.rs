@@ -62,6 +62,11 @@ impl Scene {
         self.write("outboxd.toml", config);
     }
 
+    /// As it ought to be done: a new file is renamed into the place of the old one.
+    pub fn reconfigure(&self, config: &str) {
+        std::fs::rename(self.write("outboxd.toml.new", config), self.path("outboxd.toml")).unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -206,6 +211,11 @@ impl Daemon {
         let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(10 * ticks)
+    }
+
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {

@@ -4,7 +4,7 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench setup clean-tools tested
+.PHONY: help demo build test lint fmt bench soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,11 @@ tested: # how the tests are built, for commands by hand
 
 bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
 	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay -- $(ARGS)
+
+HOURS ?= 1
+
+soak: setup ## the same faults with larger counts and new seeds, for HOURS; goes on where the last one stopped, writes RELIABILITY.md
+	@$(TIMED) soak scripts/soak $(HOURS)
 
 fmt: ## formats the code
 	$(CARGO) fmt

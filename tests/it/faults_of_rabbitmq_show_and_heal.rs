@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::support::application::Application;
 use crate::support::broker::Broker;
 use crate::support::process::{SHOP, Scene, shared_machine};
+use crate::support::proof::Proof;
 use crate::support::referee::judge;
 use crate::support::relays::{amqp, relay};
 use crate::support::trial::{Fault, Trial, the_rest_arrived};
@@ -150,6 +151,13 @@ fn a_queue_deleted_under_a_template_halts_before_anything_is_a_dead_letter() {
     let judgement = judge(&application.ledger, &[], &arrivals);
     println!("{}", judgement.summary());
     assert!(judgement.is_clean_in_the_end(), "{}", judgement.summary());
+    drop(
+        Proof::of("a queue deleted under a template, RabbitMQ")
+            .tried("events", application.ledger.len() as u64)
+            .found("dead letters", 0)
+            .found("lost", 0)
+            .found("out of order in the end", 0),
+    );
 }
 
 /// What RabbitMQ acknowledges and then drops is nobody's to find again: a policy of `max-length` alone drops the oldest messages. The
@@ -173,4 +181,9 @@ fn a_max_length_without_reject_publish_drops_what_was_acknowledged() {
     println!("{left} of 500 are left");
     let judgement = judge(&application.ledger, &[], &readers::arrivals(readers::rabbitmq(&broker, "shop")));
     assert!(judgement.lost.len() > 400, "{}", judgement.summary());
+    drop(
+        Proof::of("control: max-length without reject-publish, RabbitMQ")
+            .tried("events", 500)
+            .found("dropped by the broker after it acknowledged them", judgement.lost.len()),
+    );
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod a_bad_network_loses_nothing;
+mod an_upgrade_goes_on;
 mod barrier_comes_before_sending;
 mod brokers_are_killed_under_load;
 mod brokers_away_are_waited_for;
@@ -45,5 +46,6 @@ mod the_admin_tells_the_truth;
 #[cfg(feature = "controls")]
 mod the_controls_fail_without_their_protection;
 mod the_daemon_lives_and_ends_well;
+mod the_long_run_is_flat;
 mod wakes_on_a_commit;
 mod what_a_sink_refuses_halts_and_heals;

@@ -90,7 +90,13 @@ impl Scene {
     }
 
     pub fn daemon_with(&self, environment: &[(&str, &str)]) -> Daemon {
-        Daemon::spawn(self.folder.path(), "outboxd.toml", environment)
+        self.daemon_of_with("outboxd.toml", environment)
+    }
+
+    /// Another version of it, or this one.
+    pub fn daemon_from(&self, binary: Option<&Path>) -> Daemon {
+        let binary = binary.unwrap_or(Path::new(env!("CARGO_BIN_EXE_outboxd")));
+        Daemon::spawn(command_of(binary, self.folder.path()), self.folder.path(), "outboxd.toml", &[])
     }
 
     /// A second one, with a configuration of its own.
@@ -99,7 +105,7 @@ impl Scene {
     }
 
     pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
-        Daemon::spawn(self.folder.path(), config, environment)
+        Daemon::spawn(command(self.folder.path()), self.folder.path(), config, environment)
     }
 }
 
@@ -118,7 +124,11 @@ fn status(socket: &Path, consumer: &str) -> Option<Value> {
 }
 
 fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outboxd"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_outboxd")), folder)
+}
+
+fn command_of(binary: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.current_dir(folder).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("OUTBOXD_CONFIG");
     command
 }
@@ -134,12 +144,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn spawn(folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
+    fn spawn(mut command: Command, folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
         let stem = config.trim_end_matches(".toml");
         let log = folder.join(format!("{stem}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let log_began = file.metadata().unwrap().len();
-        let child = command(folder)
+        let child = command
             .args(["-c", config, "run"])
             .envs(environment.iter().copied())
             .stdout(file.try_clone().unwrap())

@@ -108,7 +108,7 @@ section! {
         tls: Tls, Absent("the system's certificates, for `amqps://`"), r#"{ ca_file = "ca.pem" }"#;
         /// Lets a password travel unencrypted to a host that is not loopback.
         allow_plaintext: bool, Value("false"), "true";
-        /// How often the two sides show each other that they live.
+        /// How often the two sides show each other that they live; a dead peer is noticed within two of these.
         heartbeat: Span, Value(r#""10s""#), r#""10s""#;
         /// The broker's `max_message_size`: a larger message would close the channel, and so it is rejected before it is sent.
         message_bytes_max: Size, Value(r#""128MiB""#), r#""16MiB""#;

@@ -163,6 +163,10 @@ pub struct Session {
     health: Health,
     /// What is wrong with the far side, as last heard.
     fault: Option<Fault>,
+    /// What was wrong with it before a probe succeeded; it counts until something that was sent is answered, because a probe does not
+    /// prove everything.
+    unproved: Option<Fault>,
+    silence: far_side::Silence,
     /// No acknowledgement came for `ack_timeout`: a probe that succeeds starts the sink anew.
     stuck: bool,
     pace: Pace,
@@ -226,6 +230,8 @@ impl Session {
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,
+            unproved: None,
+            silence: far_side::Silence::default(),
             stuck: false,
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
@@ -284,6 +290,7 @@ impl Session {
         // Before the dispatch, so that the reader works while the sink takes what was read before.
         self.read_on();
         self.dispatch(around);
+        self.listen(around);
         self.settle();
     }
 
@@ -359,6 +366,9 @@ impl Session {
         let mut wake = now + BEAT;
         if let Health::Backoff(until) = self.health {
             wake = wake.min(until.max(now + Duration::from_millis(1)));
+        }
+        if let Some(due) = self.silence.due(now) {
+            wake = wake.min(due);
         }
         if let Some(deadline) = self.draining {
             wake = wake.min(deadline.max(now));

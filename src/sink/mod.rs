@@ -190,6 +190,11 @@ impl Flight {
         self.open.load(Ordering::Acquire) == 0
     }
 
+    /// How many slots are filled.
+    pub fn answered(&self) -> usize {
+        self.len() - self.open.load(Ordering::Acquire)
+    }
+
     pub fn is_delivered(&self, slot: usize) -> bool {
         self.slots[slot].load(Ordering::Acquire) == DELIVERED
     }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
+mod a_bad_network_loses_nothing;
 mod an_upgrade_goes_on;
 mod audits;
 mod barrier_comes_before_sending;
+mod brokers_are_killed_under_load;
 mod brokers_away_are_waited_for;
 mod cli;
 mod cli_control;
@@ -25,6 +27,8 @@ mod disks_fill_and_fail;
 mod eventsource_consumers_go_on;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
+mod faults_of_kafka_show_and_heal;
+mod faults_of_rabbitmq_show_and_heal;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
 mod good_neighbour;

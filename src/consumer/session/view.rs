@@ -48,9 +48,12 @@ impl Session {
         if let Some(why) = &self.blocked {
             return (State::Unavailable, format!("the broker asks publishers to stop: {why}"));
         }
-        if let Some(fault) = &self.fault {
+        if let Some(fault) = self.fault.as_ref().or(self.unproved.as_ref()) {
             let state = if fault.class == FaultClass::Fatal { State::Halted } else { State::Unavailable };
             return (state, fault.detail.clone());
+        }
+        if self.silence.is_long() {
+            return (State::Unavailable, self.silence.to_string());
         }
         if let WriterState::Waiting(why) = &*self.writer.state.borrow() {
             return (State::Waiting, format!("progress cannot be recorded: {why}"));
@@ -94,7 +97,7 @@ impl Session {
             status.held_keys = self.holds.len() as u64;
             status.dead = counts.0 as u64;
             status.retrying = counts.1 as u64;
-            status.sink_up = matches!(self.health, Health::Up) && self.fault.is_none();
+            status.sink_up = matches!(self.health, Health::Up) && self.is_well();
             status.blocked = self.blocked.clone();
             status.held_since_micros = counts.2;
             if !self.window.is_empty() || self.at_head {

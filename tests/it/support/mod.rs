@@ -12,10 +12,12 @@ pub mod flights;
 pub mod manager;
 pub mod process;
 pub mod proof;
+pub mod proxy;
 pub mod readers;
 pub mod relays;
 pub mod rig;
 pub mod topology;
+pub mod trial;
 pub mod wait;
 
 pub(crate) use crate::referee;

@@ -1,6 +1,8 @@
 //! RabbitMQ's side of a test: exchanges and queues, made with the client and made durable at once.
 
-use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 
@@ -26,6 +28,30 @@ pub fn declare_queue(broker: &Broker, exchange: &str, name: &str, kind: &str, bi
     broker.run("sync", &[]);
 }
 
+/// An exchange of another type than [`declare`] makes.
+pub fn declare_fanout(broker: &Broker, name: &str) {
+    with_channel(broker, async |channel: &Channel| {
+        let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel.exchange_declare(name.into(), ExchangeKind::Fanout, durable, FieldTable::default()).await.unwrap();
+    });
+}
+
+pub fn delete_queue(broker: &Broker, name: &str) {
+    with_channel(broker, async |channel: &Channel| {
+        channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.unwrap();
+    });
+}
+
+/// What stands ready in a queue.
+pub fn length(broker: &Broker, name: &str) -> u32 {
+    let mut length = 0;
+    with_channel(broker, async |channel: &Channel| {
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        length = channel.queue_declare(name.into(), passive, FieldTable::default()).await.unwrap().message_count();
+    });
+    length
+}
+
 pub fn delete_exchange(broker: &Broker, name: &str) {
     with_channel(broker, async |channel: &Channel| {
         channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.unwrap();
@@ -34,10 +60,13 @@ pub fn delete_exchange(broker: &Broker, name: &str) {
 
 fn with_channel(broker: &Broker, work: impl AsyncFnOnce(&Channel)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
+    let talk = async {
         let connection = Connection::connect(&broker.text("uri"), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         work(&channel).await;
         connection.close(200, "done".into()).await.unwrap();
-    });
+    };
+    // Also from tests that are asynchronous themselves.
+    tokio::task::block_in_place(|| runtime.block_on(talk));
+    runtime.shutdown_background();
 }

@@ -313,7 +313,8 @@ pub async fn forget_removed(
         let writer = files.writer(source).await.map_err(|error| JobError::Refused(error.to_string()))?;
         let (name, why) = (consumer.to_owned(), reason.to_owned());
         let known = writer.perform(move |connection| {
-            let is_known = checkpoint::load(connection, &name)?.is_some() || !held::keys(connection, &name)?.is_empty();
+            let is_known = checkpoint::load(connection, &name)?.is_some()
+                || held::counts(connection, &name)?.into_iter().any(|n| n > 0);
             if is_known {
                 forget(connection, &name, &why)?;
             }

@@ -240,6 +240,8 @@ impl Settings {
             Settings::Kafka(settings) => settings.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
             #[cfg(feature = "amqp")]
             Settings::Amqp(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            #[cfg(feature = "http")]
+            Settings::Http(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
             Settings::File(_) | Settings::Custom(_) => Vec::new(),
         }
     }

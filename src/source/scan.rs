@@ -99,11 +99,19 @@ impl Scan {
         }
         drop(rows);
         let Some(last) = last else { return Ok(None) };
+        let nameless = || {
+            let row = self.mapping.row;
+            ScanError::Unusable(format!(
+                "a row of {} has no {row} by which it could be told from others",
+                self.mapping.table
+            ))
+        };
+        let last = last.ok_or_else(nameless)?;
         let next = match (self.is_by_row(), batch.end()) {
             (false, Some((position, _))) => position.0,
             _ => {
                 let sql = format!("SELECT o.rowid FROM {} o WHERE {} = ?1", self.mapping.table, self.mapping.row);
-                self.connection.prepare_cached(&sql)?.query_row([last.to_string()], |row| row.get(0))?
+                self.connection.prepare_cached(&sql)?.query_row([&last], |row| row.get(0))?
             }
         };
         Ok(Some(Page { batch: batch.finish(Position(next), 0), next }))

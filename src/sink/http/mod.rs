@@ -44,7 +44,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// A resolved `[sinks.X]` of type `http`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// `http` or `https`, without a user in it; it may hold a token.
     pub url: Secret,

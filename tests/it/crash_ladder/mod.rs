@@ -193,9 +193,7 @@ fn every_seam_is_reached() {
             reached.split(' ').map(str::to_owned).collect::<Vec<_>>()
         })
         .collect();
-    let missed: Vec<_> = Seam::ALL
-        .iter()
-        .filter(|seam| !ELSEWHERE.contains(seam) && !reached.contains(&format!("{seam:?}")))
-        .collect();
+    let missed: Vec<_> =
+        Seam::ALL.iter().filter(|seam| !ELSEWHERE.contains(seam) && !reached.contains(&format!("{seam:?}"))).collect();
     assert!(missed.is_empty(), "no course comes by {missed:?}");
 }

@@ -13,6 +13,8 @@ use crate::consumer::fleet::Fleet;
 use crate::shutdown::Shutdown;
 use crate::telemetry::metric;
 
+/// How long it may take to tell the service manager that this is the end.
+const GOODBYE: Duration = Duration::from_millis(200);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Seconds; from a fast local acknowledgement to a long outage.
 const BUCKETS: [f64; 16] =
@@ -48,7 +50,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let socket = ControlSocket::bind(&path).map_err(|source| Error::Control { path, source })?;
     let control = tokio::spawn(socket.serve(board.clone()));
     tokio::spawn(upkeep(metrics));
-    let watch = tokio::spawn(keep_the_manager_informed(board));
+    std::thread::Builder::new()
+        .name("manager".into())
+        .spawn(move || keep_the_manager_informed(&board))
+        .map_err(Error::Start)?;
 
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Start)?;
@@ -58,7 +63,6 @@ pub async fn run(config: Config) -> Result<(), Error> {
         _ = terminate.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
         _ = interrupt.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
     };
-    watch.abort();
     control.abort();
     let _ = control.await;
     tracing::info!(event = "daemon_stopped");
@@ -73,8 +77,10 @@ async fn drain(
     interrupt: &mut tokio::signal::unix::Signal,
 ) -> Result<(), crate::consumer::engine::Locked> {
     tracing::info!(event = "daemon_drains");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(timeout);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || tell.send(sd_notify::notify(&[sd_notify::NotifyState::Stopping])));
+    let _ = tokio::time::timeout(GOODBYE, told).await;
     tokio::select! {
         ended = fleet.ended() => ended,
         _ = terminate.recv() => Ok(()),
@@ -100,8 +106,9 @@ async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-/// READY at once (a broker may be away for hours), a status line, and the watchdog while the loops turn.
-async fn keep_the_manager_informed(board: Board) {
+/// READY at once (a broker may be away for hours), a status line, and the watchdog while the loops turn. On a thread of its own: telling
+/// blocks while the manager does not listen, and nothing else may wait for that.
+fn keep_the_manager_informed(board: &Board) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |timeout| timeout / 3);
     loop {
@@ -110,6 +117,6 @@ async fn keep_the_manager_informed(board: Board) {
         if board.hung().is_empty() {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
-        tokio::time::sleep(interval).await;
+        std::thread::sleep(interval);
     }
 }

@@ -17,6 +17,8 @@ use crate::consumer::fleet::Fleet;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{logs, metric};
 
+/// How long it may take to tell the service manager that this is the end.
+const GOODBYE: Duration = Duration::from_millis(200);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Seconds; from a fast local acknowledgement to a long outage.
 const BUCKETS: [f64; 16] =
@@ -57,7 +59,10 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
     let socket = ControlSocket::bind(&path).map_err(|source| Error::Control { path, source })?;
     let control = tokio::spawn(socket.serve(board.clone()));
     tokio::spawn(upkeep(metrics));
-    let watch = tokio::spawn(keep_the_manager_informed(board));
+    std::thread::Builder::new()
+        .name("manager".into())
+        .spawn(move || keep_the_manager_informed(&board))
+        .map_err(Error::Start)?;
 
     tracing::info!(event = "daemon_started", version = env!("CARGO_PKG_VERSION"));
     let ended = tokio::select! {
@@ -65,7 +70,6 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
         // A reload that is under way is left where it is: those that it has not started yet are not needed any more.
         () = signals.end() => drain(&shutdown, reloader.drain_timeout(), &mut fleet, &mut signals).await,
     };
-    watch.abort();
     control.abort();
     let _ = control.await;
     tracing::info!(event = "daemon_stopped");
@@ -74,8 +78,10 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
 
 async fn drain(shutdown: &Shutdown, timeout: Duration, fleet: &mut Fleet, signals: &mut Signals) -> Result<(), Locked> {
     tracing::info!(event = "daemon_drains");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(timeout);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || tell.send(sd_notify::notify(&[sd_notify::NotifyState::Stopping])));
+    let _ = tokio::time::timeout(GOODBYE, told).await;
     tokio::select! {
         ended = fleet.ended() => ended,
         () = signals.end() => Ok(()),
@@ -119,8 +125,9 @@ async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-/// READY at once (a broker may be away for hours), a status line, and the watchdog while the loops turn.
-async fn keep_the_manager_informed(board: Board) {
+/// READY at once (a broker may be away for hours), a status line, and the watchdog while the loops turn. On a thread of its own: telling
+/// blocks while the manager does not listen, and nothing else may wait for that.
+fn keep_the_manager_informed(board: &Board) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |timeout| timeout / 3);
     loop {
@@ -129,6 +136,6 @@ async fn keep_the_manager_informed(board: Board) {
         if board.hung().is_empty() {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
-        tokio::time::sleep(interval).await;
+        std::thread::sleep(interval);
     }
 }

@@ -367,15 +367,19 @@ mod tests {
                 window.push(batch(&keys), 0);
             }
             let mut chances = chances.into_iter();
-            let mut aloft: Vec<(u64, Arc<Flight>)> = Vec::new();
-            let mut delivered: Vec<(Vec<u8>, (u64, u32))> = Vec::new();
+            // The far side takes what is sent in the order in which it is sent, whenever it answers.
+            let mut aloft: Vec<(u64, Arc<Flight>, usize)> = Vec::new();
+            let (mut sent, mut last) = (0, HashMap::new());
             let mut trouble = false;
             loop {
                 // When the chances are used up, everything succeeds.
                 let bits = chances.next().unwrap_or(0);
                 let may_send = !trouble && (bits & 1 == 0 || aloft.is_empty());
                 if may_send && let Some(flight) = flight(&mut window, 1 + usize::from(bits >> 1 & 3)) {
-                    aloft.push(flight);
+                    let (lot, flight) = flight;
+                    let began = sent;
+                    sent += flight.len();
+                    aloft.push((lot, flight, began));
                     continue;
                 }
                 if aloft.is_empty() && !trouble {
@@ -386,12 +390,14 @@ mod tests {
                     trouble = false;
                     continue;
                 }
-                let (lot, flight) = aloft.remove(usize::from(bits >> 3) % aloft.len());
+                let (lot, flight, began) = aloft.remove(usize::from(bits >> 3) % aloft.len());
                 for slot in 0..flight.len() {
                     let is_unknown = bits >> (5 + slot) & 1 == 1;
                     // What is not known to have arrived may have arrived.
                     if !is_unknown || bits >> 12 & 1 == 1 {
-                        delivered.push((flight.event(slot).hold_key().into_owned(), (lot, flight.picks[slot].index)));
+                        let event = (flight.event(slot).hold_key().into_owned(), (lot, flight.picks[slot].index));
+                        let at = last.entry(event).or_insert(0);
+                        *at = (began + slot).max(*at);
                     }
                     flight.fill(slot, if is_unknown { fault() } else { Outcome::Delivered });
                     trouble |= is_unknown;
@@ -399,10 +405,6 @@ mod tests {
                 window.land(lot, &flight);
             }
             proptest::prop_assert!(window.lots().all(|lot| lot.fates.iter().all(|fate| *fate == Fate::Delivered)));
-            let mut last: HashMap<(Vec<u8>, (u64, u32)), usize> = HashMap::new();
-            for (at, event) in delivered.into_iter().enumerate() {
-                last.insert(event, at);
-            }
             proptest::prop_assert_eq!(last.len(), window.events);
             let mut in_order: Vec<_> = last.into_iter().collect();
             in_order.sort();

@@ -236,7 +236,12 @@ fn member<'a>(bytes: &'a [u8], defect: &mut Option<Rejection>) -> Option<&'a [u8
         #[serde(borrow)]
         payload: &'a RawValue,
     }
-    match serde_json::from_slice::<Wrapper<'_>>(bytes) {
+    // A sequence too can be read into a struct: its first element would pass for the payload.
+    let read = match bytes.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice::<Wrapper<'_>>(bytes).map_err(|error| error.to_string()),
+        _ => Err("it does not begin with a brace".to_owned()),
+    };
+    match read {
         Ok(wrapper) => Some(wrapper.payload.get().as_bytes()),
         Err(error) => {
             defect.get_or_insert_with(|| {

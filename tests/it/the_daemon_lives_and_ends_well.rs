@@ -205,6 +205,24 @@ fn a_stop_with_a_dead_broker_ends_in_time() {
 }
 
 #[test]
+fn a_service_manager_that_does_not_listen_holds_up_nothing() {
+    let _machine = shared_machine();
+    let scene = Scene::new(&[SHOP, &to_lines()].concat());
+    let path = scene.path("notify");
+    let _deaf = Manager::at(&path);
+    // It is told a hundred times a second, and its queue is full soon.
+    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "30000")];
+    let mut daemon = scene.daemon_with(&environment);
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    throughout("it works and answers", Duration::from_secs(5), || {
+        application.write(10);
+        daemon.status("to_lines").is_some()
+    });
+    daemon.until_settled("to_lines", application.head(), Duration::from_secs(20));
+    assert_eq!(daemon.stop(Duration::from_secs(10)).0, Some(0));
+}
+
+#[test]
 fn the_service_manager_is_told_and_ready_does_not_wait_for_brokers() {
     let _machine = shared_machine();
     let config = [

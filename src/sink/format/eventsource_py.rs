@@ -36,9 +36,15 @@ struct Body<'a> {
 }
 
 pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Value<'_>)) -> Result<(), Rejection> {
-    let body: Body<'_> = serde_json::from_slice(event.payload.unwrap_or_default()).map_err(|error| {
+    let undecodable = |error: String| {
         Rejection::new(Reason::Undecodable, format!("the payload is not an event of eventsource-py: {error}"))
-    })?;
+    };
+    let payload = event.payload.unwrap_or_default();
+    // A sequence too can be read into a struct.
+    if payload.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
+        return Err(undecodable("it is no JSON object".into()));
+    }
+    let body: Body<'_> = serde_json::from_slice(payload).map_err(|error| undecodable(error.to_string()))?;
     let fields = Fields { event, body };
     match wire {
         Wire::Kafka | Wire::Http => fields.kafka(put),

@@ -158,10 +158,14 @@ fn rung(course: &Course, at: usize) -> Option<String> {
     let found = count(course, folder);
     assert!(found.is_clean(course), "{what}: {found:?}\n{}", log());
     stands_at_the_end(course, folder).unwrap_or_else(|wrong| panic!("{what}: {wrong}\n{}", log()));
-    // What it was, and of which file: the name without the folder.
-    killed.map(|call| match call.split_once(' ') {
-        Some((call, path)) if path.starts_with('/') => format!("{call} {}", path.rsplit('/').next().unwrap()),
-        _ => call,
+    killed.map(|call| {
+        let (name, subject) = call.split_once(' ').unwrap_or((&call, ""));
+        match Path::new(subject) {
+            path if path == folder => format!("{name} the folder"),
+            path if path.is_absolute() => format!("{name} {}", path.file_name().unwrap().display()),
+            _ if subject.is_empty() => name.to_owned(),
+            _ => format!("{name} a socket"),
+        }
     })
 }
 

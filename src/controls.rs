@@ -2,8 +2,8 @@
 //!
 //! Only with the feature `controls`, which no release has; without it every function here is empty and compiles to nothing. The
 //! switches are the process's: a test that uses them runs in a process of its own. A daemon obeys two variables: `CRASH_AT`, a number
-//! (of the step at which it ends itself) or a seam's name (the first time it is there), and `TURNED_OFF`, names of
-//! protections, with commas.
+//! (of the step at which it ends itself) or a seam's name (the first time it is there), `CRASH_IN_RELOAD`, a number (of the step, counted
+//! from its first reload on), and `TURNED_OFF`, names of protections, with commas.
 //!
 //! A new seam is one line below and one call of [`reach`] where it is; the crash ladder finds it by itself, and asks that some run
 //! comes by it. A new protection is one line below and one question [`is_off`]; `tests/it/house.rs` asks for the test that turns it off.
@@ -72,6 +72,8 @@ listed! {
         Release,
         /// All is settled, and the end of a clean stop about to be recorded.
         Stop,
+        /// A reload is about to stop consumers, one of them has ended, or all is done.
+        Reload,
     }
 }
 
@@ -120,6 +122,8 @@ mod switches {
 
     static STEPS_LEFT: AtomicI64 = AtomicI64::new(-1);
     static CRASH_SEAM: AtomicUsize = AtomicUsize::new(usize::MAX);
+    /// Taken over when a reload begins.
+    static STEPS_OF_A_RELOAD: AtomicI64 = AtomicI64::new(-1);
     static OFF: AtomicU32 = AtomicU32::new(0);
     /// Seams reached, by kind.
     static REACHED: [AtomicU32; Seam::ALL.len()] = [const { AtomicU32::new(0) }; Seam::ALL.len()];
@@ -149,6 +153,9 @@ mod switches {
                 }
             }
         }
+        if let Ok(step) = std::env::var("CRASH_IN_RELOAD") {
+            STEPS_OF_A_RELOAD.store(step.parse().expect("CRASH_IN_RELOAD is a number"), SeqCst);
+        }
     }
 
     pub fn is_off(protection: Protection) -> bool {
@@ -163,6 +170,12 @@ mod switches {
     #[expect(clippy::disallowed_methods, reason = "a crash is what is wanted")]
     pub fn reach(seam: Seam) {
         REACHED[seam as usize].fetch_add(1, SeqCst);
+        if seam == Seam::Reload {
+            let steps = STEPS_OF_A_RELOAD.swap(-1, SeqCst);
+            if steps > 0 {
+                STEPS_LEFT.store(steps, SeqCst);
+            }
+        }
         let is_step = STEPS_LEFT.load(SeqCst) > 0 && STEPS_LEFT.fetch_sub(1, SeqCst) == 1;
         if is_step || CRASH_SEAM.load(SeqCst) == seam as usize {
             eprintln!("crashed at {seam:?}");

@@ -163,6 +163,10 @@ pub struct Session {
     health: Health,
     /// What is wrong with the far side, as last heard.
     fault: Option<Fault>,
+    /// What was wrong with it before a probe succeeded; it counts until something that was sent is answered, because a probe does not
+    /// prove everything.
+    unproved: Option<Fault>,
+    silence: far_side::Silence,
     /// No acknowledgement came for `ack_timeout`: a probe that succeeds starts the sink anew.
     stuck: bool,
     pace: Pace,
@@ -188,6 +192,7 @@ pub struct Session {
     delivered: u64,
     redelivered: u64,
     held_counts: Option<(usize, usize, Option<i64>)>,
+    milestones: view::Milestones,
 }
 
 impl Session {
@@ -225,6 +230,8 @@ impl Session {
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,
+            unproved: None,
+            silence: far_side::Silence::default(),
             stuck: false,
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
@@ -244,6 +251,7 @@ impl Session {
             delivered: 0,
             redelivered: 0,
             held_counts: None,
+            milestones: view::Milestones::begin(),
         }
     }
 
@@ -282,6 +290,7 @@ impl Session {
         // Before the dispatch, so that the reader works while the sink takes what was read before.
         self.read_on();
         self.dispatch(around);
+        self.listen(around);
         self.settle();
     }
 
@@ -358,11 +367,14 @@ impl Session {
         if let Health::Backoff(until) = self.health {
             wake = wake.min(until.max(now + Duration::from_millis(1)));
         }
+        if let Some(due) = self.silence.due(now) {
+            wake = wake.min(due);
+        }
         if let Some(deadline) = self.draining {
             wake = wake.min(deadline.max(now));
         }
         if let Some(due) = self.holds.next_due_micros().filter(|_| self.may_send()) {
-            let micros = (due - clock::now_micros()).clamp(2_000, BEAT.as_micros() as i64);
+            let micros = (due - clock::steady_micros()).clamp(2_000, BEAT.as_micros() as i64);
             wake = wake.min(now + Duration::from_micros(micros as u64));
         }
         wake

@@ -73,6 +73,8 @@ pub enum Head {
 /// A first look at a source that is ready.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Look {
+    /// Everything that the table holds comes after it.
+    pub before_first: Position,
     pub head: Position,
     pub head_id: String,
     pub has_events: bool,

@@ -92,11 +92,7 @@ fn mark_row(
     let guarded = !controls::is_off(Protection::RowGuard);
     let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
     let mut statement = connection.prepare_cached(sql)?;
-    let row: &dyn ToSql = match key {
-        RowKey::Integer(n) => n,
-        RowKey::Text(text) => &&**text,
-    };
-    for (name, value) in [(":row", row), (":now", &now), (":error", &error)] {
+    for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
         if let Some(index) = statement.parameter_index(name)? {
             statement.raw_bind_parameter(index, value)?;
         }

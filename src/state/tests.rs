@@ -1,5 +1,7 @@
 //! What is written is what was said, on a real file: the statements of this room, one by one.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 
 use super::checkpoint::{self, Checkpoint, Witnesses};
@@ -160,10 +162,10 @@ fn held_rows_stand_in_order_behind_their_key_and_are_read_as_they_were_written()
     assert_eq!(held::counts(&connection, "r").unwrap(), [1, 1, 1, 1]);
     assert_eq!(held::PAYLOAD_BYTES_MAX, 1_048_576);
 
-    let mut keys = held::keys(&connection, "r").unwrap();
+    let mut keys = held::keys(&connection, "r", Duration::from_secs(1)).unwrap();
     keys.sort_by(|a, b| a.key.cmp(&b.key));
-    let heads: Vec<_> = keys.iter().map(|key| (&key.key[..], key.rows, key.head, key.next_attempt_micros)).collect();
-    assert_eq!(heads, [(&b"a"[..], 2, HeldState::Retrying, Some(99)), (b"b", 1, HeldState::Dead, None)]);
+    let heads: Vec<_> = keys.iter().map(|key| (&key.key[..], key.rows, key.head, key.due.is_some())).collect();
+    assert_eq!(heads, [(&b"a"[..], 2, HeldState::Retrying, true), (b"b", 1, HeldState::Dead, false)]);
     assert_eq!(Some(keys[0].since_micros), clock::parse_micros(&first.held_at));
 
     held::delete(&connection, "r", b"a", 1).unwrap();
@@ -182,12 +184,12 @@ fn dead_letters_are_found_selected_and_revived() {
     assert_eq!(held::first_dead(&connection, "r").unwrap(), None);
     let named = |id: &str, state, row_key| HeldRow { row_key: Some(row_key), ..row(id, id, state) };
     held::insert(&connection, "r", &named("e1", HeldState::Dead, RowKey::Integer(1))).unwrap();
-    held::insert(&connection, "r", &named("e2", HeldState::Skipped, RowKey::Text("two".into()))).unwrap();
+    held::insert(&connection, "r", &named("e2", HeldState::Skipped, RowKey::Text(b"two"[..].into()))).unwrap();
     held::insert(&connection, "r", &named("e3", HeldState::Waiting, RowKey::Integer(3))).unwrap();
     assert_eq!(held::first_dead(&connection, "r").unwrap().unwrap().event_id, "e1");
     assert_eq!(held::first_dead(&connection, "s").unwrap(), None);
     let dead = held::dead_rows(&connection, "r").unwrap();
-    assert_eq!(dead, [RowKey::Integer(1), RowKey::Text("two".into())]);
+    assert_eq!(dead, [RowKey::Integer(1), RowKey::Text(b"two"[..].into())]);
     for (row_key, id) in dead.iter().zip(["e1", "e2"]) {
         assert_eq!(held::by_row_key(&connection, "r", row_key).unwrap().unwrap().event_id, id);
     }
@@ -219,7 +221,8 @@ fn dead_letters_are_found_selected_and_revived() {
 
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
-    order: "o.rowid",
+    number: "NULL",
+    delivered: "o.status = 'done'",
     position: "o.rowid",
     on_delivered: "UPDATE work SET status = 'done', at = :now WHERE id = :row AND status = 'pending'",
     on_released: "UPDATE work SET status = 'late', at = :now WHERE id = :row AND status IN ('pending', 'failed')",
@@ -263,7 +266,7 @@ fn rows_are_marked_by_what_became_of_them_and_only_as_they_were_read() {
         .unwrap();
     let rows = vec![
         (RowKey::Integer(1), RowMark::Delivered),
-        (RowKey::Text("two".into()), RowMark::Rejected("no".into())),
+        (RowKey::Text(b"two"[..].into()), RowMark::Rejected("no".into())),
         (RowKey::Integer(3), RowMark::Retry("not yet".into())),
         (RowKey::Integer(4), RowMark::Released),
         (RowKey::Integer(5), RowMark::Delivered),

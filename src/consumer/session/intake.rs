@@ -42,6 +42,7 @@ impl Session {
             ReadNews::Batch(batch) => {
                 self.reading = false;
                 self.at_head = false;
+                self.milestones.read(&self.settings.name);
                 let sent_before = self.sent_before_in(&batch);
                 self.window.push(batch, sent_before);
                 if self.by_row {

@@ -65,7 +65,7 @@ impl Lane {
         let mut messages = Vec::with_capacity(chunk.slots.len());
         for slot in chunk.slots.iter().map(|slot| *slot as usize) {
             let event = chunk.flight.event(slot);
-            match compose(&link.settings, &link.dress, &event, chunk.flight.picks[slot], slot) {
+            match compose(&link.settings, &link.dress, link.frame_bytes_max(), &event, chunk.flight.picks[slot], slot) {
                 Ok(message) => messages.push(message),
                 Err(rejection) => chunk.fill(slot, Outcome::Rejected(rejection)),
             }
@@ -131,6 +131,7 @@ impl Lane {
             .filter_map(|(confirm, sent)| Some((sent, confirm.take_message()?)))
             .map(|(sent, message)| (name(sent, &message), message))
             .collect();
+        let is_any_nack = is_nack.contains(&true);
         let mut returns = 0;
         let mut outcomes = Vec::with_capacity(messages.len());
         for (message, is_nack) in messages.iter().zip(is_nack) {
@@ -141,9 +142,7 @@ impl Lane {
                     returns += 1;
                     self.returned(message)
                 }
-                None if is_nack => Outcome::Unavailable(Fault::unavailable(
-                    "RabbitMQ did not take the message (nack): a full queue, or an error there",
-                )),
+                None if is_nack => Outcome::Unavailable(nack()),
                 None => Outcome::Delivered,
             });
         }
@@ -152,6 +151,11 @@ impl Lane {
             let fault = Fault::unavailable("RabbitMQ returned a message that was not sent on this channel");
             self.link.break_with(fault.clone());
             return self.settle_all(chunk, &Outcome::Unavailable(fault));
+        }
+        if is_any_nack {
+            // A quorum queue that was full goes on refusing a channel after its limit was lifted, until something is consumed; a new channel
+            // is asked anew.
+            self.link.break_with(nack());
         }
         messages.iter().zip(outcomes).for_each(|(message, outcome)| chunk.fill(message.slot, outcome));
     }
@@ -198,4 +202,8 @@ impl Lane {
             chunk.fill_all(outcome);
         }
     }
+}
+
+fn nack() -> Fault {
+    Fault::unavailable("RabbitMQ did not take the message (nack): a full queue, or an error there")
 }

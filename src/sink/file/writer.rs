@@ -126,6 +126,8 @@ impl Writer {
         }
         controls::reach(Seam::Written);
         if let Err(error) = target.sync() {
+            // What may never reach the disk must not stand before what will.
+            target.cut_back();
             let fault = Fault::fatal(format!(
                 "{} could not be made durable: {error}; check the disk, then restart outboxd",
                 self.name()

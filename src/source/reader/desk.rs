@@ -218,7 +218,7 @@ impl Desk {
                     }
                     _ => Err(Halt::new(format!(
                         "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
-                         file is damaged (PRAGMA integrity_check); then `outboxd resume`",
+                         file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
                         self.settings.path.display()
                     ))),
                 }
@@ -400,6 +400,9 @@ impl Desk {
 /// Reads in one snapshot; says which one it was.
 fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
     let connection = &open.connection;
+    if let Table::Rows(table) = &mut open.table {
+        table.prepare(connection, &request.filter)?;
+    }
     connection.prepare_cached("BEGIN")?.execute([])?;
     let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
         let version = open::data_version(connection)?;

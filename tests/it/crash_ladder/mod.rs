@@ -176,6 +176,9 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
+/// Of a whole daemon: `reloads_lose_nothing` climbs over it.
+const ELSEWHERE: [Seam; 1] = [Seam::Reload];
+
 /// Every seam that exists is climbed over by some course.
 #[test]
 fn every_seam_is_reached() {
@@ -190,6 +193,7 @@ fn every_seam_is_reached() {
             reached.split(' ').map(str::to_owned).collect::<Vec<_>>()
         })
         .collect();
-    let missed: Vec<_> = Seam::ALL.iter().filter(|seam| !reached.contains(&format!("{seam:?}"))).collect();
+    let missed: Vec<_> =
+        Seam::ALL.iter().filter(|seam| !ELSEWHERE.contains(seam) && !reached.contains(&format!("{seam:?}"))).collect();
     assert!(missed.is_empty(), "no course comes by {missed:?}");
 }

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::checkpoint::{self, Checkpoint, Witnesses};
 use super::files::FileError;
 use super::held::{self, HeldRow, HeldState, Selection};
+use super::resolution::{self, Resolution};
 use super::settlement::{Advance, HeldChange, RowMark, Settlement};
 use super::{SCHEMA_VERSION, migrate, schema_version};
 use crate::clock;
@@ -307,6 +308,25 @@ fn what_may_cure_itself_is_waited_for_and_nothing_else() {
     ] {
         assert_eq!(error.is_passing(), passes, "{error}");
     }
+}
+
+#[test]
+fn who_decided_what_is_recorded() {
+    let (_folder, connection) = file();
+    let discard = Resolution {
+        consumer: "r",
+        action: "discard",
+        event_id: Some("e1"),
+        key: Some(b"a"),
+        reason: "a test order",
+        detail: "{}".into(),
+    };
+    resolution::record(&connection, &discard).unwrap();
+    let sql =
+        "SELECT consumer || action || event_id || cast(key AS TEXT) || reason || detail, at FROM outboxd_resolution";
+    let (told, at): (String, String) = connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(told, "rdiscarde1aa test order{}");
+    assert!(clock::parse_micros(&at).is_some());
 }
 
 #[test]

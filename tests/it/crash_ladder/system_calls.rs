@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use outboxd::source::Durability;
 
 use super::course::{Course, named};
-use super::truth::{count, look, stands_after_a_crash, stands_at_the_end};
+use super::truth::{count, is_clean_stop, look, stands_after_a_crash, stands_at_the_end};
 use crate::sink_contract::rig::unique;
 use crate::support::application::Application;
 use crate::support::broker::Broker;
@@ -158,10 +158,16 @@ fn rung(course: &Course, at: usize) -> Option<String> {
     let found = count(course, folder);
     assert!(found.is_clean(course), "{what}: {found:?}\n{}", log());
     stands_at_the_end(course, folder).unwrap_or_else(|wrong| panic!("{what}: {wrong}\n{}", log()));
-    // What it was, and of which file: the name without the folder.
-    killed.map(|call| match call.split_once(' ') {
-        Some((call, path)) if path.starts_with('/') => format!("{call} {}", path.rsplit('/').next().unwrap()),
-        _ => call,
+    // On a machine that is busy enough, a stop does not wait until the file can be written, and says so.
+    assert!(is_clean_stop(course, folder) || log().contains("drain_unclean"), "{what}: {}", log());
+    killed.map(|call| {
+        let (name, subject) = call.split_once(' ').unwrap_or((&call, ""));
+        match Path::new(subject) {
+            path if path == folder => format!("{name} the folder"),
+            path if path.is_absolute() => format!("{name} {}", path.file_name().unwrap().display()),
+            _ if subject.is_empty() => name.to_owned(),
+            _ => format!("{name} a socket"),
+        }
     })
 }
 

@@ -153,6 +153,7 @@ fn every_promise_is_owned_by_a_test() {
     let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
     let mut tests = Vec::new();
     sources(&root().join("tests/it"), &mut tests);
+    sources(&root().join("tests/referee"), &mut tests);
     tests.extend(all_sources());
     let code: String = tests.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     let named: Vec<&str> = document

@@ -24,6 +24,8 @@ const LIFE_MAX: Duration = Duration::from_millis(4000);
 /// What a restart may cost while the broker is up.
 const FIRST_READ_MAX: Duration = Duration::from_secs(1);
 const FIRST_ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(3);
+/// A restart that has nothing to do for longer is not measured.
+const IDLE_MAX_MILLIS: i64 = 300;
 
 struct Storm {
     events: usize,
@@ -196,10 +198,11 @@ impl Aftermath {
         self.runs.partition_point(|run| run.began <= millis) as u32 - 1
     }
 
-    /// From when on a run had something to do.
+    /// From when on a run had something to do; `None` when that was so late that it shows nothing of a restart.
     fn work_since(&self, run: &Run) -> Option<i64> {
         let next = self.committed_millis.partition_point(|committed| *committed < run.began);
-        if run.had_work { Some(run.began) } else { self.committed_millis.get(next).copied() }
+        let work = if run.had_work { run.began } else { *self.committed_millis.get(next)? };
+        (work < run.began + IDLE_MAX_MILLIS).then_some(work)
     }
 
     /// How long the runs took that had the broker all the time until then. One that was killed before shows nothing,

@@ -106,12 +106,14 @@ impl Storm {
         let (mut beginning, mut daemon) = spawn(0);
         let broker_away = std::thread::scope(|scope| {
             let mut dice = Dice::of(self.dice.next());
-            let share = blowing / (self.broker_kills + 1);
+            // At first the broker stays: these restarts show what one costs.
+            let calm = blowing / 3;
+            let share = (blowing - calm) / (self.broker_kills + 1);
             let strikes = self.broker_kills;
             let striker = scope.spawn(move || {
                 let mut away = Vec::new();
                 for strike in 1..=strikes {
-                    let due = share * strike + dice.between(Duration::ZERO, share / 2);
+                    let due = calm + share * strike + dice.between(Duration::ZERO, share / 2);
                     std::thread::sleep(due.saturating_sub(start.elapsed()));
                     if strike % 2 == 1 {
                         wait_for_the_thick_of_it(scene);

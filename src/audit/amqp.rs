@@ -109,7 +109,9 @@ async fn kind(connection: &Connection, name: ShortString) -> Result<String, Faul
         Some("stream") => Ok("stream".into()),
         Some(kind) => Ok(kind.into()),
         None if refusal.contains("inequivalent arg 'durable'") || current.contains("none") => Ok("classic".into()),
-        None => Err(Fault::fatal(format!("the queue's type cannot be found out: {refusal}"))),
+        None => Err(Fault::fatal(format!(
+            "the queue's type cannot be found out: {refusal}. Remedy: where that is a matter of rights, let this user configure the queue"
+        ))),
     }
 }
 

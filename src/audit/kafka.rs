@@ -89,7 +89,7 @@ impl Kafka {
             }
         }
         for (at, part) in self.parts.iter().enumerate().filter(|(_, part)| part.topic == topic) {
-            extent.has_gaps |= counts[at] < part.high - part.low || (part.low > 0 && part.low == part.high);
+            extent.has_gaps |= counts[at] < part.high - part.low;
             if part.low > 0 {
                 extent.cut.insert(at as u16);
             }

@@ -85,7 +85,7 @@ struct Message<'a> {
 struct Extent {
     /// Lanes whose beginning is no longer there.
     cut: BTreeSet<u16>,
-    /// Messages in the middle are no longer there, or on a lane of which nothing is left.
+    /// Messages between others are no longer there.
     has_gaps: bool,
 }
 
@@ -315,7 +315,7 @@ fn judged(
     if extent.has_gaps {
         report.cannot_tell(
             verdict.lost.len() as u64,
-            "messages were taken away between others (compaction, or all of a partition)",
+            "offsets are missing between others (compaction, or somebody's transactions)",
         );
         return Vec::new();
     }

@@ -152,6 +152,7 @@ fn the_document_of_metrics_is_what_the_program_says() {
 fn tests_named_in(document: &str) -> Vec<String> {
     let mut tests = Vec::new();
     sources(&root().join("tests/it"), &mut tests);
+    sources(&root().join("tests/referee"), &mut tests);
     tests.extend(all_sources());
     let code: String = tests.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     let named = document.split('`').skip(1).step_by(2).filter(|name| {

@@ -24,6 +24,8 @@ const LIFE_MAX: Duration = Duration::from_millis(4000);
 /// What a restart may cost while the broker is up.
 const FIRST_READ_MAX: Duration = Duration::from_secs(1);
 const FIRST_ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(3);
+/// A restart that has nothing to do for longer is not measured.
+const IDLE_MAX_MILLIS: i64 = 300;
 
 struct Storm {
     events: usize,
@@ -104,12 +106,14 @@ impl Storm {
         let (mut beginning, mut daemon) = spawn(0);
         let broker_away = std::thread::scope(|scope| {
             let mut dice = Dice::of(self.dice.next());
-            let share = blowing / (self.broker_kills + 1);
+            // At first the broker stays: these restarts show what one costs.
+            let calm = blowing / 3;
+            let share = (blowing - calm) / (self.broker_kills + 1);
             let strikes = self.broker_kills;
             let striker = scope.spawn(move || {
                 let mut away = Vec::new();
                 for strike in 1..=strikes {
-                    let due = share * strike + dice.between(Duration::ZERO, share / 2);
+                    let due = calm + share * strike + dice.between(Duration::ZERO, share / 2);
                     std::thread::sleep(due.saturating_sub(start.elapsed()));
                     if strike % 2 == 1 {
                         wait_for_the_thick_of_it(scene);
@@ -196,10 +200,11 @@ impl Aftermath {
         self.runs.partition_point(|run| run.began <= millis) as u32 - 1
     }
 
-    /// From when on a run had something to do.
+    /// From when on a run had something to do; `None` when that was so late that it shows nothing of a restart.
     fn work_since(&self, run: &Run) -> Option<i64> {
         let next = self.committed_millis.partition_point(|committed| *committed < run.began);
-        if run.had_work { Some(run.began) } else { self.committed_millis.get(next).copied() }
+        let work = if run.had_work { run.began } else { *self.committed_millis.get(next)? };
+        (work < run.began + IDLE_MAX_MILLIS).then_some(work)
     }
 
     /// How long the runs took that had the broker all the time until then. One that was killed before shows nothing,

@@ -4,7 +4,7 @@
     read_amqp.py URI QUEUE [--until-idle SECONDS | --count N] [--timeout SECONDS] [--declare quorum|classic [--bind EXCHANGE=KEY]...]
 
 A line: {"routing_key", "exchange", "message_id", "type", "content_type", "delivery_mode", "timestamp", "headers": {..}, "redelivered",
-"body"}; a body that is not UTF-8 stands base64 in "body_b64"; absent properties are left out.
+"body"}, or with --sha256 its hash as "sha256"; a body that is not UTF-8 stands base64 in "body_b64"; absent properties are left out.
 
 Everything is printed first and then acknowledged, so nothing is lost here; what was printed while its acknowledgement was
 lost (the broker was restarted) comes again with "redelivered": true. Survives restarts of the broker. --declare makes the
@@ -79,7 +79,7 @@ class Reader:
         line["redelivered"] = method.redelivered
         if self.options.sha256:
             line["sha256"] = sha256(body).hexdigest()
-        elif not self.options.no_body:
+        else:
             try:
                 line["body"] = body.decode()
             except UnicodeDecodeError:
@@ -139,7 +139,6 @@ def main():
     parser.add_argument("--count", type=int)
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--prefetch", type=int, default=2000)
-    parser.add_argument("--no-body", action="store_true")
     parser.add_argument("--sha256", action="store_true", help="instead of the bodies, their SHA-256")
     parser.add_argument("--declare", choices=("quorum", "classic"))
     parser.add_argument("--bind", action="append", default=[], metavar="EXCHANGE=KEY")

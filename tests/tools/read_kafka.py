@@ -3,8 +3,8 @@
 
     read_kafka.py BOOTSTRAP TOPIC [--from-beginning] [--until-end | --until-idle SECONDS | --count N] [--timeout SECONDS]
 
-A line: {"partition", "offset", "timestamp", "key", "headers": {..}, "value"}. Bytes that are not UTF-8 stand base64 in "key_b64",
-"value_b64", or {"b64": ..} as a header; a header given more than once is a list. A tombstone has "value": null.
+A line: {"partition", "offset", "timestamp", "key", "headers": {..}, "value"}; with --sha256 "sha256" instead of "value". Bytes that
+are not UTF-8 stand base64 in "key_b64", "value_b64", or {"b64": ..} as a header; a header given more than once is a list. A tombstone has "value": null.
 
 --until-end (what is done when nothing is said) stops at what was the end of every partition; --until-idle when nothing came
 for so long; --count after N. Exit codes: 0 as asked, 75 when --timeout came first (what was read is printed), 69 a fatal error.
@@ -65,7 +65,7 @@ def as_line(message, options):
     value = message.value()
     if options.sha256:
         line["sha256"] = None if value is None else sha256(value).hexdigest()
-    elif not options.no_value:
+    else:
         put(line, "value", value)
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -101,7 +101,6 @@ def main():
     parser.add_argument("--count", type=int)
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--committed", action="store_true", help="only what transactions committed")
-    parser.add_argument("--no-value", action="store_true", help="leave the values out")
     parser.add_argument("--sha256", action="store_true", help="instead of the values, their SHA-256")
     parser.add_argument("-X", dest="extra", action="append", default=[], metavar="K=V", help="a librdkafka property")
     options = parser.parse_args()

@@ -379,7 +379,8 @@ mod tests {
             for (attempt, redelivery, replay) in [(1, true, false), (2, false, false), (12, true, true)] {
                 let mut again = Vec::new();
                 write_marked(&event, "shop", Pick { index: 0, attempt, redelivery, replay }, &mut again);
-                assert_ne!(first.as_bytes(), again);
+                // Headers that are no object have no room for a mark.
+                assert!(first.as_bytes() != again || headers == Some("no"));
                 assert_eq!(unmarked(first.as_bytes()), unmarked(&again), "{headers:?}");
             }
         }

@@ -101,13 +101,13 @@ impl Application {
     }
 
     /// Goes on writing on a thread of its own until it has written `count` events, at `per_second` on the average: in bursts of up to
-    /// 5,000, in transactions of 1 to 200.
+    /// 2,000, in transactions of 1 to 200.
     pub fn flow(mut self, count: usize, per_second: f64, mut dice: Dice) -> JoinHandle<Self> {
         std::thread::spawn(move || {
             let start = Instant::now();
             let mut written = 0;
             while written < count {
-                let burst = (1 + dice.below(5000) as usize).min(count - written);
+                let burst = (1 + dice.below(2000) as usize).min(count - written);
                 let mut left = burst;
                 while left > 0 {
                     let rows: Vec<_> = (0..(1 + dice.below(200) as usize).min(left))

@@ -35,6 +35,8 @@ pub struct Listing {
     pub newest: i64,
     /// How many were pending, free or not.
     pub pending: u64,
+    /// The rowid of a free one that has no name by which it could be marked.
+    pub nameless: Option<i64>,
 }
 
 /// What rows are sorted by: those without a number come last.
@@ -119,6 +121,7 @@ struct Walk<'a> {
     heap: BinaryHeap<Listed>,
     newest: i64,
     pending: u64,
+    nameless: Option<i64>,
 }
 
 impl<'a> Walk<'a> {
@@ -135,7 +138,7 @@ impl<'a> Walk<'a> {
             format!(
                 "SELECT {row}, o.rowid, {number}, {time}, {pending}, CASE WHEN o.rowid <= :top THEN {free} END \
                  FROM {from} WHERE {condition} ORDER BY {order} LIMIT {SLICE_ROWS}",
-                row = mapping.row,
+                row = mapping.row_bounded(),
                 from = mapping.from,
             )
         };
@@ -156,6 +159,7 @@ impl<'a> Walk<'a> {
             heap: BinaryHeap::new(),
             newest: 0,
             pending: 0,
+            nameless: None,
         };
         let from = match scope {
             Scope::Pending if has_index(connection, &walk.first)? => return Ok(walk),
@@ -206,6 +210,7 @@ impl<'a> Walk<'a> {
     fn take(&mut self, row: &Row<'_>) -> Result<(), ReadFault> {
         let time: Value = row.get(3)?;
         self.rowid = row.get(1)?;
+        self.time = Some(time.clone());
         self.pending += u64::from(row.get::<_, Option<bool>>(4)?.unwrap_or(false));
         if row.get::<_, Option<bool>>(5)?.unwrap_or(false) {
             let number: Option<i64> = row.get(2)?;
@@ -216,20 +221,23 @@ impl<'a> Walk<'a> {
                 rowid: self.rowid,
             };
             self.newest = self.newest.max(self.rowid);
+            let Some(key) = Mapping::row_key(row)? else {
+                self.nameless = Some(self.rowid);
+                return Ok(());
+            };
             if self.heap.len() < self.most || self.heap.peek().is_some_and(|last| place < last.place) {
-                self.heap.push(Listed { place, row: Mapping::row_key(row)? });
+                self.heap.push(Listed { place, row: key });
                 if self.heap.len() > self.most {
                     self.heap.pop();
                 }
             }
         }
-        self.time = Some(time);
         Ok(())
     }
 
     fn listing(self) -> Listing {
         let rows = self.heap.into_sorted_vec().into_iter().map(|listed| listed.row).collect();
-        Listing { rows, newest: self.newest, pending: self.pending }
+        Listing { rows, newest: self.newest, pending: self.pending, nameless: self.nameless }
     }
 }
 
@@ -301,7 +309,7 @@ mod tests {
         );
         let mut statement = connection.prepare(&sql).unwrap();
         let rows = statement.query_map([], Mapping::row_key).unwrap();
-        rows.map(Result::unwrap).collect()
+        rows.map(|key| key.unwrap().unwrap()).collect()
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod mapping;
 pub mod preset;
 pub mod reader;
 mod rows;
+pub mod scan;
 mod wake;
 
 use std::path::PathBuf;

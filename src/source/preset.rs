@@ -157,6 +157,7 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
     number: "e.global_position",
+    delivered: "o.status = 'published'",
     position: "coalesce(e.global_position, o.rowid)",
     on_delivered: "UPDATE event_outbox SET status = 'published', published_at = :now WHERE id = :row AND status = 'pending'",
     on_released: "UPDATE event_outbox SET status = 'published', published_at = :now \

@@ -21,10 +21,11 @@ use crate::support::eventsource;
 use crate::support::process::{Daemon, Scene, shared_machine};
 use crate::support::proof::Proof;
 use crate::support::readers::lines;
-use crate::support::referee::{Entry, judge};
+use crate::support::referee::{Entry, Print, judge};
 use crate::support::wait::until;
 
 const KEYS: u64 = 40;
+const PAYLOAD: &[u8] = br#"{"total": 7}"#;
 const WINDOW: usize = 10_000;
 
 /// What an application does, and how its events are relayed.
@@ -98,7 +99,7 @@ impl Setup {
             let (id, key): (String, String) = row.unwrap();
             let number = numbers.entry(key.clone()).or_default();
             *number += 1;
-            Entry { id, key, number: *number }
+            Entry { id, key, number: *number, body: Print::of(PAYLOAD) }
         })
         .collect()
     }

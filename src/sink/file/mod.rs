@@ -16,6 +16,10 @@
 mod tail;
 mod writer;
 
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use tail::good_length;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +36,7 @@ use writer::{Command, Writer};
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A resolved `[sinks.X]` of type `file` or `stdout`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// `None` = stdout.
     pub path: Option<PathBuf>,

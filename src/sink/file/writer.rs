@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::oneshot;
 
 use super::{Settings, tail};
+use crate::controls::{self, Seam};
 use crate::event::{Event, Reason, Rejection};
 use crate::sink::format::{Format, envelope};
 use crate::sink::{Fault, Flight, Outcome, Pick};
@@ -123,6 +124,7 @@ impl Writer {
                 Target::File { .. } => Fault::unavailable(format!("cannot write to {}: {error}", self.name())),
             });
         }
+        controls::reach(Seam::Written);
         if let Err(error) = target.sync() {
             // What may never reach the disk must not stand before what will.
             target.cut_back();
@@ -133,6 +135,7 @@ impl Writer {
             self.spoilt = Some(fault.clone());
             return Err(fault);
         }
+        controls::reach(Seam::Synced);
         Ok(())
     }
 

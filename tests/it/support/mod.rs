@@ -9,11 +9,15 @@ pub mod eventsource;
 pub mod fake_sink;
 pub mod fleet;
 pub mod flights;
+pub mod manager;
 pub mod process;
 pub mod proof;
+pub mod proxy;
 pub mod readers;
-pub mod referee;
 pub mod relays;
 pub mod rig;
 pub mod topology;
+pub mod trial;
 pub mod wait;
+
+pub(crate) use crate::referee;

@@ -62,6 +62,11 @@ impl Scene {
         self.write("outboxd.toml", config);
     }
 
+    /// As it ought to be done: a new file is renamed into the place of the old one.
+    pub fn reconfigure(&self, config: &str) {
+        std::fs::rename(self.write("outboxd.toml.new", config), self.path("outboxd.toml")).unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -208,6 +213,11 @@ impl Daemon {
         Duration::from_millis(10 * ticks)
     }
 
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -294,7 +304,8 @@ impl Daemon {
         until("the admin address is logged", Duration::from_secs(10), || {
             let log = self.log();
             let line = log.lines().find(|line| line.contains("admin_listens"))?;
-            Some(line.split("address=").nth(1)?.split_whitespace().next()?.to_owned())
+            let (_, rest) = line.split_once("address=").or(line.split_once("\"address\":\""))?;
+            Some(rest.split([' ', '"']).next()?.to_owned())
         })
     }
 

@@ -4,9 +4,11 @@
 //! from it is sent, the `-wal` is synced from here, read-only. Only the `-wal` may be opened beside SQLite: its locks live in
 //! `-shm`, so closing this descriptor drops none.
 //!
-//! A sync that failed once is final: the kernel may have dropped the dirty pages, so a later success proves nothing.
+//! A sync that failed once is final: the kernel may have dropped the dirty pages, so a later success proves nothing. That holds for the
+//! syncs of others too (an application's checkpoint, say). The kernel tells of an error every descriptor that was open by then, and none that
+//! is opened later: so the `-wal` is kept open.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,23 +17,31 @@ use std::path::{Path, PathBuf};
 pub struct Barrier {
     wal: PathBuf,
     folder: PathBuf,
-    /// The `-wal` whose directory entry is already durable.
-    known_inode: Option<u64>,
+    open: Option<Wal>,
     failed: Option<String>,
+}
+
+#[derive(Debug)]
+struct Wal {
+    file: File,
+    inode: u64,
+    is_entry_durable: bool,
 }
 
 impl Barrier {
     pub fn new(database: &Path) -> Self {
         let (wal, folder) = places(database);
-        Self { wal, folder, known_inode: None, failed: None }
+        Self { wal, folder, open: None, failed: None }
     }
 
-    /// The database's real path became known, or is another one now.
+    /// The file is about to be read. Its real path became known, or is another one now.
     pub fn follow(&mut self, database: &Path) {
         let (wal, folder) = places(database);
         if (&self.wal, &self.folder) != (&wal, &folder) {
-            (self.wal, self.folder, self.known_inode) = (wal, folder, None);
+            (self.wal, self.folder, self.open) = (wal, folder, None);
         }
+        // What is wrong here, the first sync will show.
+        let _ = self.open();
     }
 
     /// Everything that was committed before this call is durable when it returns `Ok`.
@@ -48,17 +58,32 @@ impl Barrier {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let wal = match File::open(&self.wal) {
-            Ok(wal) => wal,
-            // No `-wal`: everything was checkpointed into the database file, which SQLite synced.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        self.open()?;
+        // No `-wal`: everything was checkpointed into the database file, which SQLite synced.
+        let Some(wal) = &mut self.open else { return Ok(()) };
+        wal.file.sync_data()?;
+        if !wal.is_entry_durable {
+            File::open(&self.folder)?.sync_all()?;
+            wal.is_entry_durable = true;
+        }
+        Ok(())
+    }
+
+    /// Opens the `-wal` that is there, unless it is the one that is open.
+    fn open(&mut self) -> io::Result<()> {
+        let inode = match fs::metadata(&self.wal) {
+            Ok(meta) => Some(meta.ino()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        wal.sync_data()?;
-        let inode = wal.metadata()?.ino();
-        if self.known_inode != Some(inode) {
-            File::open(&self.folder)?.sync_all()?;
-            self.known_inode = Some(inode);
+        if self.open.as_ref().map(|wal| wal.inode) != inode {
+            self.open = None;
+            let file = match File::open(&self.wal) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            self.open = Some(Wal { inode: file.metadata()?.ino(), file, is_entry_durable: false });
         }
         Ok(())
     }
@@ -74,12 +99,33 @@ fn places(database: &Path) -> (PathBuf, PathBuf) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
     fn without_a_wal_there_is_nothing_to_sync() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Barrier::new(&folder.path().join("a.db")).raise(), Ok(()));
+    }
+
+    #[test]
+    fn the_wal_is_kept_open_until_it_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let wal = folder.path().join("a.db-wal");
+        File::create(&wal).unwrap();
+        let mut barrier = Barrier::new(&folder.path().join("a.db"));
+        barrier.follow(&folder.path().join("a.db"));
+        let descriptor = |barrier: &Barrier| barrier.open.as_ref().map(|wal| (wal.file.as_raw_fd(), wal.inode));
+        let first = descriptor(&barrier);
+        assert!(first.is_some() && barrier.raise().is_ok() && barrier.raise().is_ok());
+        assert_eq!(descriptor(&barrier), first);
+        let new = folder.path().join("new");
+        File::create(&new).unwrap();
+        fs::rename(new, &wal).unwrap();
+        assert!(barrier.raise().is_ok() && descriptor(&barrier) != first);
+        fs::remove_file(&wal).unwrap();
+        assert!(barrier.raise().is_ok() && barrier.open.is_none());
     }
 
     #[test]

@@ -26,6 +26,9 @@ const HOLD_MAX: Duration = Duration::from_millis(2);
 const CHECKPOINT_PAGES: i64 = 1_000;
 /// A lock that is lost to others for less is not worth a word.
 const WAITING_SHOWN_AFTER: Duration = Duration::from_secs(1);
+/// An application that commits without a pause, and syncs each time, leaves the lock free for moments only: whoever asks once a second
+/// may not meet one for minutes. Asking costs some microseconds.
+const LOCK_PACE_MAX: Duration = Duration::from_millis(10);
 /// In an application's file: the pause after a hold, as a multiple of it. 1 / (1 + 6) is below 15 %.
 const PAUSE_FACTOR: u32 = 6;
 
@@ -165,7 +168,8 @@ impl Desk {
     /// Runs one transaction, again and again until it is committed or every job in it was refused. Returns how long the lock was held.
     fn transact(&mut self, first: Job) -> Duration {
         let mut jobs = vec![first];
-        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
+        let mut disk_pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
+        let mut lock_pace = Pace::new(Duration::from_millis(1), LOCK_PACE_MAX);
         let first_asked = Instant::now();
         loop {
             let asked = Instant::now();
@@ -198,7 +202,7 @@ impl Desk {
                         let why = format!("{}: {error} (SQLite code {code})", self.file);
                         self.state.send_replace(WriterState::Waiting(why));
                     }
-                    thread::sleep(pace.delay());
+                    thread::sleep(if kind == Kind::Busy { lock_pace.delay() } else { disk_pace.delay() });
                 }
             }
         }

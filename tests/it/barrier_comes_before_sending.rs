@@ -53,7 +53,7 @@ async fn for_every_commit_that_was_read() {
     let folder = tempfile::tempdir().unwrap();
     let application = eventsource::make(&folder.path().join("app.db"), "g4");
     application.execute_batch("PRAGMA synchronous = OFF").unwrap();
-    let arguments = ["-s", "4096", "-e", "trace=fdatasync,write,writev,pwrite64,pwritev"];
+    let arguments = ["-s", "4096", "-e", "trace=openat,fdatasync,write,writev,pwrite64,pwritev"];
     let mut daemon = Daemon::traced(folder.path(), &one_relay("app.db", "events"), &arguments);
     daemon.start();
     let out = folder.path().join("out.ndjson");
@@ -68,7 +68,11 @@ async fn for_every_commit_that_was_read() {
     // Nothing changes: nothing is synced.
     tokio::time::sleep(Duration::from_secs(1)).await;
     daemon.kill();
-    let steps = steps(&daemon.trace());
+    let trace = daemon.trace();
+    // An error that another's sync met is told to a descriptor that was open by then, and to none that is opened later.
+    let opened = trace.lines().filter(|line| line.contains("app.db-wal\", O_RDONLY")).count();
+    assert_eq!(opened, 1, "the -wal stays open for the barrier");
+    let steps = steps(&trace);
     for n in 1..=20 {
         let sent = steps.iter().position(|step| *step == Step::Sent(n)).unwrap_or_else(|| panic!("{n} in {steps:?}"));
         let before = steps[..sent].iter().filter(|step| **step == Step::Barrier).count();

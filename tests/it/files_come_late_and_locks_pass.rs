@@ -2,6 +2,8 @@
 //!
 //! `OUTBOXD_TEST_LOCK_SECONDS`: how long an application keeps its lock (default 60).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use outboxd::consumer::status::State;
@@ -123,6 +125,32 @@ async fn a_lock_held_for_a_minute_costs_lag_and_hardly_any_processor_time() {
         .found("lost", 0)
         .found("sent twice", 0)
         .found("processor time meanwhile, by row", format!("{used:?}"));
+}
+
+/// It leaves the lock free for half a millisecond at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_commits_without_pause_starves_nobody() {
+    let mut rig = Rig::new().await;
+    rig.source.state = StatePlace::Inside;
+    rig.place(100, 5);
+    let over = Arc::new(AtomicBool::new(false));
+    let (stopped, database) = (over.clone(), rig.database.clone());
+    let busy = std::thread::spawn(move || {
+        let connection = open(&database);
+        while !stopped.load(Ordering::Relaxed) {
+            connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+            connection.execute_batch("COMMIT").unwrap();
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    });
+    rig.start();
+    let began = Instant::now();
+    eventually("all is settled", || rig.status().position == 100).await;
+    println!("settled after {:?}", began.elapsed());
+    over.store(true, Ordering::Relaxed);
+    busy.join().unwrap();
+    rig.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

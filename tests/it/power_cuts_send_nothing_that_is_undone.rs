@@ -184,7 +184,7 @@ fn cut_again_and_again(setup: Setup, disk: &mut CutDisk, dice: &mut Dice) -> Dam
         let early = (dice.below(2) == 0).then(|| scene.daemon());
         let application = Application::start(setup, &database, cut, Dice::of(dice.next()));
         let mut daemon = early.unwrap_or_else(|| scene.daemon());
-        until("events arrive", Duration::from_secs(20), || (bytes(&out) > before).then_some(()));
+        until("events arrive", Duration::from_secs(60), || (bytes(&out) > before).then_some(()));
         std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(900)));
         daemon.freeze();
         let instant = Instant::now();

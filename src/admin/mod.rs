@@ -48,7 +48,7 @@ impl Board {
 
     /// Consumers whose loop has stopped turning. An outage is not a hang.
     pub fn hung(&self) -> Vec<String> {
-        let oldest = clock::now_micros() - BEAT_MAX.as_micros() as i64;
+        let oldest = clock::steady_micros() - BEAT_MAX.as_micros() as i64;
         self.statuses()
             .into_iter()
             .filter(|status| status.beat_micros < oldest && status.state != State::Stopped)

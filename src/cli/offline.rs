@@ -108,7 +108,7 @@ fn status(relay: &consumer::Settings, source: &source::Settings) -> Result<Value
         if let Some(checkpoint) = checkpoint::load(&connection, &relay.name).map_err(|error| unread(&error))? {
             status.position = checkpoint.mark.position.0;
         }
-        let keys = held::keys(&connection, &relay.name).map_err(|error| unread(&error))?;
+        let keys = held::keys(&connection, &relay.name, relay.bounds.retry_min).map_err(|error| unread(&error))?;
         status.held_keys = keys.len() as u64;
         status.dead = keys.iter().filter(|key| key.head == held::HeldState::Dead).count() as u64;
         status.held_since_micros = keys.iter().map(|key| key.since_micros).min();

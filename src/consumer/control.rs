@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Settings;
 use crate::clock;
+use crate::controls::{self, Seam};
 use crate::event::Position;
 use crate::source;
 use crate::source::reader::{Halt, Look, Mark, Names, Reader};
@@ -185,6 +186,7 @@ fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selectio
     let now = clock::now_micros();
     for row in &rows {
         held::revive(connection, consumer, row, now)?;
+        controls::reach(Seam::Operate);
     }
     Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
 }
@@ -204,6 +206,7 @@ fn discard(
         let (event_id, key) = (Some(row.event_id.as_str()), Some(&row.key[..]));
         resolution::record(connection, &Resolution { consumer, action: "discard", event_id, key, reason, detail })?;
         held::delete(connection, consumer, &row.key, row.ordinal)?;
+        controls::reach(Seam::Operate);
     }
     Ok(rows.len())
 }
@@ -229,7 +232,7 @@ async fn set_position(
     }
     let look = look(reader).await?;
     let mark = match to {
-        Target::First => Mark::default(),
+        Target::First => Mark { position: look.before_first, event_id: String::new() },
         Target::Head => Mark { position: look.head, event_id: look.head_id },
         Target::Position(position) if position > look.head => {
             return Err(JobError::Refused(format!(
@@ -249,7 +252,7 @@ async fn set_position(
     let before = writer
         .perform(move |connection| {
             let before = checkpoint::load(connection, &name)?;
-            let detail = format!("from {:?} to {}", before.as_ref().map(|b| b.mark.position.0), mark.position);
+            let detail = resolution::moved_detail(before.as_ref().map(|b| b.mark.position.0), mark.position.0);
             let resolution =
                 Resolution { consumer: &name, action: "position", event_id: None, key: None, reason: &reason, detail };
             resolution::record(connection, &resolution)?;
@@ -310,7 +313,8 @@ pub async fn forget_removed(
         let writer = files.writer(source).await.map_err(|error| JobError::Refused(error.to_string()))?;
         let (name, why) = (consumer.to_owned(), reason.to_owned());
         let known = writer.perform(move |connection| {
-            let is_known = checkpoint::load(connection, &name)?.is_some() || !held::keys(connection, &name)?.is_empty();
+            let is_known = checkpoint::load(connection, &name)?.is_some()
+                || held::counts(connection, &name)?.into_iter().any(|n| n > 0);
             if is_known {
                 forget(connection, &name, &why)?;
             }

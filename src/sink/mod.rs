@@ -17,6 +17,8 @@
 pub mod amqp;
 pub mod file;
 pub mod format;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod template;
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -163,7 +166,9 @@ impl Flight {
         if self.slots[slot].compare_exchange(UNANSWERED, code, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
-        if code == NOTED {
+        if code == DELIVERED {
+            controls::reach(Seam::Acknowledged);
+        } else {
             self.notes.lock().expect("no panic happens under this lock").push((slot as u32, outcome));
         }
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -183,6 +188,11 @@ impl Flight {
 
     pub fn is_landed(&self) -> bool {
         self.open.load(Ordering::Acquire) == 0
+    }
+
+    /// How many slots are filled.
+    pub fn answered(&self) -> usize {
+        self.len() - self.open.load(Ordering::Acquire)
     }
 
     pub fn is_delivered(&self, slot: usize) -> bool {
@@ -216,6 +226,8 @@ pub enum Settings {
     #[cfg(feature = "amqp")]
     Amqp(amqp::Settings),
     File(file::Settings),
+    #[cfg(feature = "http")]
+    Http(http::Settings),
     /// A sink of somebody else's making; it has to keep the invariants above.
     Custom(Maker),
 }
@@ -228,6 +240,8 @@ impl Settings {
             Settings::Kafka(settings) => settings.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
             #[cfg(feature = "amqp")]
             Settings::Amqp(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            #[cfg(feature = "http")]
+            Settings::Http(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
             Settings::File(_) | Settings::Custom(_) => Vec::new(),
         }
     }
@@ -265,6 +279,8 @@ pub fn open(settings: &Settings, port: Port) -> Box<dyn Sink> {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => Box::new(amqp::Amqp::new(settings.clone(), port)),
         Settings::File(settings) => Box::new(file::File::new(settings.clone(), port)),
+        #[cfg(feature = "http")]
+        Settings::Http(settings) => Box::new(http::Http::new(settings.clone(), port)),
         Settings::Custom(maker) => (maker.0)(port),
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
@@ -13,6 +14,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, reload};
 
+use super::visible::{visible, visible_json};
 use crate::clock;
 
 /// How a line looks.
@@ -33,8 +35,13 @@ impl Level {
 
 /// Starts logging to stderr. `level` is a level or a list of `target=level`.
 pub fn install(format: Format, level: &str) -> Result<Level, String> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(level)?).with_writer(std::io::stderr).with_ansi(false);
+    // A log that cannot be written (a full disk, a closed pipe) must stop nobody: the library's word about it goes to stderr too,
+    // where it would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(level)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false);
     let (level, begun) = match format {
         Format::Logfmt => {
             let builder = builder.event_format(Logfmt).with_filter_reloading();
@@ -42,7 +49,8 @@ pub fn install(format: Format, level: &str) -> Result<Level, String> {
             (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
         }
         Format::Json => {
-            let builder = builder.json().flatten_event(true).with_target(false).with_filter_reloading();
+            let builder =
+                builder.json().flatten_event(true).with_target(false).with_writer(|| JsonLines).with_filter_reloading();
             let handle = builder.reload_handle();
             (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
         }
@@ -55,6 +63,21 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     let quiet = "lapin=off".parse().expect("a constant directive");
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?;
     Ok(filter.add_directive(quiet))
+}
+
+/// Lines of JSON in which controls and marks of direction are escaped too: somebody will look at them in a terminal.
+struct JsonLines;
+
+impl Write for JsonLines {
+    /// Takes a whole record.
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(visible_json(&String::from_utf8_lossy(record)).as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 struct Logfmt;
@@ -100,7 +123,11 @@ impl Visit for Pairs<'_, '_> {
 /// Writes ` name=value`, quoted where needed; control characters are escaped, so that one record stays one line.
 fn write_pair(out: &mut impl fmt::Write, name: &str, value: &str) -> fmt::Result {
     let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_graphic() && c != '"' && c != '=' && c != '\\');
-    if plain { write!(out, " {name}={value}") } else { write!(out, " {name}=\"{}\"", value.escape_debug()) }
+    if plain {
+        write!(out, " {name}={value}")
+    } else {
+        write!(out, " {name}=\"{}\"", visible(&value.escape_debug().to_string()))
+    }
 }
 
 /// Lets a repeated message through now and then.

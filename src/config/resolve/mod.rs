@@ -5,6 +5,7 @@ mod amqp;
 #[cfg(any(feature = "kafka", feature = "amqp"))]
 mod broker;
 mod daemon;
+mod http;
 mod kafka;
 mod relay;
 mod sink;

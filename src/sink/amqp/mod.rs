@@ -16,6 +16,10 @@ mod lane;
 mod link;
 mod message;
 
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use fault::exchange_named;
+
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
@@ -72,6 +76,11 @@ pub struct Amqp {
 struct Live {
     link: Arc<Link>,
     lanes: Vec<UnboundedSender<Chunk>>,
+}
+
+/// Connects with a sink's settings, for whoever reads back what was sent.
+pub async fn connect(settings: &Settings, name: &str) -> Result<lapin::Connection, Fault> {
+    link::dial(settings, name).await
 }
 
 impl Amqp {

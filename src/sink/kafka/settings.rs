@@ -169,6 +169,25 @@ impl Settings {
         config
     }
 
+    /// For reading back what was sent: as a member of no group, and without committing anything.
+    pub fn consumer(&self, name: &str) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("client.id", name)
+            // The client library wants a name for a group that it will not join.
+            .set("group.id", name)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .set("isolation.level", "read_uncommitted")
+            .set("allow.auto.create.topics", "false")
+            .set("queued.max.messages.kbytes", "32768")
+            .set("bootstrap.servers", self.bootstrap_servers.join(","));
+        self.security.apply(&mut config);
+        config
+    }
+
     /// The fault of a client that could not even be made.
     pub(super) fn cannot_build(error: &rdkafka::error::KafkaError) -> Fault {
         Fault::fatal(format!("the Kafka client cannot be made: {error}"))

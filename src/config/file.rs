@@ -21,7 +21,7 @@ pub const SECTIONS: [Section; 8] = [
 ];
 
 section! {
-    /// The daemon itself.
+    /// The daemon itself. `admin`, `control` and `log_format` want a restart when they change; a reload refuses that.
     Daemon, "[daemon]" {
         /// Address of metrics, health and status over HTTP. It is read-only, and in this version it must be on loopback.
         admin: String, Absent("not served"), r#""127.0.0.1:9464""#;
@@ -29,7 +29,8 @@ section! {
         control: String, Value(r#""unix:outboxd.sock""#), r#""unix:/run/outboxd/outboxd.sock""#;
         /// How long a stop waits for acknowledgements of what was sent, before it lets go.
         drain_timeout: Span, Value(r#""30s""#), r#""30s""#;
-        /// What to do when another daemon works on the same file: `"wait"` until it is gone, or `"refuse"` to start.
+        /// What to do when another daemon works on the same file: `"wait"` until it is gone, or `"refuse"` to start. A relay that a
+        /// reload starts waits.
         when_locked: String, Value(r#""wait""#), r#""wait""#;
         /// `"logfmt"`, `"json"`, or `"auto"`: logfmt.
         log_format: String, Value(r#""auto""#), r#""json""#;

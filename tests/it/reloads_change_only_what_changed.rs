@@ -477,6 +477,52 @@ fn link(root: &Path, name: &str) {
     std::os::unix::fs::symlink(Path::new("data").join(name), root.join(name)).unwrap();
 }
 
+/// One waits for its file, one for a lock that somebody else holds: a reload changes them as it does others, and starts what has to wait
+/// without ending those that run, also with `when_locked = "refuse"`.
+#[test]
+fn a_reload_changes_and_starts_consumers_that_wait() {
+    let _machine = shared_machine();
+    let config = |path: &str, locked: bool| {
+        let source = |name: &str, path: &str| {
+            format!(
+                "[sources.{name}]\npath = \"{path}\"\npreset = \"outboxd\"\nread = \"outbox\"\nstate = \"{name}-state.db\"\n"
+            )
+        };
+        let from = |name: &str| relay(name, "").replace("\"shop\"", &format!("\"{name}\""));
+        let mut config = SHOP.replace("[daemon]", "[daemon]\nwhen_locked = \"refuse\"") + &lines_to(&["a"]);
+        config += &[source("late", path), file("late"), from("late")].concat();
+        if locked {
+            config += &[source("locked", "app.db"), file("locked"), from("locked")].concat();
+        }
+        config
+    };
+    let scene = Scene::new(&config("not-there.db", false));
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    application.write(50);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("to_a", application.head(), SOON);
+    daemon.until_state("to_late", "waiting", SOON);
+    let lock = std::fs::File::create(scene.path("locked-state.db-outboxd.lock")).unwrap();
+    lock.lock().unwrap();
+    scene.reconfigure(&config("app.db", true));
+    let said = "started    to_locked\nrestarted  to_late  (changed: source)\n1 consumer went on undisturbed\n";
+    assert_eq!(reload(&scene), (0, said.into()));
+    daemon.until_settled("to_late", application.head(), SOON);
+    daemon.until_state("to_locked", "waiting", SOON);
+    application.write(50);
+    daemon.until_settled("to_a", application.head(), SOON);
+    lock.unlock().unwrap();
+    daemon.until_settled("to_locked", application.head(), SOON);
+    // What waits is taken out like anything else.
+    scene.reconfigure(&config("not-there.db", false));
+    assert_eq!(reload(&scene).0, 0);
+    daemon.until_state("to_late", "waiting", SOON);
+    scene.reconfigure(&[SHOP, &lines_to(&["a"])].concat());
+    assert_eq!(reload(&scene).0, 0);
+    assert_eq!(daemon.status("to_late"), None);
+    assert_eq!(daemon.stop(SOON).0, Some(0));
+}
+
 /// The answer to who asks for it in JSON.
 #[test]
 fn a_reload_answers_in_json_too() {

@@ -30,6 +30,7 @@ use super::status::Status;
 use super::verdict::{self, Fate};
 use super::window::Window;
 use crate::clock;
+use crate::controls::{self, Protection, Seam};
 use crate::event::Reason;
 use crate::retry::Pace;
 use crate::shutdown::{self, Phase};
@@ -191,6 +192,7 @@ pub struct Session {
     delivered: u64,
     redelivered: u64,
     held_counts: Option<(usize, usize, Option<i64>)>,
+    milestones: view::Milestones,
 }
 
 impl Session {
@@ -249,6 +251,7 @@ impl Session {
             delivered: 0,
             redelivered: 0,
             held_counts: None,
+            milestones: view::Milestones::begin(),
         }
     }
 
@@ -269,8 +272,8 @@ impl Session {
                 Some(command) = around.commands.recv(), if !self.operating => self.on_command(command, around),
                 () = shutdown::asked(around.shutdown), if self.draining.is_none() => {
                     let deadline = match *around.shutdown.borrow() {
-                        Phase::Drain { deadline } => deadline,
-                        Phase::Run => Instant::now(),
+                        Phase::Drain { deadline } if !controls::is_off(Protection::Drain) => deadline,
+                        Phase::Drain { .. } | Phase::Run => Instant::now(),
                     };
                     self.draining = Some(deadline);
                 }
@@ -336,6 +339,7 @@ impl Session {
             .draining
             .map_or(CLOSE_MIN, |deadline| deadline.saturating_duration_since(Instant::now()).max(CLOSE_MIN));
         if matches!(end, End::Shutdown) && clean {
+            controls::reach(Seam::Stop);
             let name = self.settings.name.clone();
             let written =
                 self.writer.perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
@@ -370,7 +374,7 @@ impl Session {
             wake = wake.min(deadline.max(now));
         }
         if let Some(due) = self.holds.next_due_micros().filter(|_| self.may_send()) {
-            let micros = (due - clock::now_micros()).clamp(2_000, BEAT.as_micros() as i64);
+            let micros = (due - clock::steady_micros()).clamp(2_000, BEAT.as_micros() as i64);
             wake = wake.min(now + Duration::from_micros(micros as u64));
         }
         wake

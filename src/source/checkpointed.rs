@@ -41,11 +41,20 @@ impl Checkpointed {
         let first: Option<i64> = connection
             .prepare_cached(&format!("SELECT min({}) FROM {table}", self.mapping.row))?
             .query_row([], |row| row.get(0))?;
+        if first == Some(i64::MIN) {
+            return Err(ReadFault::Halt(Halt::new(format!(
+                "table {table} has an event at position {}, and nothing comes before that, so it cannot be read after anything. Remedy: \
+                 give it another position, then `outboxd resume`",
+                i64::MIN
+            ))));
+        }
+        let before_first = Position(first.map_or(0, |first| first.saturating_sub(1).min(0)));
         let head = self.sequence(connection)?;
-        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id, self.mapping.row);
+        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id_bounded(), self.mapping.row);
         let head_id = connection.prepare_cached(&sql)?.query_row([head], |row| id_text(row, 0)).optional()?;
         let mapping = self.mapping.clone();
-        Ok(Look { head: Position(head), head_id: head_id.unwrap_or_default(), has_events: first.is_some(), mapping })
+        let head_id = head_id.unwrap_or_default();
+        Ok(Look { before_first, head: Position(head), head_id, has_events: first.is_some(), mapping })
     }
 
     /// The highest key that was ever given out.
@@ -80,7 +89,7 @@ impl Checkpointed {
                  {sequence}. The file was restored from an older copy, or the table was rebuilt. {REMEDY}"
             ))));
         }
-        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id, self.mapping.row);
+        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id_bounded(), self.mapping.row);
         let mut statement = connection.prepare_cached(&sql)?;
         for mark in marks.iter().filter(|mark| !mark.event_id.is_empty()) {
             let found = statement.query_row([mark.position.0], |row| id_text(row, 0)).optional()?;

@@ -9,6 +9,9 @@ use serde_json::value::RawValue;
 use crate::clock;
 use crate::event::{BatchBuilder, Columns, Position, Reason, Rejection, RowKey};
 
+/// What names an event or says when it happened is read only up to this size.
+const NAME_BYTES_MAX: usize = 64 << 10;
+
 /// SQL expressions over `from`; `NULL` where the table has no such column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -33,12 +36,16 @@ pub struct Mapping {
     pub rows: Option<RowMapping>,
 }
 
-/// Which rows are pending, in which order, and how what became of them is written. The statements know `:row`, `:now` (ISO),
+/// Which rows are pending, in which order (by number, those without one behind; then by time; then as inserted), and how what became of
+/// them is written. The statements know `:row`, `:now` (ISO),
 /// `:error` and change nothing that the application changed meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
     pub pending: &'static str,
-    pub order: &'static str,
+    /// Grows from commit to commit; `NULL` where there is no such number.
+    pub number: &'static str,
+    /// Which were delivered, as far as the table says.
+    pub delivered: &'static str,
     /// A number that grows in that order, where there is one.
     pub position: &'static str,
     pub on_delivered: &'static str,
@@ -62,28 +69,58 @@ mod column {
     pub const PAYLOAD: usize = 9;
     pub const HEADERS: usize = 10;
     pub const TIME: usize = 11;
+    pub const TOO_LARGE: usize = 12;
 }
 
 impl Mapping {
-    /// `SELECT ... FROM ... WHERE filter tail`; the payload is read only when it is at most `event_bytes_max` long.
+    /// `SELECT ... FROM ... WHERE filter tail`; sizes are asked first, and what is too large is not read: payload and headers of more
+    /// than `event_bytes_max`, anything else of more than [`NAME_BYTES_MAX`].
     pub fn select(&self, event_bytes_max: usize, filter: &str, tail: &str) -> String {
         let position = self.rows.as_ref().map_or(self.row, |rows| rows.position);
+        let named = [
+            ("id", self.id, NAME_BYTES_MAX),
+            ("key", self.key, NAME_BYTES_MAX),
+            ("stream_id", self.stream_id, NAME_BYTES_MAX),
+            ("stream_type", self.stream_type, NAME_BYTES_MAX),
+            ("type", self.kind, NAME_BYTES_MAX),
+            ("headers", self.headers, event_bytes_max),
+            ("time", self.time, NAME_BYTES_MAX),
+        ];
+        let whens = named.iter().filter(|(_, sql, _)| *sql != "NULL").map(|(name, sql, most)| {
+            let fits = fits(sql, *most);
+            format!("WHEN NOT ({fits}) THEN 'the column for {name} has more than {most} bytes'")
+        });
+        let too_large = format!("CASE {} END", whens.collect::<Vec<_>>().join(" "));
+        let [id, key, stream_id, stream_type, kind, headers, time] = named.map(|(_, sql, most)| bounded(sql, most));
         format!(
             "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, octet_length({payload}), \
-             CASE WHEN octet_length({payload}) <= {event_bytes_max} THEN {payload} END, {headers}, {time} \
-             FROM {from} WHERE {filter} {tail}",
-            row = self.row,
-            id = self.id,
-            key = self.key,
-            stream_id = self.stream_id,
-            stream_type = self.stream_type,
+             {body}, {headers}, {time}, {too_large} FROM {from} WHERE {filter} {tail}",
+            row = self.row_bounded(),
             version = self.version,
-            kind = self.kind,
             payload = self.payload,
-            headers = self.headers,
-            time = self.time,
+            body = bounded(self.payload, event_bytes_max),
             from = self.from,
         )
+    }
+
+    /// The row's name as it is read; `NULL` where it has none, or too long a one.
+    pub fn row_bounded(&self) -> String {
+        if self.rows.is_some() { bounded(self.row, NAME_BYTES_MAX) } else { self.row.to_owned() }
+    }
+
+    /// The id as it is read.
+    pub fn id_bounded(&self) -> String {
+        bounded(self.id, NAME_BYTES_MAX)
+    }
+
+    /// The key as it is read.
+    pub fn key_bounded(&self) -> String {
+        bounded(self.key, NAME_BYTES_MAX)
+    }
+
+    /// The type as it is read.
+    pub fn kind_bounded(&self) -> String {
+        bounded(self.kind, NAME_BYTES_MAX)
     }
 
     /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
@@ -103,19 +140,23 @@ impl Mapping {
             ValueRef::Integer(position) => Position(position),
             _ => Position(0),
         };
-        let mut defect = None;
-        let mut scratch = Scratch::default();
-        let id = scratch.id.text(row.get_ref(column::ID)?, "id", &mut defect);
-        let id = match id {
-            Some(id) if !id.is_empty() => id,
-            _ => {
-                defect.get_or_insert_with(|| undecodable("the id is NULL or empty".into()));
-                ""
-            }
+        let mut defect = match row.get_ref(column::TOO_LARGE)? {
+            ValueRef::Text(detail) => Some(Rejection::new(Reason::TooLarge, String::from_utf8_lossy(detail))),
+            _ => None,
         };
-        let kind = scratch.kind.text(row.get_ref(column::KIND)?, "type", &mut defect).unwrap_or_default();
-        if defect.is_none() && !admits(kind) {
+        let mut scratch = Scratch::default();
+        let mut unreadable = None;
+        let kind = scratch.kind.text(row.get_ref(column::KIND)?, "type", &mut unreadable);
+        let is_wanted =
+            unreadable.is_some() || (kind.is_none() && defect.is_some()) || admits(kind.unwrap_or_default());
+        let kind = kind.unwrap_or_default();
+        defect = defect.or(unreadable);
+        let id = scratch.id.text(row.get_ref(column::ID)?, "id", &mut defect).unwrap_or_default();
+        if !is_wanted {
             return Ok(Pushed::PassedOver { position, id: id.to_owned() });
+        }
+        if id.is_empty() {
+            defect.get_or_insert_with(|| undecodable("the id is NULL or empty".into()));
         }
         let time = scratch.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
         let payload_bytes = match row.get_ref(column::PAYLOAD_BYTES)? {
@@ -155,12 +196,8 @@ impl Mapping {
     }
 
     /// How the row names itself, for tables read by row.
-    pub fn row_key(row: &rusqlite::Row<'_>) -> rusqlite::Result<RowKey> {
-        Ok(match row.get_ref(column::ROW)? {
-            ValueRef::Integer(n) => RowKey::Integer(n),
-            ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
-            _ => RowKey::Text("".into()),
-        })
+    pub fn row_key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<RowKey>> {
+        Ok(RowKey::of(row.get_ref(column::ROW)?))
     }
 }
 
@@ -172,6 +209,20 @@ pub enum Pushed {
         position: Position,
         id: String,
     },
+}
+
+/// Whether the value of `sql` is at most so long: `column` or `coalesce(column, column)`. SQLite knows a column's size without
+/// reading it.
+fn fits(sql: &str, most: usize) -> String {
+    let columns = sql.strip_prefix("coalesce(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(sql);
+    let size =
+        columns.rsplit(", ").fold("0".to_owned(), |size, column| format!("ifnull(octet_length({column}), {size})"));
+    format!("{size} <= {most}")
+}
+
+/// The value of `sql`, or `NULL` where it is longer.
+fn bounded(sql: &str, most: usize) -> String {
+    if sql == "NULL" { sql.to_owned() } else { format!("CASE WHEN {} THEN {sql} END", fits(sql, most)) }
 }
 
 fn undecodable(detail: String) -> Rejection {

@@ -9,10 +9,12 @@
 
 mod checkpointed;
 pub mod filter;
+mod listing;
 pub mod mapping;
 pub mod preset;
 pub mod reader;
 mod rows;
+pub mod scan;
 mod wake;
 
 use std::path::PathBuf;

@@ -71,18 +71,13 @@ fn eventsource_outbox(
     }
     Ok(Ok(match position {
         Some("e.global_position") => base,
-        Some(_) => Mapping {
-            rows: Some(RowMapping {
-                order: "e.id IS NULL, e.id, replace(o.created_at, ' ', 'T'), o.rowid",
-                position: "coalesce(e.id, o.rowid)",
-                ..ROWS
-            }),
-            ..base
-        },
+        Some(_) => {
+            Mapping { rows: Some(RowMapping { number: "e.id", position: "coalesce(e.id, o.rowid)", ..ROWS }), ..base }
+        }
         None => Mapping {
             from: "event_outbox o",
             version: "NULL",
-            rows: Some(RowMapping { order: "replace(o.created_at, ' ', 'T'), o.rowid", position: "o.rowid", ..ROWS }),
+            rows: Some(RowMapping { number: "NULL", position: "o.rowid", ..ROWS }),
             ..base
         },
     }))
@@ -161,7 +156,8 @@ const EVENTSOURCE_OUTBOX: Mapping = Mapping {
 
 const ROWS: RowMapping = RowMapping {
     pending: "o.status = 'pending'",
-    order: "e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid",
+    number: "e.global_position",
+    delivered: "o.status = 'published'",
     position: "coalesce(e.global_position, o.rowid)",
     on_delivered: "UPDATE event_outbox SET status = 'published', published_at = :now WHERE id = :row AND status = 'pending'",
     on_released: "UPDATE event_outbox SET status = 'published', published_at = :now \

@@ -256,7 +256,7 @@ fn all_weathers(
     bus: &str,
     proxy: &Proxy,
     dead_peer: Duration,
-) -> (Vec<crate::support::referee::Entry>, Proof) {
+) -> (crate::support::referee::Ledger, Proof) {
     let mut trial = Trial::new(suite, bus, "ack_timeout = \"5s\"", 1000);
     proxy.weather(Weather::Delay(Duration::from_millis(100)));
     let slow = trial.heals("a delay of 100 to 150 ms", Duration::from_secs(10));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Answer, Health, Isolation, Kind, Session, Surroundings};
 use crate::clock;
 use crate::consumer::delivery::Delivery;
-use crate::controls::{self, Seam};
+use crate::controls::{self, Protection, Seam};
 use crate::event::Reason;
 use crate::sink::{Fault, FaultClass, Flight, News, Outcome};
 
@@ -80,6 +80,7 @@ impl Session {
         // A flight of a sink that was closed since is no longer known.
         let Some(flying) = self.flights.remove(&flight.id) else { return };
         controls::reach(Seam::Landed);
+        self.milestones.landed(&self.settings.name, flight);
         match flying.kind {
             Kind::Live { lot } => {
                 self.pass_through(flight);
@@ -284,10 +285,12 @@ impl Session {
     /// While the broker has publishers blocked the clock stands still, and begins anew when it lets them go on: only then can it answer.
     fn is_overdue(&self, flight: &Flight) -> bool {
         let since = flight.sent_at.max(self.patient_since);
-        self.blocked.is_none() && since.elapsed() >= self.settings.bounds.ack_timeout
+        let is_late = since.elapsed() >= self.settings.bounds.ack_timeout;
+        self.blocked.is_none() && is_late && !controls::is_off(Protection::AckTimeout)
     }
 
     fn delay(&mut self, class: FaultClass) -> Duration {
+        controls::reach(Seam::Backoff);
         match class {
             FaultClass::Unavailable => self.pace.delay(),
             FaultClass::Fatal => self.fatal_pace.delay(),

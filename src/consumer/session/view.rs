@@ -1,12 +1,41 @@
 //! What is seen of a session from outside.
 
+use std::time::Instant;
+
 use super::{Health, Session, Surroundings};
 use crate::clock;
 use crate::consumer::status::State;
-use crate::sink::FaultClass;
+use crate::sink::{FaultClass, Flight};
 use crate::source::reader::{Head, SourceState};
 use crate::sqlite::writer::WriterState;
 use crate::state::held::HeldState;
+
+/// Logs, once a session, when the first events were read and when the far side first acknowledged: what a restart costs.
+pub(super) struct Milestones {
+    began: Instant,
+    read: bool,
+    acknowledged: bool,
+}
+
+impl Milestones {
+    pub fn begin() -> Self {
+        Self { began: Instant::now(), read: false, acknowledged: false }
+    }
+
+    pub fn read(&mut self, consumer: &str) {
+        if !std::mem::replace(&mut self.read, true) {
+            tracing::info!(event = "first_read", consumer, seconds = self.began.elapsed().as_secs_f64());
+        }
+    }
+
+    pub fn landed(&mut self, consumer: &str, flight: &Flight) {
+        let is_delivered = || (0..flight.len()).any(|slot| flight.is_delivered(slot));
+        if !self.acknowledged && is_delivered() {
+            self.acknowledged = true;
+            tracing::info!(event = "first_acknowledgement", consumer, seconds = self.began.elapsed().as_secs_f64());
+        }
+    }
+}
 
 impl Session {
     fn state(&self) -> (State, String) {
@@ -51,7 +80,7 @@ impl Session {
         };
         let (head, backlog) = match &*self.reader.state.borrow() {
             SourceState::Ready(Head::Position(head)) => {
-                (Some(head.0), (head.0 - self.checkpoint.position.0).max(0) as u64)
+                (Some(head.0), head.0.saturating_sub(self.checkpoint.position.0).max(0) as u64)
             }
             SourceState::Ready(Head::Pending(pending)) => (None, *pending),
             _ => (None, self.window.events as u64),
@@ -74,7 +103,7 @@ impl Session {
             if !self.window.is_empty() || self.at_head {
                 status.oldest_unsettled_micros = self.window.oldest_micros();
             }
-            status.beat_micros = clock::now_micros();
+            status.beat_micros = clock::steady_micros();
         });
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::fault::{self, Answer};
 use super::link::Link;
 use super::message::{Message, compose};
+use crate::controls::{self, Protection};
 use crate::event::{Reason, Rejection};
 use crate::sink::{Fault, Flight, Outcome};
 
@@ -64,7 +65,7 @@ impl Lane {
         let mut messages = Vec::with_capacity(chunk.slots.len());
         for slot in chunk.slots.iter().map(|slot| *slot as usize) {
             let event = chunk.flight.event(slot);
-            match compose(&link.settings, &link.dress, &event, chunk.flight.picks[slot], slot) {
+            match compose(&link.settings, &link.dress, link.frame_bytes_max(), &event, chunk.flight.picks[slot], slot) {
                 Ok(message) => messages.push(message),
                 Err(rejection) => chunk.fill(slot, Outcome::Rejected(rejection)),
             }
@@ -118,12 +119,17 @@ impl Lane {
     /// Every confirm came: the only state in which they say something.
     fn settle(&self, chunk: &Chunk, messages: &[Message<'_>], confirms: Vec<Confirmation>) {
         let is_nack: Vec<bool> = confirms.iter().map(|confirm| !confirm.is_ack()).collect();
+        let name = |sent: &Message<'_>, returned: &BasicReturnMessage| {
+            if controls::is_off(Protection::Returned) {
+                return chunk.flight.event(sent.slot).id.to_owned();
+            }
+            returned.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default()
+        };
         let returned: HashMap<String, BasicReturnMessage> = confirms
             .into_iter()
-            .filter_map(Confirmation::take_message)
-            .map(|message| {
-                (message.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(), message)
-            })
+            .zip(messages)
+            .filter_map(|(confirm, sent)| Some((sent, confirm.take_message()?)))
+            .map(|(sent, message)| (name(sent, &message), message))
             .collect();
         let is_any_nack = is_nack.contains(&true);
         let mut returns = 0;

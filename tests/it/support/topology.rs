@@ -10,15 +10,20 @@ use super::broker::Broker;
 
 /// A topic exchange and a quorum queue of the same name, which gets what `binding` says. A kill -9 does not undo it.
 pub fn declare(broker: &Broker, name: &str, binding: &str) {
+    declare_queue(broker, name, name, "quorum", binding);
+}
+
+/// The same with a queue of another name and type.
+pub fn declare_queue(broker: &Broker, exchange: &str, name: &str, kind: &str, binding: &str) {
     with_channel(broker, async |channel: &Channel| {
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        channel.exchange_declare(name.into(), ExchangeKind::Topic, durable, FieldTable::default()).await.unwrap();
+        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default()).await.unwrap();
         let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-        let mut quorum = FieldTable::default();
-        quorum.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("quorum")));
-        channel.queue_declare(name.into(), durable, quorum).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from(kind)));
+        channel.queue_declare(name.into(), durable, arguments).await.unwrap();
         let bind = QueueBindOptions::default();
-        channel.queue_bind(name.into(), name.into(), binding.into(), bind, FieldTable::default()).await.unwrap();
+        channel.queue_bind(name.into(), exchange.into(), binding.into(), bind, FieldTable::default()).await.unwrap();
     });
     broker.run("sync", &[]);
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::application::{Application, Row};
 use super::process::{Daemon, SHOP, Scene};
 use super::proof::Proof;
-use super::referee::{Arrival, Entry};
+use super::referee::{Arrival, Entry, Ledger};
 use super::relays::{file, relay};
 use super::wait::throughout;
 
@@ -205,7 +205,7 @@ impl Trial {
     }
 
     /// Ends the load, waits for everything, sees that nothing is held; returns the application's book.
-    pub fn end(mut self) -> (Vec<Entry>, Proof) {
+    pub fn end(mut self) -> (Ledger, Proof) {
         let application = self.writing.take().expect("it runs until here").stop();
         for relay in ["to_bus", "to_lines"] {
             self.daemon.until_settled(relay, application.head(), CAUGHT_UP_WITHIN);

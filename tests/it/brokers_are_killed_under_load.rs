@@ -51,11 +51,12 @@ impl Target<'_> {
         let before = until("the status is told", Duration::from_secs(5), position);
         let (opened, connected, acknowledged) = std::thread::scope(|scope| {
             let starting = scope.spawn(|| self.broker.run(way.1, &[]));
-            let opened = until("the port opens", Duration::from_secs(60), || {
-                TcpStream::connect(("127.0.0.1", self.port)).ok().map(|_| Instant::now())
-            });
+            let opened = self.opened(&starting);
             let connected = until("it has connected", Duration::from_secs(60), || {
-                self.proxy.attempts()[knocked..].iter().find(|attempt| attempt.reached).map(|attempt| attempt.at)
+                // The first behind the last in vain: while a broker goes down, one may still get in.
+                let attempts = &self.proxy.attempts()[knocked..];
+                let from = attempts.iter().rposition(|attempt| !attempt.reached).map_or(0, |last| last + 1);
+                attempts.get(from).map(|attempt| attempt.at)
             });
             until("it is acknowledged", Duration::from_secs(60), || position().filter(|now| *now > before));
             let acknowledged = Instant::now();
@@ -69,6 +70,18 @@ impl Target<'_> {
             connected: connected.saturating_duration_since(opened),
             acknowledged: acknowledged.saturating_duration_since(opened),
         }
+    }
+
+    /// Since when the port is open. It may have been so for a moment before: somebody else looked for a free one.
+    fn opened(&self, starting: &std::thread::ScopedJoinHandle<'_, serde_json::Value>) -> Instant {
+        let mut opened = None;
+        until("the port opens", Duration::from_secs(120), || {
+            match TcpStream::connect(("127.0.0.1", self.port)) {
+                Ok(_) => drop(opened.get_or_insert_with(Instant::now)),
+                Err(_) => opened = None,
+            }
+            opened.filter(|_| starting.is_finished())
+        })
     }
 
     fn strikes(&self, scene: &Scene, restarts: u64, mut dice: Dice) -> Vec<Outage> {

@@ -104,7 +104,11 @@ impl Request {
             | Request::Pause { .. }
             | Request::Resume { .. }
             | Request::Consumer(Consumer::List) => return None,
-            Request::DeadLetters(DeadLetters::List { filter, .. }) => Operation::List(filter.selection()),
+            Request::DeadLetters(DeadLetters::List { filter, limit }) => Operation::List {
+                selection: filter.selection(),
+                // One more tells whether there are more.
+                most: usize::try_from(*limit).unwrap_or(usize::MAX).saturating_add(1),
+            },
             Request::DeadLetters(DeadLetters::Show { id, .. }) => {
                 Operation::Show(Selection { id: Some(id.clone()), ..Selection::default() })
             }

@@ -34,7 +34,8 @@ pub enum Command {
 /// Looks at or changes what is recorded of a consumer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
-    List(Selection),
+    /// Without what is kept of the events.
+    List { selection: Selection, most: usize },
     Show(Selection),
     Retry(Selection),
     Discard { selection: Selection, reason: String },
@@ -80,8 +81,10 @@ pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Resu
     tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
 }
 
-/// Rows that one command shows or changes.
+/// Rows that one command changes.
 const ROWS_MAX: usize = 10_000;
+/// Rows that are shown whole.
+const SHOWN_MAX: usize = 20;
 
 pub async fn set_paused(writer: &Writer, consumer: &str, paused: bool) -> Result<Value, JobError> {
     let name = consumer.to_owned();
@@ -98,14 +101,17 @@ pub async fn operate(
 ) -> Result<Done, JobError> {
     let name = settings.name.clone();
     match operation {
-        Operation::List(selection) => {
-            let rows = writer.perform(move |c| held::select(c, &name, &selection, ROWS_MAX)).await?;
-            let rows: Vec<Value> = rows.iter().map(|row| row_json(row, false)).collect();
+        Operation::List { selection, most } => {
+            let rows = writer.perform(move |c| held::select(c, &name, &selection, most)).await?;
+            let rows: Vec<Value> = rows.iter().map(row_json).collect();
             Ok(looked(json!({ "consumer": settings.name, "dead_letters": rows })))
         }
         Operation::Show(selection) => {
-            let rows = writer.perform(move |c| held::select(c, &name, &selection, ROWS_MAX)).await?;
-            let rows: Vec<Value> = rows.iter().map(|row| row_json(row, true)).collect();
+            let shown = move |connection: &rusqlite::Connection| {
+                let rows = held::select(connection, &name, &selection, SHOWN_MAX)?;
+                rows.iter().map(|row| whole_json(connection, &name, row)).collect::<Result<Vec<Value>, JobError>>()
+            };
+            let rows = writer.perform(shown).await?;
             Ok(looked(json!({ "consumer": settings.name, "dead_letters": rows })))
         }
         Operation::Retry(selection) => {
@@ -149,8 +155,8 @@ fn text_or_hex(bytes: &[u8]) -> Value {
     }
 }
 
-fn row_json(row: &HeldRow, with_payload: bool) -> Value {
-    let mut value = json!({
+fn row_json(row: &HeldRow) -> Value {
+    json!({
         "id": row.event_id,
         "key": text_or_hex(&row.key),
         "position": row.position.0,
@@ -161,12 +167,16 @@ fn row_json(row: &HeldRow, with_payload: bool) -> Value {
         "reason": row.reason,
         "detail": row.detail,
         "held_at": row.held_at,
-    });
-    if with_payload {
-        let event: Option<Value> = row.payload.as_deref().and_then(|payload| serde_json::from_slice(payload).ok());
-        value["event"] = event.unwrap_or(Value::Null);
-    }
-    value
+    })
+}
+
+/// The row with the event as it is kept.
+fn whole_json(connection: &rusqlite::Connection, consumer: &str, row: &HeldRow) -> Result<Value, JobError> {
+    let kept = held::payload(connection, consumer, row)?;
+    let event: Option<Value> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
+    let mut value = row_json(row);
+    value["event"] = event.unwrap_or(Value::Null);
+    Ok(value)
 }
 
 fn checkpoint_json(checkpoint: &Checkpoint) -> Value {
@@ -202,7 +212,7 @@ fn discard(
     }
     let rows = held::select(connection, consumer, &Selection { heads_only: true, ..selection.clone() }, ROWS_MAX)?;
     for row in &rows {
-        let detail = row_json(row, true).to_string();
+        let detail = whole_json(connection, consumer, row)?.to_string();
         let (event_id, key) = (Some(row.event_id.as_str()), Some(&row.key[..]));
         resolution::record(connection, &Resolution { consumer, action: "discard", event_id, key, reason, detail })?;
         held::delete(connection, consumer, &row.key, row.ordinal)?;

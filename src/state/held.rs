@@ -232,15 +232,17 @@ pub struct Selection {
     pub heads_only: bool,
 }
 
-/// The rows that are meant, by key and order; at most `most`.
+/// The rows that are meant, oldest first, without their payloads; at most `most`.
 pub fn select(
     connection: &Connection,
     consumer: &str,
     selection: &Selection,
     most: usize,
 ) -> Result<Vec<HeldRow>, JobError> {
+    // Each may be of a megabyte.
+    let columns = COLUMNS.replace(", payload", ", NULL");
     let sql = format!(
-        "SELECT {COLUMNS} FROM outboxd_held WHERE consumer = :consumer AND (:id IS NULL OR event_id = :id) \
+        "SELECT {columns} FROM outboxd_held WHERE consumer = :consumer AND (:id IS NULL OR event_id = :id) \
          AND (:key IS NULL OR key = :key) AND (:before IS NULL OR held_at <= :before) \
          AND (NOT :heads OR state <> 'waiting') ORDER BY held_at, key, ordinal LIMIT :most"
     );
@@ -258,6 +260,13 @@ pub fn select(
         from_row,
     )?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What is kept of a held event, if anything is.
+pub fn payload(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<Option<Vec<u8>>, JobError> {
+    let mut statement = connection
+        .prepare_cached("SELECT payload FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3")?;
+    Ok(statement.query_row(params![consumer, &row.key[..], row.ordinal], |row| row.get(0)).optional()?.flatten())
 }
 
 /// Makes a dead or skipped event due at once, with its attempts counted anew. A skipped one goes before what its key holds now.

@@ -318,7 +318,10 @@ fn slow(delay: Duration, events: usize) {
         let sent = sent(&out);
         most = most.max(sent - position(&daemon));
         let status = daemon.status("to_out").unwrap();
-        assert_eq!((status["state"].as_str(), most <= WINDOW), (Some("running"), true), "{status} {most}");
+        // Who is silent for a second and a half is shown so, and loses nothing by it.
+        let is_silent = status["state"] == "unavailable" && delay > Duration::from_millis(1500);
+        assert!(status["state"] == "running" || is_silent, "{status}");
+        assert!(most <= WINDOW, "{status} {most}");
         std::thread::sleep(Duration::from_millis(20));
     }
     let suite = format!("every sync takes {delay:?}");

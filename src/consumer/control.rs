@@ -35,14 +35,27 @@ pub enum Command {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// Without what is kept of the events.
-    List { selection: Selection, most: usize },
+    List {
+        selection: Selection,
+        most: usize,
+    },
     Show(Selection),
     Retry(Selection),
-    Discard { selection: Selection, reason: String },
+    Discard {
+        selection: Selection,
+        reason: String,
+    },
     Position,
-    SetPosition { to: Target, reason: String },
-    Accept { reason: String },
-    Forget { reason: String },
+    SetPosition {
+        to: Target,
+        reason: String,
+    },
+    Accept {
+        reason: String,
+    },
+    Forget {
+        reason: String,
+    },
 }
 
 /// Where a consumer is to go on: behind this event.

@@ -9,8 +9,8 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 
-use rusqlite::types::Value;
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, Row, ToSql, named_params};
 
 use super::mapping::{Mapping, RowMapping};
 use super::reader::ReadFault;
@@ -112,7 +112,7 @@ struct Walk<'a> {
     later: String,
     most: usize,
     /// The last row that was looked at.
-    time: Option<Value>,
+    time: Option<Time>,
     rowid: i64,
     /// The greatest rowid that is looked at, and the schema's version; known from the first slice on.
     top: Option<i64>,
@@ -191,9 +191,8 @@ impl<'a> Walk<'a> {
 
     fn look(&mut self, sql: fn(&Self) -> &String) -> Result<usize, ReadFault> {
         let mut statement = self.connection.prepare_cached(sql(self))?;
-        for (name, value) in
-            [(":top", Value::from(self.top)), (":rowid", self.rowid.into()), (":time", self.time.clone().into())]
-        {
+        let parameters: [(&str, &dyn ToSql); 3] = [(":top", &self.top), (":rowid", &self.rowid), (":time", &self.time)];
+        for (name, value) in parameters {
             if let Some(index) = statement.parameter_index(name)? {
                 statement.raw_bind_parameter(index, value)?;
             }
@@ -208,16 +207,18 @@ impl<'a> Walk<'a> {
     }
 
     fn take(&mut self, row: &Row<'_>) -> Result<(), ReadFault> {
-        let time: Value = row.get(3)?;
+        let time = Time::of(row.get_ref(3)?);
         self.rowid = row.get(1)?;
-        self.time = Some(time.clone());
         self.pending += u64::from(row.get::<_, Option<bool>>(4)?.unwrap_or(false));
-        if row.get::<_, Option<bool>>(5)?.unwrap_or(false) {
+        let is_free = row.get::<_, Option<bool>>(5)?.unwrap_or(false);
+        let time_in_order = time.comparable();
+        self.time = Some(time);
+        if is_free {
             let number: Option<i64> = row.get(2)?;
             let place = Place {
                 has_no_number: number.is_none(),
                 number: number.unwrap_or(0),
-                time: comparable(&time),
+                time: time_in_order,
                 rowid: self.rowid,
             };
             self.newest = self.newest.max(self.rowid);
@@ -241,12 +242,46 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Times are written as `2026-11-21 03:15:20` and as `2026-11-21T03:15:20`, even in one table.
-fn comparable(time: &Value) -> Box<[u8]> {
-    match time {
-        Value::Text(text) => text.replace(' ', "T").into_bytes().into(),
-        Value::Blob(bytes) => bytes.as_slice().into(),
-        _ => Box::default(),
+/// What stands in the column of the time, which may be anything.
+enum Time {
+    Null,
+    Integer(i64),
+    Real(f64),
+    /// SQLite takes any bytes for text.
+    Text(Box<[u8]>),
+    Blob(Box<[u8]>),
+}
+
+impl Time {
+    fn of(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Null => Self::Null,
+            ValueRef::Integer(n) => Self::Integer(n),
+            ValueRef::Real(n) => Self::Real(n),
+            ValueRef::Text(text) => Self::Text(text.into()),
+            ValueRef::Blob(bytes) => Self::Blob(bytes.into()),
+        }
+    }
+
+    /// Times are written as `2026-11-21 03:15:20` and as `2026-11-21T03:15:20`, even in one table.
+    fn comparable(&self) -> Box<[u8]> {
+        match self {
+            Self::Text(text) => text.iter().map(|byte| if *byte == b' ' { b'T' } else { *byte }).collect(),
+            Self::Blob(bytes) => bytes.clone(),
+            Self::Null | Self::Integer(_) | Self::Real(_) => Box::default(),
+        }
+    }
+}
+
+impl ToSql for Time {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Integer(n) => ValueRef::Integer(*n),
+            Self::Real(n) => ValueRef::Real(*n),
+            Self::Text(text) => ValueRef::Text(text),
+            Self::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
     }
 }
 

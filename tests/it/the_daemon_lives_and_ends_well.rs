@@ -214,6 +214,7 @@ fn a_service_manager_that_does_not_listen_holds_up_nothing() {
     let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "30000")];
     let mut daemon = scene.daemon_with(&environment);
     let mut application = Application::open(&scene.path("app.db"), 5);
+    daemon.until_state("to_lines", "running", Duration::from_secs(10));
     throughout("it works and answers", Duration::from_secs(5), || {
         application.write(10);
         daemon.status("to_lines").is_some()

@@ -1,34 +1,47 @@
-//! How a table's columns become an event: SQL expressions, each for one column of the batch, and their decoding.
+//! How a row becomes an event: one SQL expression a field, and how its value is to be understood.
 //!
-//! A mapping is data. [`super::preset`] holds the known ones.
+//! A mapping is what [`super::fit`] makes of a declaration, be it a preset's or a person's, for a file as it is.
 
 use rusqlite::types::ValueRef;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
+use super::decode::{self, Field, Form};
 use crate::clock;
 use crate::event::{BatchBuilder, Columns, Position, Reason, Rejection, RowKey};
 
-/// SQL expressions over `from`; `NULL` where the table has no such column.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// SQL expressions over `from`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mapping {
-    /// The table whose presence, and whose `sqlite_sequence`, count.
-    pub table: &'static str,
-    /// `FROM` clause: the table, with joins where the order needs them.
-    pub from: &'static str,
+    /// The table that the positions, or the marked rows, belong to.
+    pub table: String,
+    /// `FROM` clause: the table, with joins, or a query of a person's own.
+    pub from: String,
     /// What names a row: the position of a table read by checkpoint, the unique column of one read by row.
-    pub row: &'static str,
-    pub id: &'static str,
-    pub key: &'static str,
-    pub stream_id: &'static str,
-    pub stream_type: &'static str,
-    pub version: &'static str,
-    pub kind: &'static str,
-    pub payload: &'static str,
-    pub headers: &'static str,
-    pub time: &'static str,
-    /// The payload is the `payload` member of the JSON object in the column, taken as it stands.
-    pub payload_member: bool,
+    pub row: String,
+    /// What [`Columns::position`] is.
+    pub position: String,
+    pub id: Field,
+    pub key: Field,
+    pub stream_id: Field,
+    pub stream_type: Field,
+    pub version: Field,
+    pub kind: Field,
+    pub payload: Field,
+    pub headers: Field,
+    pub time: Field,
+    /// Further columns, which a payload or headers are built from.
+    pub extra: Vec<String>,
+    /// How many bytes the row has in the columns that may be long.
+    pub size: String,
+    /// A payload may be `NULL`.
+    pub tombstones: bool,
+    /// The greatest position that is there, where SQLite may give one out again; otherwise `sqlite_sequence` knows it.
+    pub newest: Option<String>,
+    /// Several rows with one position are possible: a query may join what it likes.
+    pub is_query: bool,
+    /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
+    pub definition: String,
+    /// Field by field, for people.
+    pub told: Vec<(String, String)>,
     /// For a table read by row.
     pub rows: Option<RowMapping>,
 }
@@ -37,15 +50,16 @@ pub struct Mapping {
 /// `:error` and change nothing that the application changed meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
-    pub pending: &'static str,
-    pub order: &'static str,
-    /// A number that grows in that order, where there is one.
-    pub position: &'static str,
-    pub on_delivered: &'static str,
+    pub pending: String,
+    pub order: String,
+    pub on_delivered: Vec<String>,
     /// The same for a row that was dead before.
-    pub on_released: &'static str,
-    pub on_retry: &'static str,
-    pub on_rejected: &'static str,
+    pub on_released: Vec<String>,
+    pub on_retry: Vec<String>,
+    /// Empty: a dead row stays as it is.
+    pub on_rejected: Vec<String>,
+    /// The columns of an index that finds pending rows in order, as far as that can be seen.
+    pub index: Vec<String>,
 }
 
 /// The columns of a statement made by [`Mapping::select`], by index.
@@ -58,37 +72,45 @@ mod column {
     pub const STREAM_TYPE: usize = 5;
     pub const VERSION: usize = 6;
     pub const KIND: usize = 7;
-    pub const PAYLOAD_BYTES: usize = 8;
+    pub const SIZE: usize = 8;
     pub const PAYLOAD: usize = 9;
     pub const HEADERS: usize = 10;
     pub const TIME: usize = 11;
 }
 
 impl Mapping {
-    /// `SELECT ... FROM ... WHERE filter tail`; the payload is read only when it is at most `event_bytes_max` long.
+    /// `SELECT ... FROM ... WHERE filter tail`; what may be long is read only when it is at most `event_bytes_max` long.
     pub fn select(&self, event_bytes_max: usize, filter: &str, tail: &str) -> String {
-        let position = self.rows.as_ref().map_or(self.row, |rows| rows.position);
+        let fits = |sql: &str| match sql {
+            "NULL" => "NULL".to_owned(),
+            sql => format!("CASE WHEN {size} <= {event_bytes_max} THEN {sql} END", size = self.size),
+        };
+        let slim = |field: &Field| match field.path {
+            Some(_) => fits(&field.sql),
+            None => field.sql.clone(),
+        };
+        let mut extra = String::new();
+        for column in &self.extra {
+            extra.push_str(", ");
+            extra.push_str(&fits(column));
+        }
         format!(
-            "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, octet_length({payload}), \
-             CASE WHEN octet_length({payload}) <= {event_bytes_max} THEN {payload} END, {headers}, {time} \
-             FROM {from} WHERE {filter} {tail}",
+            "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, {size}, {payload}, {headers}, \
+             {time}{extra} FROM {from} WHERE {filter} {tail}",
             row = self.row,
-            id = self.id,
-            key = self.key,
-            stream_id = self.stream_id,
-            stream_type = self.stream_type,
-            version = self.version,
-            kind = self.kind,
-            payload = self.payload,
-            headers = self.headers,
-            time = self.time,
+            position = self.position,
+            id = slim(&self.id),
+            key = slim(&self.key),
+            stream_id = slim(&self.stream_id),
+            stream_type = slim(&self.stream_type),
+            version = slim(&self.version),
+            kind = slim(&self.kind),
+            size = self.size,
+            payload = fits(&self.payload.sql),
+            headers = slim(&self.headers),
+            time = slim(&self.time),
             from = self.from,
         )
-    }
-
-    /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
-    pub fn definition(&self) -> String {
-        format!("table={} row={} id={} key={} payload={}", self.table, self.row, self.id, self.key, self.payload)
     }
 
     /// Adds the row to the batch, or only says where it stands when `admits` does not want its type.
@@ -104,54 +126,95 @@ impl Mapping {
             _ => Position(0),
         };
         let mut defect = None;
-        let mut scratch = Scratch::default();
-        let id = scratch.id.text(row.get_ref(column::ID)?, "id", &mut defect);
-        let id = match id {
-            Some(id) if !id.is_empty() => id,
-            _ => {
-                defect.get_or_insert_with(|| undecodable("the id is NULL or empty".into()));
-                ""
-            }
-        };
-        let kind = scratch.kind.text(row.get_ref(column::KIND)?, "type", &mut defect).unwrap_or_default();
-        if defect.is_none() && !admits(kind) {
-            return Ok(Pushed::PassedOver { position, id: id.to_owned() });
-        }
-        let time = scratch.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
-        let payload_bytes = match row.get_ref(column::PAYLOAD_BYTES)? {
+        let bytes = match row.get_ref(column::SIZE)? {
             ValueRef::Integer(bytes) => bytes.max(0) as usize,
             _ => 0,
         };
-        if payload_bytes > event_bytes_max {
-            let detail = format!("the payload has {payload_bytes} bytes, event_bytes_max is {event_bytes_max}");
-            defect.get_or_insert(Rejection::new(Reason::TooLarge, detail));
+        if bytes > event_bytes_max {
+            let detail = format!("the payload has {bytes} bytes, event_bytes_max is {event_bytes_max}");
+            defect = Some(Rejection::new(Reason::TooLarge, detail));
         }
-        let whole = scratch.payload.bytes(row.get_ref(column::PAYLOAD)?);
-        let payload = match whole {
-            Some(bytes) if self.payload_member => member(bytes, &mut defect),
-            other => other,
+        let id = self.id.text(row.get_ref(column::ID)?, "id", &mut defect).unwrap_or_default();
+        if id.is_empty() {
+            self.id.complain(&mut defect, "id", "is NULL or empty");
+        }
+        let kind = self.kind.text(row.get_ref(column::KIND)?, "type", &mut defect);
+        if kind.is_none() {
+            self.kind.complain(&mut defect, "type", "is NULL");
+        }
+        let kind = kind.unwrap_or_default();
+        if defect.is_none() && !admits(&kind) {
+            return Ok(Pushed::PassedOver { position, id: id.into_owned() });
+        }
+        let payload = match &self.payload.form {
+            Form::Object(members) if bytes <= event_bytes_max => {
+                Some(decode::object(members, row, &mut defect)?.into_bytes().into())
+            }
+            _ => self.payload.bytes(row.get_ref(column::PAYLOAD)?, "payload", &mut defect),
         };
-        let event = Columns {
+        if payload.is_none() && !self.tombstones {
+            let what = match &self.payload.path {
+                Some(path) => format!("has nothing at {path}"),
+                None => "is NULL".to_owned(),
+            };
+            self.payload.complain(&mut defect, "payload", &what);
+        }
+        // What could not be understood is kept for whoever looks at the dead letter.
+        let payload = match (payload, row.get_ref(column::PAYLOAD)?) {
+            (None, ValueRef::Text(bytes) | ValueRef::Blob(bytes)) if defect.is_some() => Some(bytes.into()),
+            (payload, _) => payload,
+        };
+        let headers = match &self.headers.form {
+            Form::Object(members) if bytes <= event_bytes_max => {
+                Some(decode::object(members, row, &mut defect)?.into())
+            }
+            _ => self.headers.text(row.get_ref(column::HEADERS)?, "headers", &mut defect),
+        };
+        let key = self.key.bytes(row.get_ref(column::KEY)?, "key", &mut defect);
+        let stream_id = self.stream_id.text(row.get_ref(column::STREAM_ID)?, "stream_id", &mut defect);
+        let stream_type = self.stream_type.text(row.get_ref(column::STREAM_TYPE)?, "stream_type", &mut defect);
+        let version = self.version.integer(row.get_ref(column::VERSION)?, "version", &mut defect);
+        let time = self.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
+        batch.push(Columns {
             position,
-            id,
-            key: scratch.key.bytes(row.get_ref(column::KEY)?),
-            stream_id: scratch.stream_id.text(row.get_ref(column::STREAM_ID)?, "stream_id", &mut defect),
-            stream_type: scratch.stream_type.text(row.get_ref(column::STREAM_TYPE)?, "stream_type", &mut defect),
-            version: match row.get_ref(column::VERSION)? {
-                ValueRef::Integer(version) => Some(version),
-                _ => None,
-            },
-            kind,
-            payload,
-            headers: scratch.headers.text(row.get_ref(column::HEADERS)?, "headers", &mut defect),
-            time,
-            time_micros: time.and_then(clock::parse_micros),
-        };
-        batch.push(event);
+            id: &id,
+            key: key.as_deref(),
+            stream_id: stream_id.as_deref(),
+            stream_type: stream_type.as_deref(),
+            version,
+            kind: &kind,
+            payload: payload.as_deref(),
+            headers: headers.as_deref(),
+            time: time.as_deref(),
+            time_micros: time.as_deref().and_then(clock::parse_micros),
+        });
         if let Some(defect) = defect {
             batch.defect(defect);
         }
         Ok(Pushed::Taken)
+    }
+
+    /// The row's position, which has to come after the last one.
+    pub fn position_behind(&self, row: &rusqlite::Row<'_>, last: i64) -> Result<i64, String> {
+        let table = &self.table;
+        match row.get_ref(column::POSITION) {
+            Ok(ValueRef::Integer(position)) if position > last => Ok(position),
+            Ok(ValueRef::Integer(position)) => Err(format!(
+                "positions in {table} are not unique and growing: {position} comes behind {last}. Nothing of the batch was sent. Remedy: \
+                 name a position that is unique; with a query, join so that each comes once"
+            )),
+            Ok(other) => Err(format!(
+                "a position in {table} behind {last} is no integer but {:?}. Nothing of the batch was sent. Remedy: mend that row, or name \
+                 another column as the position",
+                other.data_type()
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The id as it is handed on; the statement's first column is the id's expression.
+    pub fn id_of(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<String> {
+        Ok(self.id.text(row.get_ref(0)?, "id", &mut None).unwrap_or_default().into_owned())
     }
 
     /// How the row names itself, for tables read by row.
@@ -164,6 +227,16 @@ impl Mapping {
     }
 }
 
+/// The index of the first of the columns that a payload or headers are built from.
+pub const EXTRA: usize = 12;
+
+impl RowMapping {
+    /// Every statement that marks a row.
+    pub fn statements(&self) -> impl Iterator<Item = &String> {
+        [&self.on_delivered, &self.on_released, &self.on_retry, &self.on_rejected].into_iter().flatten()
+    }
+}
+
 /// What became of a row in [`Mapping::push`].
 pub enum Pushed {
     /// It is the batch's last event.
@@ -172,83 +245,4 @@ pub enum Pushed {
         position: Position,
         id: String,
     },
-}
-
-fn undecodable(detail: String) -> Rejection {
-    Rejection::new(Reason::Undecodable, detail)
-}
-
-/// `$.payload` of a JSON object, byte for byte.
-fn member<'a>(bytes: &'a [u8], defect: &mut Option<Rejection>) -> Option<&'a [u8]> {
-    #[derive(Deserialize)]
-    struct Wrapper<'a> {
-        #[serde(borrow)]
-        payload: &'a RawValue,
-    }
-    match serde_json::from_slice::<Wrapper<'_>>(bytes) {
-        Ok(wrapper) => Some(wrapper.payload.get().as_bytes()),
-        Err(error) => {
-            defect.get_or_insert_with(|| {
-                undecodable(format!("the payload column is no JSON object with a payload: {error}"))
-            });
-            Some(bytes)
-        }
-    }
-}
-
-/// Room for columns whose stored form is not the one that is sent (numbers, mostly).
-#[derive(Default)]
-struct Scratch {
-    id: Cell,
-    key: Cell,
-    stream_id: Cell,
-    stream_type: Cell,
-    kind: Cell,
-    payload: Cell,
-    headers: Cell,
-    time: Cell,
-}
-
-#[derive(Default)]
-struct Cell(String);
-
-impl Cell {
-    /// Text as it is, numbers in decimal; a blob is text when it is UTF-8 and a defect when it is not.
-    fn text<'a>(&'a mut self, value: ValueRef<'a>, name: &str, defect: &mut Option<Rejection>) -> Option<&'a str> {
-        match value {
-            ValueRef::Null => None,
-            ValueRef::Integer(n) => {
-                self.0 = n.to_string();
-                Some(&self.0)
-            }
-            ValueRef::Real(n) => {
-                self.0 = n.to_string();
-                Some(&self.0)
-            }
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => match std::str::from_utf8(bytes) {
-                Ok(text) => Some(text),
-                Err(error) => {
-                    defect.get_or_insert_with(|| undecodable(format!("the column for {name} is not UTF-8: {error}")));
-                    self.0 = String::from_utf8_lossy(bytes).into_owned();
-                    Some(&self.0)
-                }
-            },
-        }
-    }
-
-    /// Text and blobs byte for byte, numbers in decimal.
-    fn bytes<'a>(&'a mut self, value: ValueRef<'a>) -> Option<&'a [u8]> {
-        match value {
-            ValueRef::Null => None,
-            ValueRef::Integer(n) => {
-                self.0 = n.to_string();
-                Some(self.0.as_bytes())
-            }
-            ValueRef::Real(n) => {
-                self.0 = n.to_string();
-                Some(self.0.as_bytes())
-            }
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
-        }
-    }
 }

@@ -11,7 +11,6 @@
 //!    what is left of an older list.
 //! 3. What was told ([`RowsUpdate`]) outlives the connection.
 
-use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -20,8 +19,11 @@ use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Statement, named_params};
 
+use super::decode::Field;
 use super::filter::Filter;
+use super::fit::quoted;
 use super::mapping::{Mapping, RowMapping};
+use super::plan::Plan;
 use super::reader::{Look, ReadFault, ReadRequest};
 use crate::clock;
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
@@ -106,6 +108,8 @@ pub struct Excluded {
     freed_keys: Vec<Box<[u8]>>,
     /// Dead rows: found pending, the application asks for a retry.
     dead: HashSet<RowKey>,
+    /// Nothing in a row tells that it is dead: it stays pending.
+    dead_rows_stay: bool,
     revived: Vec<RowKey>,
     /// Rows stand in the table that no list but a full one finds.
     wants_full_pass: bool,
@@ -147,6 +151,10 @@ impl Excluded {
     }
 
     fn is_free(&mut self, row: &RowKey, key: &[u8], kind: &str) -> bool {
+        if self.dead_rows_stay && self.dead.contains(row) {
+            self.passed_over += 1;
+            return false;
+        }
         if self.filter.admits(kind) && self.dead.remove(row) {
             // The engine releases it; until then it is not read like another.
             self.in_flight.insert(row.clone());
@@ -188,23 +196,32 @@ struct FullPass {
 impl Rows {
     pub fn new(connection: &Connection, mapping: Mapping, excluded: Shared) -> Result<Self, ReadFault> {
         let shared = excluded.clone();
+        let Mapping { key, id, kind, .. } = mapping.clone();
+        let stays = mapping.rows.as_ref().is_some_and(|rows| rows.on_rejected.is_empty());
         connection.create_scalar_function("outboxd_free", 4, FunctionFlags::SQLITE_UTF8, move |call| {
             let mut excluded = shared.lock().expect("no panic happens under this lock");
-            Ok(is_free(&mut excluded, call))
+            excluded.dead_rows_stay = stays;
+            Ok(is_free(&mut excluded, call, [&key, &id, &kind]))
         })?;
         Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0 })
+    }
+
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
         let rows = self.rows();
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE {})", self.mapping.from, rows.pending);
         let has_events = connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
-        Ok(Look { head: Position::default(), head_id: String::new(), has_events, mapping: self.mapping.clone() })
+        let mapping = self.mapping.clone();
+        let plan = Plan::of(connection, &mapping)?;
+        Ok(Look { head: Position::default(), head_id: String::new(), has_events, mapping, plan })
     }
 
     /// How many rows are pending, in flight and held ones included.
     pub fn pending(&self, connection: &Connection) -> Result<u64, ReadFault> {
-        let sql = format!("SELECT count(*) FROM {} o WHERE {}", self.mapping.table, self.rows().pending);
+        let sql = format!("SELECT count(*) FROM {} o WHERE {}", quoted(&self.mapping.table), self.rows().pending);
         Ok(connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64)
     }
 
@@ -274,8 +291,9 @@ impl Rows {
     /// The condition under which a row is handed out. `CASE` keeps SQLite from asking of rows that are not pending.
     fn free(&self) -> String {
         let Mapping { row, key, id, kind, .. } = &self.mapping;
-        let pending = self.rows().pending;
-        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}) END")
+        let pending = &self.rows().pending;
+        let fields = format!("{row}, {}, {}, {}", key.sql, id.sql, kind.sql);
+        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({fields}) END")
     }
 
     /// Lists pending rows in order.
@@ -349,25 +367,17 @@ fn by_name<'a>(statement: &'a mut Statement<'_>, row: &RowKey) -> rusqlite::Resu
     }
 }
 
-/// `outboxd_free(row, key, id, type)`.
-fn is_free(excluded: &mut Excluded, call: &Context<'_>) -> bool {
+/// `outboxd_free(row, key, id, type)`, each as the batch will hold it.
+fn is_free(excluded: &mut Excluded, call: &Context<'_>, [key, id, kind]: [&Field; 3]) -> bool {
     let row = match call.get_raw(0) {
         ValueRef::Integer(n) => RowKey::Integer(n),
         ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
         _ => RowKey::Text("".into()),
     };
-    let key = bytes_of(call.get_raw(1));
-    let id = bytes_of(call.get_raw(2)).unwrap_or_default();
-    let kind = bytes_of(call.get_raw(3)).unwrap_or_default();
-    excluded.is_free(&row, &hold_key(key.as_deref(), &id), std::str::from_utf8(&kind).unwrap_or_default())
-}
-
-/// As the batch will hold it: text and blobs byte for byte, numbers in decimal.
-fn bytes_of(value: ValueRef<'_>) -> Option<Cow<'_, [u8]>> {
-    match value {
-        ValueRef::Null => None,
-        ValueRef::Integer(n) => Some(n.to_string().into_bytes().into()),
-        ValueRef::Real(n) => Some(n.to_string().into_bytes().into()),
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.into()),
-    }
+    // What is wrong is told when the row is read.
+    let mut told = None;
+    let key = key.bytes(call.get_raw(1), "key", &mut told);
+    let id = id.text(call.get_raw(2), "id", &mut told).unwrap_or_default();
+    let kind = kind.text(call.get_raw(3), "type", &mut told).unwrap_or_default();
+    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes()), &kind)
 }

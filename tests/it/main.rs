@@ -33,11 +33,14 @@ mod one_daemon_a_file;
 mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
+mod presets_carry_real_files;
 mod pruning_is_safe_below_the_safe_position;
 mod relays_keep_to_what_was_said;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;
+mod tables_are_marked_by_hand;
+mod tables_are_read_by_hand;
 mod the_admin_tells_the_truth;
 #[cfg(feature = "controls")]
 mod the_controls_fail_without_their_protection;

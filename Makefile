@@ -1,10 +1,10 @@
 # What can be done here, in one word each. `make test` is what must pass; `make demo` needs nothing but Rust and a C compiler.
 
 CARGO ?= cargo
-TESTED = --locked --no-default-features --features kafka,amqp,controls
+TESTED = --locked --no-default-features --features kafka,amqp,http,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench soak setup clean-tools tested
+.PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,7 +34,10 @@ tested: # how the tests are built, for commands by hand
 	@echo "$(TESTED)"
 
 bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
-	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp --bench relay -- $(ARGS)
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench relay -- $(ARGS)
+
+mutants: ## changes verdict, retry and settlement in every small way, and asks that a test notices (ARGS=--file ...: others)
+	@$(TIMED) mutants scripts/mutants $(ARGS)
 
 HOURS ?= 1
 

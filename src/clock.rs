@@ -1,11 +1,41 @@
 //! The only place that asks what time it is, and the reading of times that applications write.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Microseconds since 1970 UTC. A clock before 1970 reads as 0.
 #[expect(clippy::disallowed_methods, reason = "this is the room of the clock")]
 pub fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+}
+
+/// Microseconds of a clock that nobody sets: what is waited for is measured with it.
+pub fn steady_micros() -> i64 {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    ORIGIN.get_or_init(Instant::now).elapsed().as_micros() as i64
+}
+
+/// A time to come: by the clock on the wall, for the record, and by the steady one, by which it is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    pub wall_micros: i64,
+    pub steady_micros: i64,
+}
+
+impl Moment {
+    pub fn after(delay: Duration) -> Self {
+        Self::of(now_micros().saturating_add(delay.as_micros() as i64), delay)
+    }
+
+    /// One that was recorded, no further away than `most`: the clock on the wall may have been set since.
+    pub fn recorded(wall_micros: i64, most: Duration) -> Self {
+        let left = wall_micros.saturating_sub(now_micros()).clamp(0, most.as_micros() as i64);
+        Self::of(wall_micros, Duration::from_micros(left as u64))
+    }
+
+    fn of(wall_micros: i64, left: Duration) -> Self {
+        Self { wall_micros, steady_micros: steady_micros() + left.as_micros() as i64 }
+    }
 }
 
 /// `2026-11-21T02:43:00.123456Z`.
@@ -103,6 +133,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_recorded_is_not_waited_for_longer_than_it_could_have_taken() {
+        let most = Duration::from_secs(5);
+        for (wall, least, longest) in
+            [(now_micros() + 3_600_000_000, 5, 5), (now_micros() + 2_000_000, 1, 2), (i64::MIN, 0, 0), (i64::MAX, 5, 5)]
+        {
+            let left = Moment::recorded(wall, most).steady_micros - steady_micros();
+            assert!((least * 1_000_000 - 500_000..=longest * 1_000_000).contains(&left), "{wall}: {left}");
+        }
+    }
+
+    #[test]
     fn python_leaves_out_a_fraction_of_zero() {
         assert_eq!(python_iso(1_795_228_980_000_000), "2026-11-21T02:43:00+00:00");
         assert_eq!(python_iso(1_795_228_980_000_120), "2026-11-21T02:43:00.000120+00:00");
@@ -145,6 +186,35 @@ mod tests {
         #[test]
         fn every_time_that_is_written_is_read_back(micros in 0_i64..4_102_444_800_000_000) {
             proptest::prop_assert_eq!(parse_micros(&iso(micros)), Some(micros));
+        }
+
+        #[test]
+        fn a_time_with_an_offset_is_read_as_others_read_it(
+            seconds in -62_000_000_000_i64..253_000_000_000,
+            digits in 0_usize..=9,
+            offset in -1_439_i32..=1_439,
+            space in proptest::prelude::any::<bool>(),
+        ) {
+            let zone = jiff::tz::TimeZone::fixed(jiff::tz::Offset::from_seconds(offset * 60).unwrap());
+            let time = jiff::Timestamp::new(seconds, 123_456_789).unwrap();
+            let nanos = time.subsec_nanosecond();
+            let seconds = time.as_second() - i64::from(nanos < 0);
+            let text = format!("{:.9}", time.to_zoned(zone).datetime());
+            let text = if digits == 0 { text[..19].to_owned() } else { text[..20 + digits].to_owned() };
+            let text = if space { text.replace('T', " ") } else { text };
+            let sign = if offset < 0 { '-' } else { '+' };
+            let text = format!("{text}{sign}{:02}:{:02}", offset.abs() / 60, offset.abs() % 60);
+            let read: i64 = text.get(20..20 + digits).map_or(0, |fraction| format!("{fraction:0<9}")[..6].parse().unwrap());
+            proptest::prop_assert_eq!(parse_micros(&text), Some(seconds * 1_000_000 + if digits == 0 { 0 } else { read }), "{}", text);
+        }
+
+        #[test]
+        fn what_was_recorded_is_due_between_now_and_what_it_could_have_taken(wall in proptest::prelude::any::<i64>(), most in 0_u64..4_500_000_000) {
+            let before = steady_micros();
+            let moment = Moment::recorded(wall, Duration::from_micros(most));
+            proptest::prop_assert_eq!(moment.wall_micros, wall);
+            proptest::prop_assert!(moment.steady_micros >= before);
+            proptest::prop_assert!(moment.steady_micros <= steady_micros() + most as i64);
         }
 
         #[test]

@@ -1,68 +1,132 @@
-//! Switches for the tests: end the process at the n-th step, or turn one protection off to show what it protects from.
+//! Switches for the tests: end the process at a step, or turn one protection off to show what it protects from.
 //!
 //! Only with the feature `controls`, which no release has; without it every function here is empty and compiles to nothing. The
-//! switches are the process's: a test that uses them runs in a process of its own.
+//! switches are the process's: a test that uses them runs in a process of its own. A daemon obeys two variables: `CRASH_AT`, a number
+//! (of the step at which it ends itself) or a seam's name (the first time it is there), `CRASH_IN_RELOAD`, a number (of the step, counted
+//! from its first reload on), and `TURNED_OFF`, names of protections, with commas.
+//!
+//! A new seam is one line below and one call of [`reach`] where it is; the crash ladder finds it by itself, and asks that some run
+//! comes by it. A new protection is one line below and one question [`is_off`]; `tests/it/house.rs` asks for the test that turns it off.
 
-/// A step at which a crash is tried.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Seam {
-    /// A batch was read; it is not known to be durable yet.
-    Read,
-    /// It is durable.
-    Barrier,
-    /// A flight is about to be sent.
-    Send,
-    /// A flight has come back.
-    Landed,
-    /// A settlement is about to be handed to the writer.
-    Settle,
-    /// A transaction of the writer is about to be committed.
-    Commit,
-    /// It is committed; nobody was told.
-    Committed,
-    /// The engine knows that a settlement is recorded.
-    Settled,
-    /// A held key is about to be released.
-    Release,
-    /// The source is about to be opened, a consumer to start.
-    Start,
+/// An enumeration that can list its members.
+macro_rules! listed {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $member:ident,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum $name { $($(#[$doc])* $member,)* }
+
+        impl $name {
+            pub const ALL: &[$name] = &[$($name::$member,)*];
+
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|member| format!("{member:?}") == name)
+            }
+        }
+    };
 }
 
-/// Something that is done for safety's sake alone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Protection {
-    /// Only what was acknowledged is settled.
-    Acknowledgement,
-    /// The key of a refused event is held.
-    Hold,
-    /// A refused event is recorded in the transaction that moves the checkpoint past it.
-    OneTransaction,
-    /// What is behind an event that did not get through is sent again.
-    Behind,
-    /// What several did together convicts nobody.
-    GuiltyAlone,
-    /// The checkpoint is compared with the table.
-    Fingerprint,
-    /// The file that a reader has open is still the one under its name.
-    Inode,
-    /// The checkpoint moves only from where this daemon believes it to be.
-    CompareAndSet,
-    /// One daemon a file.
-    Lock,
-    /// What was read is made durable before it is sent.
-    Barrier,
+listed! {
+    /// A step at which a crash is tried.
+    Seam {
+        /// The source is about to be opened, a consumer to start.
+        Start,
+        /// A version of the state's tables has been made and is not stamped yet; its transaction is open.
+        Migrate,
+        /// A batch was read; it is not known to be durable yet.
+        Read,
+        /// It is durable.
+        Barrier,
+        /// A flight is about to be sent.
+        Send,
+        /// The file sink has handed a group of lines to the kernel; they are not synced.
+        Written,
+        /// They are; nobody was told.
+        Synced,
+        /// The far side has acknowledged one event of a flight.
+        Acknowledged,
+        /// A flight has come back.
+        Landed,
+        /// The far side is away: it is waited for.
+        Backoff,
+        /// A settlement is about to be handed to the writer.
+        Settle,
+        /// A checkpoint has moved; its transaction is open.
+        Advance,
+        /// An application's row was marked; its transaction is open.
+        Mark,
+        /// A refused event, or one that waits behind it, has its row; its transaction is open.
+        Hold,
+        /// A dead letter was written; its transaction is open.
+        DeadLetter,
+        /// A held row was taken away; its transaction is open.
+        Unhold,
+        /// What an operator asked for was done; its transaction is open.
+        Operate,
+        /// A transaction of the writer is about to be committed.
+        Commit,
+        /// It is committed; nobody was told.
+        Committed,
+        /// The engine knows that a settlement is recorded.
+        Settled,
+        /// A held key is about to be released.
+        Release,
+        /// All is settled, and the end of a clean stop about to be recorded.
+        Stop,
+        /// A reload is about to stop consumers, one of them has ended, or all is done.
+        Reload,
+    }
+}
+
+listed! {
+    /// Something that is done for safety's sake alone.
+    Protection {
+        /// Only what was acknowledged is settled.
+        Acknowledgement,
+        /// The key of a refused event is held.
+        Hold,
+        /// A refused event is recorded in the transaction that moves the checkpoint past it.
+        OneTransaction,
+        /// What is behind an event that did not get through is sent again.
+        Behind,
+        /// What several did together convicts nobody.
+        GuiltyAlone,
+        /// The checkpoint is compared with the table.
+        Fingerprint,
+        /// The file that a reader has open is still the one under its name.
+        Inode,
+        /// The checkpoint moves only from where this daemon believes it to be.
+        CompareAndSet,
+        /// A row is marked only as long as it stands as it was read.
+        RowGuard,
+        /// One daemon a file.
+        Lock,
+        /// What was read is made durable before it is sent.
+        Barrier,
+        /// A message that RabbitMQ returned is known by its id, whatever confirm it came with.
+        Returned,
+        /// A far side that owes acknowledgements for too long is left, and everything unsettled is sent again.
+        AckTimeout,
+        /// By row: what was read of a key while it was held is not sent once it is free, nor handed out from a list that was made before:
+        /// earlier rows of it were passed over.
+        Overtaking,
+        /// A stop lets what is in flight come back, and settles it.
+        Drain,
+    }
 }
 
 #[cfg(feature = "controls")]
 mod switches {
-    use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering::SeqCst};
 
     use super::{Protection, Seam};
 
     static STEPS_LEFT: AtomicI64 = AtomicI64::new(-1);
+    static CRASH_SEAM: AtomicUsize = AtomicUsize::new(usize::MAX);
+    /// Taken over when a reload begins.
+    static STEPS_OF_A_RELOAD: AtomicI64 = AtomicI64::new(-1);
     static OFF: AtomicU32 = AtomicU32::new(0);
     /// Seams reached, by kind.
-    static REACHED: [AtomicU32; 10] = [const { AtomicU32::new(0) }; 10];
+    static REACHED: [AtomicU32; Seam::ALL.len()] = [const { AtomicU32::new(0) }; Seam::ALL.len()];
 
     /// From now on, the process ends at the `step`-th step (1 = the next one).
     pub fn crash_at(step: u32) {
@@ -73,24 +137,25 @@ mod switches {
         OFF.fetch_or(1 << protection as u32, SeqCst);
     }
 
-    /// For a process that is not a test's own: `TURNED_OFF` names one protection, as in `TURNED_OFF=GuiltyAlone`.
+    /// For a process that is not a test's own.
     #[expect(clippy::disallowed_methods, reason = "no setting of the daemon: no release has it")]
     pub fn obey_environment() {
-        const ALL: [Protection; 10] = [
-            Protection::Acknowledgement,
-            Protection::Hold,
-            Protection::OneTransaction,
-            Protection::Behind,
-            Protection::GuiltyAlone,
-            Protection::Fingerprint,
-            Protection::Inode,
-            Protection::CompareAndSet,
-            Protection::Lock,
-            Protection::Barrier,
-        ];
-        let Ok(name) = std::env::var("TURNED_OFF") else { return };
-        let named = ALL.into_iter().find(|protection| format!("{protection:?}") == name);
-        turn_off(named.expect("TURNED_OFF names a protection"));
+        if let Ok(names) = std::env::var("TURNED_OFF") {
+            let named = |name| Protection::named(name).expect("TURNED_OFF names protections");
+            names.split(',').for_each(|name| turn_off(named(name)));
+        }
+        if let Ok(place) = std::env::var("CRASH_AT") {
+            match place.parse() {
+                Ok(step) => crash_at(step),
+                Err(_) => {
+                    let seam = Seam::named(&place).expect("CRASH_AT is a number or names a seam");
+                    CRASH_SEAM.store(seam as usize, SeqCst);
+                }
+            }
+        }
+        if let Ok(step) = std::env::var("CRASH_IN_RELOAD") {
+            STEPS_OF_A_RELOAD.store(step.parse().expect("CRASH_IN_RELOAD is a number"), SeqCst);
+        }
     }
 
     pub fn is_off(protection: Protection) -> bool {
@@ -105,7 +170,15 @@ mod switches {
     #[expect(clippy::disallowed_methods, reason = "a crash is what is wanted")]
     pub fn reach(seam: Seam) {
         REACHED[seam as usize].fetch_add(1, SeqCst);
-        if STEPS_LEFT.load(SeqCst) > 0 && STEPS_LEFT.fetch_sub(1, SeqCst) == 1 {
+        if seam == Seam::Reload {
+            let steps = STEPS_OF_A_RELOAD.swap(-1, SeqCst);
+            if steps > 0 {
+                STEPS_LEFT.store(steps, SeqCst);
+            }
+        }
+        let is_step = STEPS_LEFT.load(SeqCst) > 0 && STEPS_LEFT.fetch_sub(1, SeqCst) == 1;
+        if is_step || CRASH_SEAM.load(SeqCst) == seam as usize {
+            eprintln!("crashed at {seam:?}");
             std::process::abort();
         }
     }

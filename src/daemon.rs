@@ -1,17 +1,21 @@
-//! The composition root: builds everything from a config, spawns it, drains it, and lets go.
+//! The composition root: builds everything from a config, spawns it, takes on a changed one, drains it, and lets go.
+
+mod reload;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::reload::Reloader;
 use crate::admin::control_socket::ControlSocket;
 use crate::admin::{Board, http};
-use crate::config::Config;
+use crate::config::Loaded;
+use crate::consumer::engine::Locked;
 use crate::consumer::fleet::Fleet;
 use crate::shutdown::Shutdown;
-use crate::telemetry::metric;
+use crate::telemetry::{logs, metric};
 
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Seconds; from a fast local acknowledgement to a long outage.
@@ -30,16 +34,21 @@ pub enum Error {
     #[error("the metrics cannot be recorded: {0}")]
     Metrics(String),
     #[error(transparent)]
-    Locked(#[from] crate::consumer::engine::Locked),
+    Locked(#[from] Locked),
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. A second signal ends it at once, which loses nothing.
-pub async fn run(config: Config) -> Result<(), Error> {
+/// Runs until SIGTERM or SIGINT, then drains. A second signal ends it at once, which loses nothing. SIGHUP has the configuration read
+/// anew, and so has who asks for it through the control socket.
+pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
+    // Before anything else: from here on, no signal ends the process by itself.
+    let mut signals = Signals::new().map_err(Error::Start)?;
     let metrics = install_metrics()?;
+    let config = loaded.config.clone();
+    let (mut reloader, reloads) = Reloader::new(loaded, level).map_err(Error::Start)?;
     let (shutdown, phase) = Shutdown::new();
     let mut fleet =
         Fleet::spawn(&config.sources, config.relays, config.daemon.when_locked, &phase).map_err(Error::Start)?;
-    let board = Board { handles: fleet.handles.clone(), metrics: metrics.clone(), started: Instant::now() };
+    let board = Board { roster: fleet.roster(), metrics: metrics.clone(), started: Instant::now(), reloads };
     if let Some(address) = config.daemon.admin {
         let bound = http::serve(address, board.clone()).map_err(|source| Error::Admin { address, source })?;
         tracing::info!(event = "admin_listens", address = %bound);
@@ -50,13 +59,11 @@ pub async fn run(config: Config) -> Result<(), Error> {
     tokio::spawn(upkeep(metrics));
     let watch = tokio::spawn(keep_the_manager_informed(board));
 
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Start)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     tracing::info!(event = "daemon_started", version = env!("CARGO_PKG_VERSION"));
     let ended = tokio::select! {
-        ended = fleet.ended() => ended,
-        _ = terminate.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
-        _ = interrupt.recv() => drain(&shutdown, &mut fleet, config.daemon.drain_timeout, &mut terminate, &mut interrupt).await,
+        locked = reloader.serve(&mut fleet) => Err(locked),
+        // A reload that is under way is left where it is: those that it has not started yet are not needed any more.
+        () = signals.end() => drain(&shutdown, reloader.drain_timeout(), &mut fleet, &mut signals).await,
     };
     watch.abort();
     control.abort();
@@ -65,20 +72,32 @@ pub async fn run(config: Config) -> Result<(), Error> {
     Ok(ended?)
 }
 
-async fn drain(
-    shutdown: &Shutdown,
-    fleet: &mut Fleet,
-    timeout: Duration,
-    terminate: &mut tokio::signal::unix::Signal,
-    interrupt: &mut tokio::signal::unix::Signal,
-) -> Result<(), crate::consumer::engine::Locked> {
+async fn drain(shutdown: &Shutdown, timeout: Duration, fleet: &mut Fleet, signals: &mut Signals) -> Result<(), Locked> {
     tracing::info!(event = "daemon_drains");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(timeout);
     tokio::select! {
         ended = fleet.ended() => ended,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = signals.end() => Ok(()),
+    }
+}
+
+/// Those that end it.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

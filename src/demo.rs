@@ -24,6 +24,8 @@ use crate::store;
 
 /// Orders of which the application has some open at a time.
 const OPEN_ORDERS: u64 = 200;
+/// As in the config that is left behind.
+const RELAY: &str = "shop_to_file";
 /// How long the last events may take to arrive.
 const CATCH_UP: Duration = Duration::from_secs(60);
 
@@ -86,8 +88,9 @@ pub async fn run(options: Options) -> Result<Summary, Error> {
     let application =
         tokio::spawn(write_orders(database.clone(), options.events, options.rate, written.clone(), stopped));
 
-    watch_until_done(&options, &written, &fleet.handles[0], application, &stop).await?;
-    catch_up(&fleet.handles[0], &written).await;
+    let handle = fleet.handle(RELAY).expect("it was just started").clone();
+    watch_until_done(&options, &written, &handle, application, &stop).await?;
+    catch_up(&handle, &written).await;
     shutdown.drain(Duration::from_secs(10));
     fleet.ended().await?;
     count(&database, &delivered).await
@@ -103,7 +106,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         state: StatePlace::Beside,
     };
     let settings = Settings {
-        name: "shop_to_file".into(),
+        name: RELAY.into(),
         source: "shop".into(),
         sink_name: "events".into(),
         sink: sink::Settings::File(sink::file::Settings {

@@ -6,7 +6,12 @@
 //! This room imports nothing of ours. What it does not do: decide anything about an event.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
+
+use rusqlite::ToSql;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use serde_json::value::RawValue;
 
 /// An event's place in its source. Opaque outside `source/`: larger is later, nothing else may be read from it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -22,14 +27,38 @@ impl fmt::Display for Position {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum RowKey {
     Integer(i64),
-    Text(Box<str>),
+    /// SQLite takes any bytes for text.
+    Text(Box<[u8]>),
+    Blob(Box<[u8]>),
+}
+
+impl RowKey {
+    /// `None`: such a value names no row.
+    pub fn of(value: ValueRef<'_>) -> Option<Self> {
+        match value {
+            ValueRef::Integer(n) => Some(RowKey::Integer(n)),
+            ValueRef::Text(text) => Some(RowKey::Text(text.into())),
+            ValueRef::Blob(bytes) => Some(RowKey::Blob(bytes.into())),
+            ValueRef::Null | ValueRef::Real(_) => None,
+        }
+    }
+}
+
+impl ToSql for RowKey {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            RowKey::Integer(n) => ValueRef::Integer(*n),
+            RowKey::Text(text) => ValueRef::Text(text),
+            RowKey::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
 }
 
 impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RowKey::Integer(n) => n.fmt(f),
-            RowKey::Text(s) => s.fmt(f),
+            RowKey::Text(bytes) | RowKey::Blob(bytes) => String::from_utf8_lossy(bytes).fmt(f),
         }
     }
 }
@@ -105,24 +134,26 @@ pub struct Event<'a> {
 impl<'a> Event<'a> {
     /// The key under which the event is held: its own key, or one that no other event has.
     pub fn hold_key(&self) -> Cow<'a, [u8]> {
-        hold_key(self.key, self.id.as_bytes())
+        hold_key(self.key, self.id.as_bytes(), self.position)
     }
 
     /// One of the event's own headers, when `headers` is a JSON object that has it as a string or a number.
     pub fn header(&self, name: &str) -> Option<String> {
-        let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(self.headers?).ok()?;
-        match map.get(name)? {
-            serde_json::Value::String(s) => Some(s.clone()),
-            serde_json::Value::Number(n) => Some(n.to_string()),
+        let map: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(self.headers?).ok()?;
+        let value = map.get(name)?.get();
+        match value.as_bytes().first()? {
+            b'"' => serde_json::from_str(value).ok(),
+            b'-' | b'0'..=b'9' => Some(serde_json::from_str::<serde_json::Number>(value).ok()?.to_string()),
             _ => None,
         }
     }
 }
 
-/// What order is kept by: the key; an event without one is a key of its own.
-pub fn hold_key<'a>(key: Option<&'a [u8]>, id: &[u8]) -> Cow<'a, [u8]> {
+/// What order is kept by: the key; an event without one is a key of its own, by its position where it has no id either.
+pub fn hold_key<'a>(key: Option<&'a [u8]>, id: &[u8], position: Position) -> Cow<'a, [u8]> {
     match key {
         Some(key) => Cow::Borrowed(key),
+        None if id.is_empty() => Cow::Owned(format!("\0at:{position}").into_bytes()),
         None => Cow::Owned([b"\0id:", id].concat()),
     }
 }
@@ -164,6 +195,8 @@ pub struct Batch {
     row_keys: Vec<RowKey>,
     /// Events that cannot be sent as they are, in ascending order of index.
     defects: Vec<(u32, Rejection)>,
+    /// Events that may have been sent before, in ascending order of index.
+    again: Vec<u32>,
     /// The position up to which the source was read; at or behind the last event (filtered events lie in between).
     pub end: Position,
     /// The id of the event at `end`; empty for sources read by row.
@@ -225,6 +258,15 @@ impl Batch {
     pub fn defect(&self, index: usize) -> Option<&Rejection> {
         let at = self.defects.binary_search_by_key(&(index as u32), |d| d.0).ok()?;
         Some(&self.defects[at].1)
+    }
+
+    /// Notes which events may have been sent before.
+    pub fn note_again(&mut self, may_be: impl Fn(&Event<'_>) -> bool) {
+        self.again = (0..self.len()).filter(|index| may_be(&self.event(*index))).map(|index| index as u32).collect();
+    }
+
+    pub fn is_again(&self, index: usize) -> bool {
+        !self.again.is_empty() && self.again.binary_search(&(index as u32)).is_ok()
     }
 
     pub fn has_defects(&self) -> bool {
@@ -348,5 +390,18 @@ mod tests {
         assert_eq!(event.header("tenant").as_deref(), Some("a"));
         assert_eq!(event.header("n").as_deref(), Some("7"));
         assert_eq!(event.header("o"), None);
+    }
+
+    #[test]
+    fn a_header_beside_a_deep_one_is_found() {
+        let deep = format!(r#"{{"deep":{}{},"tenant":"a"}}"#, "[".repeat(5000), "]".repeat(5000));
+        assert_eq!(Event { headers: Some(&deep), ..columns("a", None) }.header("tenant").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_has_neither_key_nor_id_is_a_key_of_its_own() {
+        let first = columns("", None);
+        let second = Event { position: Position(8), ..first };
+        assert_ne!(first.hold_key(), second.hold_key());
     }
 }

@@ -3,6 +3,7 @@
 //! docs/ARCHITECTURE.md says what each room is for, which may use which, and where to start reading.
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;

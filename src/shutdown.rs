@@ -1,5 +1,6 @@
 //! Two stages of stopping: drain (take no more, settle what is in hand), then cut, which is harmless by the guarantees.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ pub enum Phase {
 }
 
 /// Tells everyone.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shutdown(watch::Sender<Phase>);
 
 impl Shutdown {
@@ -27,6 +28,18 @@ impl Shutdown {
     pub fn drain(&self, most: Duration) {
         self.0.send_replace(Phase::Drain { deadline: Instant::now() + most });
     }
+}
+
+/// Passes a drain on to those behind `inner`; never ends by itself.
+pub async fn forward(outer: &mut watch::Receiver<Phase>, inner: &Shutdown) -> Infallible {
+    asked(outer).await;
+    let phase = *outer.borrow();
+    inner.0.send_replace(match phase {
+        Phase::Drain { .. } => phase,
+        // Whoever could ask is gone.
+        Phase::Run => Phase::Drain { deadline: Instant::now() },
+    });
+    std::future::pending().await
 }
 
 /// Waits until a drain is asked for.

@@ -68,7 +68,7 @@ impl Running {
     }
 
     fn handle(&self) -> &Handle {
-        &self.fleet.handles[0]
+        self.fleet.handle("bench").expect("it runs")
     }
 
     /// Waits until so many events are settled: acknowledged, and the checkpoint durably behind them.

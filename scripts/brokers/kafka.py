@@ -1,4 +1,4 @@
-"""One Apache Kafka node (KRaft, controller and broker in one JVM) from the jars that scripts/setup fetched.
+"""Apache Kafka nodes (KRaft, controller and broker in one JVM) from the jars that scripts/setup fetched: one alone, or several as a cluster.
 
 Fast to start because of a class-data archive (AppCDS) and quick to be listed again after a kill -9 because of a short
 broker session: with Kafka's own 9 s a killed node stays fenced for 12 s.
@@ -75,8 +75,8 @@ def properties(home, state):
     controller = state["controller_port"]
     values = {
         "process.roles": "broker,controller",
-        "node.id": "1",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "node.id": str(state["node"]),
+        "controller.quorum.voters": ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(state["controllers"], 1)),
         "listeners": ",".join([f"{n}://127.0.0.1:{bound}" for n, _, bound, _ in ends] + [f"CONTROLLER://127.0.0.1:{controller}"]),
         "advertised.listeners": ",".join(f"{n}://127.0.0.1:{advertised}" for n, _, _, advertised in ends),
         "listener.security.protocol.map": ",".join([f"{n}:{p}" for n, p, _, _ in ends] + ["CONTROLLER:PLAINTEXT"]),
@@ -84,7 +84,7 @@ def properties(home, state):
         "controller.listener.names": "CONTROLLER",
         "log.dirs": f"{home.path}/data",
         "num.partitions": "1",
-        "default.replication.factor": "1",
+        "default.replication.factor": str(len(state["controllers"])),
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "1",
         "transaction.state.log.replication.factor": "1",
@@ -159,9 +159,12 @@ def start(script, directory, options):
 def first_state(options):
     secure = options.sasl_tls or options.acl
     ports = process.free_ports(6)
+    controllers = options.controllers or [ports[1]]
     return {
         "port": options.port or ports[0],
-        "controller_port": ports[1],
+        "node": options.node,
+        "controllers": controllers,
+        "controller_port": controllers[options.node - 1],
         "secure": secure,
         "sasl_port": ports[2],
         "sasl_tls_port": ports[3],
@@ -188,7 +191,7 @@ def boot(home, state):
     state["process"] = process.spawn(java(jvm_options(home, state), "kafka.Kafka", f"{home.path}/server.properties"), log, cwd=home.path)
     home.save(state)
     try:
-        process.wait_until(lambda: is_ready(state["port"]), state["process"], READY_SECONDS, "kafka", log)
+        process.wait_until(lambda: is_ready(state["port"], state["node"]), state["process"], READY_SECONDS, "kafka", log)
     except Failed:
         process.kill(state["process"])
         raise
@@ -206,13 +209,13 @@ def format_storage(home, state):
         raise Failed(f"kafka format: {done.stdout}{done.stderr}")
 
 
-def is_ready(port):
+def is_ready(port, node):
     """The broker is listed (not fenced), and every partition that it knows has a leader."""
     try:
         brokers, topics = protocol.metadata(port)
     except OSError:
         return False
-    return bool(brokers) and all(leader >= 0 for leaders in topics.values() for leader in leaders)
+    return any(broker[0] == node for broker in brokers) and all(leader >= 0 for leaders in topics.values() for leader in leaders)
 
 
 def describe(home, state):
@@ -221,6 +224,7 @@ def describe(home, state):
         "kind": "kafka",
         "running": running,
         "pid": state["process"]["pid"] if running else None,
+        "node": state["node"],
         "port": state["port"],
         "bootstrap": f"127.0.0.1:{state['port']}",
         "dir": str(home.path),
@@ -261,9 +265,9 @@ def running_port(directory):
     return state["port"]
 
 
-def create_topic(directory, name, partitions, configs):
+def create_topic(directory, name, partitions, configs, replicas=1):
     port = running_port(directory)
-    protocol.create_topic(port, name, partitions, configs)
+    protocol.create_topic(port, name, partitions, configs, replicas)
     wait_for_topic(port, name, lambda leaders: leaders and len(leaders) == partitions and min(leaders) >= 0)
     return {"topic": name, "partitions": partitions}
 
@@ -273,6 +277,18 @@ def delete_topic(directory, name):
     protocol.delete_topic(port, name)
     wait_for_topic(port, name, lambda leaders: leaders is None)
     return {"deleted": name}
+
+
+def set_password(directory, user, password):
+    """By Java's tool: the request for it has flexible encodings only."""
+    home = Home(directory, "kafka")
+    state = home.need() | {"archive_to": None, "c2": False}
+    arguments = ["--bootstrap-server", f"127.0.0.1:{running_port(directory)}", "--alter", "--entity-type", "users",
+                 "--entity-name", user, "--add-config", f"SCRAM-SHA-512=[password={password}]"]
+    done = subprocess.run(java(jvm_options(home, state), "kafka.admin.ConfigCommand", *arguments), capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"password of {user}: {done.stdout}{done.stderr}")
+    return {"user": user}
 
 
 def wait_for_topic(port, name, done):
@@ -292,7 +308,7 @@ def build_archive(script):
 
     class Options:
         sasl_tls, acl, port, behind_proxy, prop, heap, c2 = True, True, None, None, {}, None, False
-        watch, remove, archive_to = os.getpid(), True, str(fresh)
+        watch, remove, archive_to, node, controllers = os.getpid(), True, str(fresh), 1, None
 
     ARCHIVE.unlink(missing_ok=True)
     try:

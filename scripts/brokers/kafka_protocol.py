@@ -106,9 +106,9 @@ def refuse(error, message, what):
         raise Failed(f"{what}: {ERRORS.get(error, f'error {error}')}" + (f": {message}" if message else ""))
 
 
-def create_topic(port, name, partitions, configs):
+def create_topic(port, name, partitions, configs, replicas=1):
     pairs = [string(key) + string(value) for key, value in configs.items()]
-    topic = string(name) + struct.pack(">ih", partitions, 1) + array([]) + array(pairs)
+    topic = string(name) + struct.pack(">ih", partitions, replicas) + array([]) + array(pairs)
     answer = ask(port, CREATE_TOPICS, 4, array([topic]) + struct.pack(">ib", 10_000, 0))
     answer.int32(), answer.int32(), answer.string()
     refuse(answer.int16(), answer.string(), f"create topic {name}")

@@ -15,6 +15,8 @@ pub trait Desk {
     fn consumers(&self) -> Vec<String>;
     fn pause(&self, consumer: &str, paused: bool) -> impl Future<Output = Result<Value, Refusal>> + Send;
     fn operate(&self, consumer: &str, operation: Operation) -> impl Future<Output = Result<Value, Refusal>> + Send;
+    /// Reads the configuration anew.
+    fn reload(&self) -> impl Future<Output = Result<Value, Refusal>> + Send;
 }
 
 /// Why something was not done: for people, and the exit code of the command that asked.
@@ -29,6 +31,7 @@ impl Refusal {
     pub const DATA: u8 = 65;
     pub const UNAVAILABLE: u8 = 69;
     pub const LOCKED: u8 = 75;
+    pub const CONFIG: u8 = 78;
 
     pub fn new(exit: u8, error: impl Into<String>) -> Self {
         Self { error: error.into(), exit }
@@ -52,6 +55,7 @@ pub async fn answer(desk: &impl Desk, request: &Request) -> Result<Value, Refusa
     let mut value = match request {
         Request::Status => json!({ "consumers": desk.statuses().await? }),
         Request::Consumer(Consumer::List) => json!({ "consumers": known(desk).await? }),
+        Request::Reload => desk.reload().await?,
         Request::Pause { consumer } => desk.pause(consumer, true).await?,
         Request::Resume { consumer } => desk.pause(consumer, false).await?,
         Request::DeadLetters(_) | Request::Position(_) | Request::Consumer(_) => operate(desk, request, &names).await?,

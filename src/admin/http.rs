@@ -15,6 +15,7 @@ use super::answer::{Refusal, answer};
 use super::request::{DeadLetters, Filter, Request};
 use super::{Board, status_json};
 use crate::consumer::status;
+use crate::telemetry::visible::{visible, visible_json};
 
 /// Binds at once, so that an address in use is told at start; serves on its own thread until the process ends.
 pub fn serve(address: SocketAddr, board: Board) -> std::io::Result<SocketAddr> {
@@ -79,7 +80,7 @@ async fn readyz(State(board): State<Board>, Query(query): Query<Readiness>) -> R
     let mut body = String::from(if code == StatusCode::OK { "ok\n" } else { "a consumer is halted\n" });
     if query.verbose.is_some() {
         for status in &statuses {
-            body.push_str(&format!("{}: {} {}\n", status.consumer, status.state.as_str(), status.detail));
+            body.push_str(&format!("{}: {} {}\n", status.consumer, status.state.as_str(), visible(&status.detail)));
         }
     }
     (code, body).into_response()
@@ -101,6 +102,14 @@ struct Which {
     limit: Option<u64>,
 }
 
+/// For fuzzing: whatever a query string says, it is taken or refused.
+#[cfg(feature = "controls")]
+pub fn read_query(query: &str) {
+    let Ok(uri) = format!("/?{query}").parse() else { return };
+    let _ = Query::<Which>::try_from_uri(&uri).map(|which| (which.0.consumer, which.0.limit));
+    let _ = Query::<Readiness>::try_from_uri(&uri).map(|readiness| (readiness.0.verbose, readiness.0.consumers));
+}
+
 async fn api_dead_letters(State(board): State<Board>, Query(query): Query<Which>) -> Response {
     let filter = Filter { consumer: query.consumer, ..Filter::default() };
     let request = Request::DeadLetters(DeadLetters::List { filter, limit: query.limit.unwrap_or(100).min(10_000) });
@@ -113,5 +122,5 @@ async fn api_dead_letters(State(board): State<Board>, Query(query): Query<Which>
 
 fn json_response(value: &serde_json::Value) -> Response {
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    (headers, format!("{value}\n")).into_response()
+    (headers, visible_json(&format!("{value}\n"))).into_response()
 }

@@ -10,12 +10,14 @@ pub mod request;
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::{mpsc, oneshot, watch};
+
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
 use crate::clock;
-use crate::consumer::control::{Command, Operation};
-use crate::consumer::fleet::Handle;
+use crate::consumer::control::{self, Command, Operation};
+use crate::consumer::fleet::{Handle, Roster};
 use crate::consumer::status::{State, Status};
 use crate::telemetry::metric::ConsumerGauges;
 use answer::{Desk, Refusal};
@@ -26,23 +28,27 @@ const BEAT_MAX: Duration = Duration::from_secs(30);
 /// What every request looks at.
 #[derive(Clone)]
 pub struct Board {
-    pub handles: Vec<Handle>,
+    pub roster: watch::Receiver<Roster>,
     pub metrics: PrometheusHandle,
     pub started: Instant,
+    pub reloads: mpsc::UnboundedSender<ReloadRequest>,
 }
+
+/// Asks the daemon to read its configuration anew; answered when that is done.
+pub type ReloadRequest = oneshot::Sender<Result<Value, Refusal>>;
 
 impl Board {
     pub fn statuses(&self) -> Vec<Status> {
-        self.handles.iter().map(|handle| handle.status.borrow().clone()).collect()
+        self.roster.borrow().consumers.iter().map(|handle| handle.status.borrow().clone()).collect()
     }
 
-    pub fn handle(&self, consumer: &str) -> Option<&Handle> {
-        self.handles.iter().find(|handle| handle.name == consumer)
+    fn handle(&self, consumer: &str) -> Option<Handle> {
+        self.roster.borrow().consumers.iter().find(|handle| handle.name == consumer).cloned()
     }
 
     /// Consumers whose loop has stopped turning. An outage is not a hang.
     pub fn hung(&self) -> Vec<String> {
-        let oldest = clock::now_micros() - BEAT_MAX.as_micros() as i64;
+        let oldest = clock::steady_micros() - BEAT_MAX.as_micros() as i64;
         self.statuses()
             .into_iter()
             .filter(|status| status.beat_micros < oldest && status.state != State::Stopped)
@@ -67,7 +73,22 @@ impl Board {
             }
             .set(&status.consumer);
         }
-        self.metrics.render()
+        self.of_the_present(&self.metrics.render())
+    }
+
+    /// Without the series of consumers and sources that a reload has removed: the recorder forgets nothing.
+    fn of_the_present(&self, metrics: &str) -> String {
+        let roster = self.roster.borrow();
+        let label = |line: &str, name: &str| {
+            let from = line.find(name)? + name.len();
+            Some(line[from..].split('"').next().unwrap_or_default().to_owned())
+        };
+        let stays = |line: &&str| {
+            let consumer =
+                label(line, "consumer=\"").is_none_or(|name| roster.consumers.iter().any(|c| c.name == name));
+            consumer && label(line, "source=\"").is_none_or(|name| roster.sources.iter().any(|s| s.name == name))
+        };
+        metrics.split_inclusive('\n').filter(|line| line.starts_with('#') || stays(line)).collect()
     }
 
     /// One line for `systemctl status`.
@@ -105,7 +126,7 @@ pub fn status_json(status: &Status) -> Value {
 }
 
 impl Board {
-    fn known(&self, consumer: &str) -> Result<&Handle, Refusal> {
+    fn known(&self, consumer: &str) -> Result<Handle, Refusal> {
         let none = || Refusal::new(Refusal::USAGE, format!("{consumer} does not run: it is not in the config"));
         self.handle(consumer).ok_or_else(none)
     }
@@ -117,7 +138,7 @@ impl Desk for Board {
     }
 
     fn consumers(&self) -> Vec<String> {
-        self.handles.iter().map(|handle| handle.name.clone()).collect()
+        self.roster.borrow().consumers.iter().map(|handle| handle.name.clone()).collect()
     }
 
     async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {
@@ -126,6 +147,17 @@ impl Desk for Board {
     }
 
     async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
+        if let (Operation::Forget { reason }, None) = (&operation, self.handle(consumer)) {
+            let (files, sources) = (self.roster.borrow().files.clone(), self.roster.borrow().sources.clone());
+            return Ok(control::forget_removed(&files, &sources, consumer, reason).await?);
+        }
         Ok(self.known(consumer)?.ask(|reply| Command::Operate(operation, reply)).await?)
+    }
+
+    async fn reload(&self) -> Result<Value, Refusal> {
+        let ends = || Refusal::new(Refusal::UNAVAILABLE, "the daemon is about to end");
+        let (reply, answer) = oneshot::channel();
+        self.reloads.send(reply).map_err(|_| ends())?;
+        answer.await.map_err(|_| ends())?
     }
 }

@@ -10,6 +10,7 @@ use crate::state::held::Selection;
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     Status,
+    Reload,
     Pause { consumer: String },
     Resume { consumer: String },
     DeadLetters(DeadLetters),
@@ -83,7 +84,7 @@ impl Request {
     /// The consumer that is meant; `None` = all.
     pub fn consumer(&self) -> Option<&str> {
         match self {
-            Request::Status | Request::Consumer(Consumer::List) => None,
+            Request::Status | Request::Reload | Request::Consumer(Consumer::List) => None,
             Request::Pause { consumer } | Request::Resume { consumer } => Some(consumer),
             Request::DeadLetters(
                 DeadLetters::List { filter, .. } | DeadLetters::Retry { filter } | DeadLetters::Discard { filter, .. },
@@ -98,9 +99,11 @@ impl Request {
     /// What is recorded of a consumer and is to be looked at or changed; `None` where the request is about the running one.
     pub fn operation(&self) -> Option<Operation> {
         Some(match self {
-            Request::Status | Request::Pause { .. } | Request::Resume { .. } | Request::Consumer(Consumer::List) => {
-                return None;
-            }
+            Request::Status
+            | Request::Reload
+            | Request::Pause { .. }
+            | Request::Resume { .. }
+            | Request::Consumer(Consumer::List) => return None,
             Request::DeadLetters(DeadLetters::List { filter, .. }) => Operation::List(filter.selection()),
             Request::DeadLetters(DeadLetters::Show { id, .. }) => {
                 Operation::Show(Selection { id: Some(id.clone()), ..Selection::default() })

@@ -38,7 +38,8 @@ pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
             return Err(anyhow::Error::new(error).context(format!("connect to {}", socket.display())));
         }
     };
-    stream.set_read_timeout(Some(ANSWER_WAIT))?;
+    // A reload takes as long as the consumers need to drain; a daemon that dies closes the connection.
+    stream.set_read_timeout((*request != Request::Reload).then_some(ANSWER_WAIT))?;
     stream.set_write_timeout(Some(ANSWER_WAIT))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');

@@ -61,6 +61,10 @@ impl Desk for Offline<'_> {
     }
 
     async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
+        if let (Operation::Forget { reason }, Err(_)) = (&operation, self.relay(consumer)) {
+            let sources: Vec<_> = self.config.sources.values().cloned().collect();
+            return Ok(control::forget_removed(&Files::default(), &sources, consumer, reason).await?);
+        }
         let (relay, source) = self.relay(consumer)?;
         if !source.path.exists() {
             let text = format!("{} is not there: nothing is recorded of {consumer}", source.path.display());
@@ -74,6 +78,10 @@ impl Desk for Offline<'_> {
         let slow =
             || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
         Ok(done.map_err(|_| slow())??.value)
+    }
+
+    async fn reload(&self) -> Result<Value, Refusal> {
+        Err(Refusal::new(Refusal::UNAVAILABLE, "no daemon runs: there is nothing to reload"))
     }
 }
 
@@ -100,7 +108,7 @@ fn status(relay: &consumer::Settings, source: &source::Settings) -> Result<Value
         if let Some(checkpoint) = checkpoint::load(&connection, &relay.name).map_err(|error| unread(&error))? {
             status.position = checkpoint.mark.position.0;
         }
-        let keys = held::keys(&connection, &relay.name).map_err(|error| unread(&error))?;
+        let keys = held::keys(&connection, &relay.name, relay.bounds.retry_min).map_err(|error| unread(&error))?;
         status.held_keys = keys.len() as u64;
         status.dead = keys.iter().filter(|key| key.head == held::HeldState::Dead).count() as u64;
         status.held_since_micros = keys.iter().map(|key| key.since_micros).min();

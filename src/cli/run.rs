@@ -12,9 +12,9 @@ pub struct Args {}
 pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
     controls::obey_environment();
     let loaded = context.load()?;
-    start_logging(&loaded.config)?;
+    let level = start_logging(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(daemon::run(loaded.config));
+    let ended = runtime.block_on(daemon::run(loaded, level));
     // What still runs (a probe of a broker that does not answer) must not keep the process.
     runtime.shutdown_background();
     match ended {
@@ -26,7 +26,7 @@ pub fn execute(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-fn start_logging(config: &Config) -> anyhow::Result<()> {
+fn start_logging(config: &Config) -> anyhow::Result<logs::Level> {
     let format = match config.daemon.log_format {
         LogFormat::Json => logs::Format::Json,
         // By default too: people and journald read it alike.

@@ -5,6 +5,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
+pub use crate::telemetry::visible::visible;
+use crate::telemetry::visible::visible_json;
 
 /// Prints to standard output. A reader that has gone (`| head`) is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
@@ -17,43 +19,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// Prints JSON, with what a terminal would obey written as escapes, which mean the same.
 pub fn print_json(value: &Value) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(value)?;
-    let mut escaped = String::with_capacity(text.len() + 1);
-    for c in text.chars() {
-        match c {
-            '\n' => escaped.push(c),
-            c if is_dangerous(c) => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    escaped.push_str(&format!("\\u{unit:04x}"));
-                }
-            }
-            c => escaped.push(c),
-        }
-    }
-    escaped.push('\n');
-    print(&escaped)
-}
-
-/// Text in which everything that a terminal would obey can be seen instead.
-pub fn visible(text: &str) -> String {
-    let mut seen = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => seen.push_str("\\n"),
-            '\t' => seen.push_str("\\t"),
-            c if is_dangerous(c) => seen.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
-            c => seen.push(c),
-        }
-    }
-    seen
-}
-
-/// Controls (C0, C1), marks of direction, separators that break lines, and what has no width.
-fn is_dangerous(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    print(&(visible_json(&serde_json::to_string_pretty(value)?) + "\n"))
 }
 
 /// Columns under their heads; every cell is made visible.
@@ -101,15 +67,6 @@ pub fn confirm(question: &str, is_confirmed: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_that_a_terminal_obeys_is_left() {
-        let hostile = "a\u{1b}[2Jb\u{202e}c\u{9b}31m\r\n\u{200b}\u{2066}\u{7f}";
-        let seen = visible(hostile);
-        assert!(!seen.chars().any(is_dangerous), "{seen:?}");
-        assert_eq!(visible("Zwölf 日本 🦀"), "Zwölf 日本 🦀");
-        assert_eq!(visible("\u{1b}[0m"), "\\u{1b}[0m");
-    }
 
     #[test]
     fn columns_stand_under_their_heads() {

@@ -10,8 +10,16 @@ use crate::secret::Secret;
 use crate::source::declared::{Mark, Pending, Take};
 
 /// Where each section stands in the file. `<name>` is a name that you choose.
-pub const SECTIONS: [Section; 7] =
-    [Daemon::SECTION, Source::SECTION, Kafka::SECTION, Amqp::SECTION, File::SECTION, Stdout::SECTION, Relay::SECTION];
+pub const SECTIONS: [Section; 8] = [
+    Daemon::SECTION,
+    Source::SECTION,
+    Kafka::SECTION,
+    Amqp::SECTION,
+    Http::SECTION,
+    File::SECTION,
+    Stdout::SECTION,
+    Relay::SECTION,
+];
 
 section! {
     /// The daemon itself.
@@ -155,10 +163,42 @@ section! {
         tls: Tls, Absent("the system's certificates, for `amqps://`"), r#"{ ca_file = "ca.pem" }"#;
         /// Lets a password travel unencrypted to a host that is not loopback.
         allow_plaintext: bool, Value("false"), "true";
-        /// How often the two sides show each other that they live.
+        /// How often the two sides show each other that they live; a dead peer is noticed within two of these.
         heartbeat: Span, Value(r#""10s""#), r#""10s""#;
         /// The broker's `max_message_size`: a larger message would close the channel, and so it is rejected before it is sent.
         message_bytes_max: Size, Value(r#""128MiB""#), r#""16MiB""#;
+    }
+}
+
+section! {
+    /// Events are posted to an HTTP address. Delivered is what was answered with 200 to 299.
+    Http, "[sinks.<name>] with type = \"http\"" {
+        /// `"http"`.
+        r#type: String, Required, r#""http""#;
+        /// Where to post, as `http://` or `https://`. Redirects are not followed; no proxy is used.
+        url: Secret, Required, r#""https://hooks.example.org/orders""#;
+        /// An address that answers `GET` with 200 to 299 when events can be taken: asked at start and after every fault.
+        check_url: Secret, Absent("a connection to `url` will do"), r#""https://hooks.example.org/health""#;
+        /// The value of the header `Authorization`; better given as `authorization_file`.
+        authorization: Secret, Absent("none"), r#""Bearer token""#;
+        /// What a request holds: `"plain"` (the payload's bytes as they are) or `"envelope"`.
+        format: String, Value(r#""plain""#), r#""envelope""#;
+        /// Headers beyond those that every request carries; `_` in a name becomes `-`.
+        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
+        /// Requests under way at a time. Events of one key share one, so their order holds.
+        connections: u64, Value("8"), "1";
+        /// Events in one request. More than 1: envelopes, one a line, as `application/x-ndjson`; `format` has to say `"envelope"`.
+        batch_events: u64, Value("1"), "100";
+        /// A request of several events grows up to here.
+        batch_bytes: Size, Value(r#""1MiB""#), r#""1MiB""#;
+        /// Statuses that mean "this event is at fault" and not "wait" or "halt", such as a 500 that one event alone provokes.
+        reject_statuses: List, Value("[]"), r#"["500"]"#;
+        /// Certificates for an `https://` address.
+        tls: Tls, Absent("the system's certificates, for `https://`"), r#"{ ca_file = "ca.pem" }"#;
+        /// Lets `authorization` travel unencrypted to a host that is not loopback.
+        allow_plaintext: bool, Value("false"), "true";
+        /// Lets the address lead to a link-local or metadata address of a cloud.
+        allow_link_local: bool, Value("false"), "true";
     }
 }
 
@@ -185,7 +225,7 @@ section! {
 }
 
 section! {
-    /// Encryption, inside a Kafka or AMQP sink.
+    /// Encryption, inside a Kafka, AMQP or HTTP sink.
     Tls, "tls" {
         /// The authorities that the broker's certificate must come from, in PEM.
         ca_file: FilePath, Absent("the system's"), r#""ca.pem""#;

@@ -7,7 +7,8 @@
 //! 2. All errors are told at once, each with file and line or variable, key, reason and remedy (`tests/it/config_errors.rs`).
 //! 3. An unknown key is an error; so is a key whose feature is not in this version or build.
 //! 4. No secret is printed: not by `Debug`, `config show`, or an error (`tests/it/config_secrets.rs`).
-//! 5. docs/CONFIG.md is generated from the structs that serde fills (`tests/it/config_reference.rs`).
+//! 5. What is replaced while it is read is taken as it was or as it is (`a_config_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one`).
+//! 6. docs/CONFIG.md is generated from the structs that serde fills (`tests/it/config_reference.rs`).
 //!
 //! This room opens no database and no connection; what a file or a broker would show is learnt later. It is the only one
 //! that reads the environment. Start reading at [`load`].
@@ -38,11 +39,15 @@ pub use crate::consumer::engine::WhenLocked;
 use crate::{consumer, source};
 use layers::Layers;
 
+/// How often a configuration that changes while it is read is read again.
+const READINGS_MAX: u32 = 20;
+const READING_PAUSE: Duration = Duration::from_millis(20);
+
 /// Where the file is looked for when nobody names one.
 pub const USUAL_PLACES: [&str; 2] = ["outboxd.toml", "/etc/outboxd/outboxd.toml"];
 
 /// Everything that the daemon needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub daemon: Daemon,
     pub sources: BTreeMap<String, source::Settings>,
@@ -71,7 +76,7 @@ pub enum LogFormat {
 }
 
 /// A configuration that was taken, and how it came about.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     pub config: Config,
     /// The main file.
@@ -86,9 +91,29 @@ pub fn load(file: &Path) -> Result<Loaded, Error> {
     load_with(file, std::env::vars_os())
 }
 
-/// Reads the file and what stands beside it, under the given environment.
+/// Reads the file and what stands beside it, under the given environment: again and again until two readings say the same, so that
+/// files which are replaced meanwhile are taken as they were or as they are, not half and half.
 pub fn load_with(file: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Error> {
-    let (layers, mut problems) = Layers::read(file, variables);
+    let variables: Vec<_> = variables.into_iter().collect();
+    for _ in 0..READINGS_MAX {
+        let loaded = read_once(file, &variables);
+        // A pipe can be read only once.
+        let is_pipe = std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file());
+        if is_pipe || read_once(file, &variables) == loaded {
+            return loaded;
+        }
+        std::thread::sleep(READING_PAUSE);
+    }
+    Err(Error::new(vec![Problem {
+        origin: Origin::File { path: file.to_owned(), line: None },
+        key: KeyPath::default(),
+        reason: "this file, or one beside it or named in it, changes again and again while it is read".to_owned(),
+        remedy: Some("try again when it is written; replace files by renaming a new one into their place".to_owned()),
+    }]))
+}
+
+fn read_once(file: &Path, variables: &[(OsString, OsString)]) -> Result<Loaded, Error> {
+    let (layers, mut problems) = Layers::read(file, variables.iter().cloned());
     // What a file with a fault would have said is not known: complaints about the rest would mislead.
     if !problems.is_empty() {
         return Err(Error::new(problems));
@@ -98,6 +123,39 @@ pub fn load_with(file: &Path, variables: impl IntoIterator<Item = (OsString, OsS
     match problems.is_empty() {
         true => Ok(Loaded { config, file: file.to_owned(), shown: show::shown(&layers) }),
         false => Err(Error::new(problems)),
+    }
+}
+
+/// Where the daemon of a configuration listens for commands, as far as that can be told: the rest of it may be wrong.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+pub fn control_of(file: &Path) -> PathBuf {
+    match load(file) {
+        Ok(loaded) => loaded.config.daemon.control,
+        Err(_) => resolve::control_of(&Layers::read(file, std::env::vars_os()).0),
+    }
+}
+
+impl Loaded {
+    /// Refuses what a running daemon cannot take over from this configuration.
+    pub fn refuse_what_stays(&self, running: &Daemon) -> Result<(), Error> {
+        let new = &self.config.daemon;
+        let stays = [
+            ("admin", new.admin != running.admin),
+            ("control", new.control != running.control),
+            ("log_format", new.log_format != running.log_format),
+        ];
+        let problem = |name: &str| {
+            let key = KeyPath::of(["daemon", name]);
+            let line = self.shown.lines.iter().find(|line| line.path == key);
+            Problem {
+                origin: line.map_or(Origin::File { path: self.file.clone(), line: None }, |line| line.origin.clone()),
+                key,
+                reason: "this cannot be changed while the daemon runs".to_owned(),
+                remedy: Some("restart the daemon, or put the value back that it runs with".to_owned()),
+            }
+        };
+        let problems: Vec<_> = stays.iter().filter(|(_, differs)| *differs).map(|(name, _)| problem(name)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::new(problems)) }
     }
 }
 

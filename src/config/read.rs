@@ -29,6 +29,7 @@ pub struct Raw {
 pub enum Sink {
     Kafka(file::Kafka),
     Amqp(file::Amqp),
+    Http(file::Http),
     File(file::File),
     Stdout(file::Stdout),
     /// Its type is missing or unknown, which has been reported.
@@ -36,9 +37,10 @@ pub enum Sink {
 }
 
 /// The values of `sinks.X.type`, and the keys that belong to each.
-pub const SINK_TYPES: [(&str, Section); 4] = [
+pub const SINK_TYPES: [(&str, Section); 5] = [
     ("kafka", file::Kafka::SECTION),
     ("amqp", file::Amqp::SECTION),
+    ("http", file::Http::SECTION),
     ("file", file::File::SECTION),
     ("stdout", file::Stdout::SECTION),
 ];
@@ -46,14 +48,13 @@ pub const SINK_TYPES: [(&str, Section); 4] = [
 const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 8] = [
+const LATER: [(&str, &str); 7] = [
     ("projections", "projections are not in this version"),
     ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
     ("sources.*.feed", "feed tables are not in this version"),
-    ("sinks.*.url", "the HTTP sink is not in this version"),
     ("relays.*.replay", "replays are not in this version"),
 ];
 
@@ -141,11 +142,7 @@ impl Reader<'_> {
             Some("amqp") => Sink::Amqp(self.section(path, value, &file::Amqp::SECTION)),
             Some("file") => Sink::File(self.section(path, value, &file::File::SECTION)),
             Some("stdout") => Sink::Stdout(self.section(path, value, &file::Stdout::SECTION)),
-            Some("http") => {
-                let reason = "the HTTP sink is not in this version".to_owned();
-                self.complain(path.join("type"), reason, Some(format!("write {}", types())));
-                Sink::Unreadable
-            }
+            Some("http") => Sink::Http(self.section(path, value, &file::Http::SECTION)),
             other => {
                 let near = other.and_then(|name| nearest(name, SINK_TYPES.iter().map(|(name, _)| *name)));
                 let remedy =

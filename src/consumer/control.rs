@@ -1,5 +1,6 @@
 //! What operators may ask of a consumer, while it runs or (through the same functions, on the files) while it does not.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -7,12 +8,17 @@ use tokio::sync::oneshot;
 
 use super::Settings;
 use crate::clock;
+use crate::controls::{self, Seam};
 use crate::event::Position;
+use crate::source;
 use crate::source::reader::{Halt, Look, Mark, Names, Reader};
+use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::checkpoint::{self, Checkpoint, Witnesses};
+use crate::state::files::Files;
 use crate::state::held::{self, HeldRow, HeldState, Selection};
 use crate::state::resolution::{self, Resolution};
+use crate::state::schema_version;
 
 pub type Reply = oneshot::Sender<Result<Value, JobError>>;
 
@@ -180,6 +186,7 @@ fn retry(connection: &rusqlite::Connection, consumer: &str, selection: &Selectio
     let now = clock::now_micros();
     for row in &rows {
         held::revive(connection, consumer, row, now)?;
+        controls::reach(Seam::Operate);
     }
     Ok((rows.len(), rows.iter().filter(|row| row.state == HeldState::Skipped).count()))
 }
@@ -199,6 +206,7 @@ fn discard(
         let (event_id, key) = (Some(row.event_id.as_str()), Some(&row.key[..]));
         resolution::record(connection, &Resolution { consumer, action: "discard", event_id, key, reason, detail })?;
         held::delete(connection, consumer, &row.key, row.ordinal)?;
+        controls::reach(Seam::Operate);
     }
     Ok(rows.len())
 }
@@ -224,7 +232,7 @@ async fn set_position(
     }
     let look = look(reader).await?;
     let mark = match to {
-        Target::First => Mark::default(),
+        Target::First => Mark { position: look.before_first, event_id: String::new() },
         Target::Head => Mark { position: look.head, event_id: look.head_id },
         Target::Position(position) if position > look.head => {
             return Err(JobError::Refused(format!(
@@ -244,7 +252,7 @@ async fn set_position(
     let before = writer
         .perform(move |connection| {
             let before = checkpoint::load(connection, &name)?;
-            let detail = format!("from {:?} to {}", before.as_ref().map(|b| b.mark.position.0), mark.position);
+            let detail = resolution::moved_detail(before.as_ref().map(|b| b.mark.position.0), mark.position.0);
             let resolution =
                 Resolution { consumer: &name, action: "position", event_id: None, key: None, reason: &reason, detail };
             resolution::record(connection, &resolution)?;
@@ -291,6 +299,41 @@ fn accept(
         connection,
         &Checkpoint { definition: definition.to_owned(), source: source.to_owned(), ..checkpoint },
     )
+}
+
+/// Forgets a consumer that is in no configuration any more, wherever one of the sources' state knows it.
+pub async fn forget_removed(
+    files: &Files,
+    sources: &[source::Settings],
+    consumer: &str,
+    reason: &str,
+) -> Result<Value, JobError> {
+    let mut forgotten = Vec::new();
+    for source in sources.iter().filter(|source| has_state(&source.state_path())) {
+        let writer = files.writer(source).await.map_err(|error| JobError::Refused(error.to_string()))?;
+        let (name, why) = (consumer.to_owned(), reason.to_owned());
+        let known = writer.perform(move |connection| {
+            let is_known = checkpoint::load(connection, &name)?.is_some()
+                || held::counts(connection, &name)?.into_iter().any(|n| n > 0);
+            if is_known {
+                forget(connection, &name, &why)?;
+            }
+            Ok(is_known)
+        });
+        if in_time(known).await? {
+            forgotten.push(json!(source.state_path()));
+        }
+    }
+    match forgotten.is_empty() {
+        true => Err(JobError::Refused(format!("the state of no source knows {consumer}: there is nothing to forget"))),
+        false => Ok(json!({ "consumer": consumer, "forgotten_in": forgotten })),
+    }
+}
+
+/// Whether there are tables of ours: looking for a consumer makes none.
+fn has_state(path: &Path) -> bool {
+    let connection = path.exists().then(|| open::reader(path).ok()).flatten();
+    connection.is_some_and(|connection| matches!(schema_version(&connection), Ok(Some(_))))
 }
 
 fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<(), JobError> {

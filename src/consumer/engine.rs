@@ -124,10 +124,10 @@ impl Engine {
             status.state = state;
             detail.clone_into(&mut status.detail);
             status.sink_up = false;
-            status.beat_micros = crate::clock::now_micros();
+            status.beat_micros = crate::clock::steady_micros();
             if state == State::Halted {
                 // Nobody looks at the events any more: from now on it falls behind.
-                status.oldest_unsettled_micros.get_or_insert(status.beat_micros);
+                status.oldest_unsettled_micros.get_or_insert(crate::clock::now_micros());
             }
         });
     }
@@ -152,7 +152,7 @@ impl Engine {
         };
         self.check_dead_letters(recorded.first_dead.as_ref())?;
         let sent_before = recorded.checkpoint.as_ref().filter(|checkpoint| checkpoint.dirty).map(|_| look.head);
-        self.record_start(&writer, Checkpoint { dirty: true, ..checkpoint.clone() }).await?;
+        self.record_start(&writer, checkpoint.clone(), recorded.checkpoint.is_none()).await?;
 
         let (news_tx, news) = mpsc::unbounded_channel();
         let port =
@@ -239,11 +239,11 @@ impl Engine {
     }
 
     async fn recorded(&mut self, writer: &Writer) -> Result<Recorded, Stop> {
-        let name = self.settings.name.clone();
+        let (name, retry_min) = (self.settings.name.clone(), self.settings.bounds.retry_min);
         let recorded = writer.perform(move |connection| {
             Ok(Recorded {
                 checkpoint: checkpoint::load(connection, &name)?,
-                keys: held::keys(connection, &name)?,
+                keys: held::keys(connection, &name, retry_min)?,
                 first_dead: held::first_dead(connection, &name)?,
                 dead_rows: held::dead_rows(connection, &name)?,
                 paused: checkpoint::is_paused(connection, &name)?,
@@ -252,9 +252,9 @@ impl Engine {
         self.during(blocked(writer), recorded).await?.map_err(halted)
     }
 
-    async fn record_start(&mut self, writer: &Writer, running: Checkpoint) -> Result<(), Stop> {
-        let put = writer.perform(move |connection| checkpoint::put(connection, &running));
-        self.during(blocked(writer), put).await?.map_err(halted)
+    async fn record_start(&mut self, writer: &Writer, from: Checkpoint, is_first: bool) -> Result<(), Stop> {
+        let begun = writer.perform(move |connection| checkpoint::begin(connection, &from, is_first));
+        self.during(blocked(writer), begun).await?.map_err(halted)
     }
 
     /// With `on_reject = "halt"`, a dead letter keeps the consumer halted until it is retried or discarded.
@@ -295,7 +295,8 @@ impl Engine {
     fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {
         let by_row = look.mapping.rows.is_some();
         let mark = match (self.settings.start, look.has_events && !by_row) {
-            (_, false) | (Some(Start::First), true) => Mark::default(),
+            (_, false) => Mark::default(),
+            (Some(Start::First), true) => Mark { position: look.before_first, event_id: String::new() },
             (Some(Start::Head), true) => Mark { position: look.head, event_id: look.head_id.clone() },
             (None, true) => {
                 return Err(Stop::Halted(format!(
@@ -323,7 +324,7 @@ impl Engine {
                 Some(command) = self.commands.recv() => command,
                 () = shutdown::asked(&mut self.shutdown) => return false,
                 () = tokio::time::sleep(Duration::from_secs(1)) => {
-                    self.status.send_modify(|status| status.beat_micros = crate::clock::now_micros());
+                    self.status.send_modify(|status| status.beat_micros = crate::clock::steady_micros());
                     continue;
                 }
             };

@@ -11,6 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
 
+use crate::clock::Moment;
 use crate::controls::{self, Protection};
 use crate::state::held::{HeldKey, HeldState};
 
@@ -32,12 +33,14 @@ pub struct Hold {
     /// More than the head may be sent: it was just delivered.
     pub flowing: bool,
     appointment: Appointment,
+    /// When its head is to be tried, as it is recorded.
+    promise: Option<Moment>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Appointment {
     None,
-    /// When its head is tried.
+    /// When its head is tried, by the steady clock.
     Due(i64),
     /// Its time has come.
     Queued,
@@ -69,6 +72,7 @@ impl Hold {
             added: 0,
             flowing: false,
             appointment: Appointment::None,
+            promise: None,
         }
     }
 }
@@ -87,7 +91,10 @@ impl Holds {
             };
             self.keys.insert(held.key.clone(), hold);
             match held.head {
-                HeldState::Retrying => self.schedule(held.key, held.next_attempt_micros.unwrap_or(0)),
+                HeldState::Retrying => {
+                    let due = held.due.map_or(0, |due| self.promise(&held.key, due));
+                    self.schedule(held.key, due);
+                }
                 // The row before it is gone (delivered or discarded) and the run ended there.
                 HeldState::Waiting => self.schedule(held.key, 0),
                 HeldState::Dead | HeldState::Skipped => self.rest(&held.key),
@@ -172,7 +179,15 @@ impl Holds {
         self.keys.insert(key.into(), Hold { unsettled, ..Hold::new(head, since_micros, barrier_seq) });
     }
 
-    /// Its head is tried at that time. A key that is under way gets its next appointment when it comes back.
+    /// Takes note of when the key's head is due. By which clock it is waited for is decided when a time is first seen: the clock on the
+    /// wall may be set meanwhile. Returns that time by the steady clock.
+    pub fn promise(&mut self, key: &[u8], due: Moment) -> i64 {
+        let Some(hold) = self.keys.get_mut(key) else { return due.steady_micros };
+        let known = hold.promise.filter(|known| known.wall_micros == due.wall_micros);
+        hold.promise.insert(known.unwrap_or(due)).steady_micros
+    }
+
+    /// Its head is tried at that time, by the steady clock. A key that is under way gets its next appointment when it comes back.
     pub fn schedule(&mut self, key: Key, due_micros: i64) {
         let Some(hold) = self.keys.get_mut(&key) else { return };
         if hold.appointment != Appointment::UnderWay {
@@ -375,5 +390,69 @@ mod tests {
         assert_eq!(holds.load(Vec::new(), 0), [key("b")]);
         holds.follow(b"a");
         assert_eq!(holds.take_due(0, 0, true, 1), [key("a")], "its head was discarded: what waits goes on");
+    }
+
+    #[test]
+    fn what_was_promised_is_kept_when_the_clock_on_the_wall_is_set() {
+        let mut holds = Holds::default();
+        holds.record(b"a", HeldState::Retrying, 0, 0);
+        let moment = |wall_micros, steady_micros| Moment { wall_micros, steady_micros };
+        assert_eq!(holds.promise(b"a", moment(7, 100)), 100);
+        assert_eq!(holds.promise(b"a", moment(7, 900)), 100, "the same record, seen later, is due no later");
+        assert_eq!(holds.promise(b"a", moment(8, 900)), 900);
+    }
+
+    proptest::proptest! {
+        /// Against a model that only remembers: a key is released when it is held, its time has come, what was under way is settled and it
+        /// is not under way already; and never more at a time than are allowed.
+        #[test]
+        fn a_release_is_never_too_early_nor_twice(
+            steps in proptest::collection::vec((0_u8..6, 0_usize..4, 0_i64..20), 1..200),
+            most in 1_usize..4,
+        ) {
+            let mut holds = Holds::default();
+            // For each held key: due time, and the lot that has to be settled before.
+            let mut model: HashMap<Key, (Option<i64>, u64)> = HashMap::new();
+            let mut under_way: HashSet<Key> = HashSet::new();
+            let (mut now, mut oldest) = (0, 0);
+            for (what, which, value) in steps {
+                let key = key(["a", "b", "c", "d"][which]);
+                match what {
+                    0 if !model.contains_key(&key) => {
+                        let barrier = oldest + value as u64 / 5;
+                        holds.record(&key, HeldState::Retrying, now, barrier);
+                        model.insert(key, (None, barrier));
+                    }
+                    1 => {
+                        holds.schedule(key.clone(), now + value);
+                        if let Some(held) = model.get_mut(&key).filter(|_| !under_way.contains(&key)) {
+                            held.0 = Some(now + value);
+                        }
+                    }
+                    2 => now += value,
+                    3 => oldest += value as u64 / 5,
+                    4 if under_way.remove(&key) => holds.come_back(&key),
+                    5 if model.contains_key(&key) => {
+                        proptest::prop_assert_eq!(holds.free(&key), !under_way.contains(&key));
+                        if !under_way.contains(&key) {
+                            model.remove(&key);
+                        }
+                    }
+                    _ => {}
+                }
+                for taken in holds.take_due(now, oldest, true, most) {
+                    let held = model.get_mut(&taken).expect("only what is held is released");
+                    proptest::prop_assert!(held.0.take().is_some_and(|due| due <= now), "too early");
+                    proptest::prop_assert!(held.1 <= oldest, "before what was under way");
+                    proptest::prop_assert!(under_way.insert(taken), "twice");
+                }
+                proptest::prop_assert!(under_way.len() <= most);
+                proptest::prop_assert_eq!(holds.len(), model.len());
+                let could_go = |(key, (due, barrier)): (&Key, &(Option<i64>, u64))| {
+                    due.is_some_and(|due| due <= now) && *barrier <= oldest && !under_way.contains(key)
+                };
+                proptest::prop_assert!(under_way.len() == most || !model.iter().any(could_go), "left behind");
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ pub mod window;
 use std::time::Duration;
 
 /// A resolved `[relays.X]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub name: String,
     /// The source's name.

@@ -30,6 +30,7 @@ use super::status::Status;
 use super::verdict::{self, Fate};
 use super::window::Window;
 use crate::clock;
+use crate::controls::{self, Protection, Seam};
 use crate::event::Reason;
 use crate::retry::Pace;
 use crate::shutdown::{self, Phase};
@@ -162,6 +163,10 @@ pub struct Session {
     health: Health,
     /// What is wrong with the far side, as last heard.
     fault: Option<Fault>,
+    /// What was wrong with it before a probe succeeded; it counts until something that was sent is answered, because a probe does not
+    /// prove everything.
+    unproved: Option<Fault>,
+    silence: far_side::Silence,
     /// No acknowledgement came for `ack_timeout`: a probe that succeeds starts the sink anew.
     stuck: bool,
     pace: Pace,
@@ -187,6 +192,7 @@ pub struct Session {
     delivered: u64,
     redelivered: u64,
     held_counts: Option<(usize, usize, Option<i64>)>,
+    milestones: view::Milestones,
 }
 
 impl Session {
@@ -224,6 +230,8 @@ impl Session {
             announces: first.state != HeldState::Skipped,
             health: Health::Backoff(Instant::now()),
             fault: None,
+            unproved: None,
+            silence: far_side::Silence::default(),
             stuck: false,
             pace: Pace::new(Duration::from_secs(1), Duration::from_secs(2)),
             fatal_pace: Pace::new(Duration::from_secs(1), Duration::from_secs(30)),
@@ -243,6 +251,7 @@ impl Session {
             delivered: 0,
             redelivered: 0,
             held_counts: None,
+            milestones: view::Milestones::begin(),
         }
     }
 
@@ -263,8 +272,8 @@ impl Session {
                 Some(command) = around.commands.recv(), if !self.operating => self.on_command(command, around),
                 () = shutdown::asked(around.shutdown), if self.draining.is_none() => {
                     let deadline = match *around.shutdown.borrow() {
-                        Phase::Drain { deadline } => deadline,
-                        Phase::Run => Instant::now(),
+                        Phase::Drain { deadline } if !controls::is_off(Protection::Drain) => deadline,
+                        Phase::Drain { .. } | Phase::Run => Instant::now(),
                     };
                     self.draining = Some(deadline);
                 }
@@ -281,6 +290,7 @@ impl Session {
         // Before the dispatch, so that the reader works while the sink takes what was read before.
         self.read_on();
         self.dispatch(around);
+        self.listen(around);
         self.settle();
     }
 
@@ -329,6 +339,7 @@ impl Session {
             .draining
             .map_or(CLOSE_MIN, |deadline| deadline.saturating_duration_since(Instant::now()).max(CLOSE_MIN));
         if matches!(end, End::Shutdown) && clean {
+            controls::reach(Seam::Stop);
             let name = self.settings.name.clone();
             let written =
                 self.writer.perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
@@ -356,11 +367,14 @@ impl Session {
         if let Health::Backoff(until) = self.health {
             wake = wake.min(until.max(now + Duration::from_millis(1)));
         }
+        if let Some(due) = self.silence.due(now) {
+            wake = wake.min(due);
+        }
         if let Some(deadline) = self.draining {
             wake = wake.min(deadline.max(now));
         }
         if let Some(due) = self.holds.next_due_micros().filter(|_| self.may_send()) {
-            let micros = (due - clock::now_micros()).clamp(2_000, BEAT.as_micros() as i64);
+            let micros = (due - clock::steady_micros()).clamp(2_000, BEAT.as_micros() as i64);
             wake = wake.min(now + Duration::from_micros(micros as u64));
         }
         wake

@@ -52,7 +52,7 @@ pub struct Status {
     /// Microseconds since 1970 UTC.
     pub oldest_unsettled_micros: Option<i64>,
     pub held_since_micros: Option<i64>,
-    /// When the loop last turned.
+    /// When the loop last turned, by the steady clock.
     pub beat_micros: i64,
 }
 
@@ -77,7 +77,7 @@ impl Status {
             blocked: None,
             oldest_unsettled_micros: None,
             held_since_micros: None,
-            beat_micros: clock::now_micros(),
+            beat_micros: clock::steady_micros(),
         }
     }
 

@@ -123,6 +123,46 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn an_event_is_dead_exactly_when_its_attempts_are_spent(
+            policy in proptest::sample::select(vec![OnReject::Hold, OnReject::Skip, OnReject::Halt]),
+            most in 1_u32..1_000,
+        ) {
+            for attempts in 1..=most + 1 {
+                let Consequence { state, halts } = after_refusal(policy, attempts, most);
+                proptest::prop_assert_eq!(state == HeldState::Retrying, attempts < most);
+                proptest::prop_assert_eq!(halts, policy == OnReject::Halt && attempts >= most);
+                proptest::prop_assert_eq!(state == HeldState::Skipped, policy == OnReject::Skip && attempts >= most);
+            }
+        }
+
+        /// Settling goes through the window in order: a key's first refusal is recorded, everything of it behind that waits, and nothing is
+        /// settled behind what is not final.
+        #[test]
+        fn a_settlement_is_a_run_of_final_fates_in_which_each_key_stops_at_its_first_refusal(
+            fates in proptest::collection::vec((proptest::sample::select(ALL.to_vec()), 0_usize..3), 0..40),
+        ) {
+            let mut held = [false; 3];
+            let mut settled = Vec::new();
+            for (fate, key) in &fates {
+                let Some(verdict) = judge(*fate, held[*key]) else { break };
+                held[*key] |= verdict == Verdict::Refused;
+                settled.push((verdict, *key));
+            }
+            let run = fates.iter().take_while(|(fate, _)| fate.is_final()).count();
+            proptest::prop_assert_eq!(settled.len(), run);
+            for key in 0..3 {
+                let of_key: Vec<_> = settled.iter().filter(|(_, of)| *of == key).map(|(verdict, _)| *verdict).collect();
+                let refusals = of_key.iter().filter(|verdict| **verdict == Verdict::Refused).count();
+                proptest::prop_assert!(refusals <= 1);
+                if let Some(at) = of_key.iter().position(|verdict| *verdict == Verdict::Refused) {
+                    proptest::prop_assert!(of_key[at + 1..].iter().all(|verdict| *verdict == Verdict::Behind));
+                }
+            }
+        }
+    }
+
     #[test]
     fn attempts_are_spent_before_anything_is_dead() {
         for policy in [OnReject::Hold, OnReject::Skip, OnReject::Halt] {

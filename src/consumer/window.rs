@@ -141,7 +141,8 @@ impl Window {
                             lot.fates[index] = Fate::Refused;
                         }
                         (Turn::Send, None) => {
-                            let redelivery = fate == Fate::UnsentAgain || index < lot.sent_before;
+                            let redelivery =
+                                fate == Fate::UnsentAgain || index < lot.sent_before || lot.batch.is_again(index);
                             picks.push(Pick { redelivery, ..Pick::first(index as u32) });
                             lot.fates[index] = Fate::in_flight();
                         }
@@ -350,5 +351,66 @@ mod tests {
         assert_eq!(first.unwrap().picks.len(), 1);
         assert_eq!(window.lots[0].fates, [Fate::Wait, Fate::InFlight, Fate::Unsent]);
         assert_eq!(window.choose(9, |_, _| Turn::Send).unwrap().picks[0].index, 2);
+    }
+
+    proptest::proptest! {
+        /// Against a simple far side: flights come back in any order, with anything undelivered; after trouble all is rewound. In the end
+        /// everything was delivered, and whoever reads to the end has each key's last deliveries in order.
+        #[test]
+        fn whatever_comes_back_the_last_deliveries_of_a_key_are_in_order(
+            lots in proptest::collection::vec(proptest::collection::vec(0_usize..4, 1..8), 1..6),
+            chances in proptest::collection::vec(proptest::prelude::any::<u16>(), 1..120),
+        ) {
+            let mut window = Window::default();
+            for keys in &lots {
+                let keys: Vec<&str> = keys.iter().map(|key| ["a", "b", "c", "d"][*key]).collect();
+                window.push(batch(&keys), 0);
+            }
+            let mut chances = chances.into_iter();
+            let mut aloft: Vec<(u64, Arc<Flight>)> = Vec::new();
+            let mut delivered: Vec<(Vec<u8>, (u64, u32))> = Vec::new();
+            let mut trouble = false;
+            loop {
+                // When the chances are used up, everything succeeds.
+                let bits = chances.next().unwrap_or(0);
+                let may_send = !trouble && (bits & 1 == 0 || aloft.is_empty());
+                if may_send && let Some(flight) = flight(&mut window, 1 + usize::from(bits >> 1 & 3)) {
+                    aloft.push(flight);
+                    continue;
+                }
+                if aloft.is_empty() && !trouble {
+                    break;
+                }
+                if aloft.is_empty() {
+                    window.rewind(&mut Holds::default());
+                    trouble = false;
+                    continue;
+                }
+                let (lot, flight) = aloft.remove(usize::from(bits >> 3) % aloft.len());
+                for slot in 0..flight.len() {
+                    let is_unknown = bits >> (5 + slot) & 1 == 1;
+                    // What is not known to have arrived may have arrived.
+                    if !is_unknown || bits >> 12 & 1 == 1 {
+                        delivered.push((flight.event(slot).hold_key().into_owned(), (lot, flight.picks[slot].index)));
+                    }
+                    flight.fill(slot, if is_unknown { fault() } else { Outcome::Delivered });
+                    trouble |= is_unknown;
+                }
+                window.land(lot, &flight);
+            }
+            proptest::prop_assert!(window.lots().all(|lot| lot.fates.iter().all(|fate| *fate == Fate::Delivered)));
+            let mut last: HashMap<(Vec<u8>, (u64, u32)), usize> = HashMap::new();
+            for (at, event) in delivered.into_iter().enumerate() {
+                last.insert(event, at);
+            }
+            proptest::prop_assert_eq!(last.len(), window.events);
+            let mut in_order: Vec<_> = last.into_iter().collect();
+            in_order.sort();
+            for pair in in_order.windows(2) {
+                let ((first, _), before) = &pair[0];
+                let ((second, _), after) = &pair[1];
+                proptest::prop_assert!(first != second || before < after);
+            }
+        }
     }
 }

@@ -17,12 +17,15 @@
 pub mod amqp;
 pub mod file;
 pub mod format;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod template;
 pub mod tls;
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -162,7 +166,9 @@ impl Flight {
         if self.slots[slot].compare_exchange(UNANSWERED, code, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
-        if code == NOTED {
+        if code == DELIVERED {
+            controls::reach(Seam::Acknowledged);
+        } else {
             self.notes.lock().expect("no panic happens under this lock").push((slot as u32, outcome));
         }
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -182,6 +188,11 @@ impl Flight {
 
     pub fn is_landed(&self) -> bool {
         self.open.load(Ordering::Acquire) == 0
+    }
+
+    /// How many slots are filled.
+    pub fn answered(&self) -> usize {
+        self.len() - self.open.load(Ordering::Acquire)
     }
 
     pub fn is_delivered(&self, slot: usize) -> bool {
@@ -207,7 +218,7 @@ pub struct Port {
 }
 
 /// A resolved `[sinks.X]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "there are a handful of them, made once, at start")]
 pub enum Settings {
     #[cfg(feature = "kafka")]
@@ -215,13 +226,44 @@ pub enum Settings {
     #[cfg(feature = "amqp")]
     Amqp(amqp::Settings),
     File(file::Settings),
+    #[cfg(feature = "http")]
+    Http(http::Settings),
     /// A sink of somebody else's making; it has to keep the invariants above.
     Custom(Maker),
+}
+
+impl Settings {
+    /// The files that the sink reads by itself, each time it connects: certificates.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            #[cfg(feature = "kafka")]
+            Settings::Kafka(settings) => settings.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            #[cfg(feature = "amqp")]
+            Settings::Amqp(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            #[cfg(feature = "http")]
+            Settings::Http(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
+            Settings::File(_) | Settings::Custom(_) => Vec::new(),
+        }
+    }
+
+    /// The file that the sink writes, if it writes one.
+    pub fn destination_file(&self) -> Option<&Path> {
+        match self {
+            Settings::File(settings) => settings.path.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Makes a sink for a relay.
 #[derive(Clone)]
 pub struct Maker(pub Arc<dyn Fn(Port) -> Box<dyn Sink> + Send + Sync>);
+
+impl PartialEq for Maker {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 impl std::fmt::Debug for Maker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -237,6 +279,8 @@ pub fn open(settings: &Settings, port: Port) -> Box<dyn Sink> {
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => Box::new(amqp::Amqp::new(settings.clone(), port)),
         Settings::File(settings) => Box::new(file::File::new(settings.clone(), port)),
+        #[cfg(feature = "http")]
+        Settings::Http(settings) => Box::new(http::Http::new(settings.clone(), port)),
         Settings::Custom(maker) => (maker.0)(port),
     }
 }

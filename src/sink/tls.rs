@@ -16,3 +16,10 @@ pub struct Identity {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
 }
+
+impl Tls {
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = self.identity.iter().flat_map(|identity| [&identity.cert_file, &identity.key_file]);
+        self.ca_file.iter().chain(own).cloned().collect()
+    }
+}

@@ -28,21 +28,24 @@ impl Checkpointed {
     }
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
-        let Mapping { from, row, id, .. } = &self.mapping;
+        let Mapping { table, from, row, .. } = &self.mapping;
         let first: Option<i64> =
             connection.prepare_cached(&format!("SELECT min({row}) FROM {from}"))?.query_row([], |row| row.get(0))?;
+        if first == Some(i64::MIN) {
+            return Err(ReadFault::Halt(Halt::new(format!(
+                "table {table} has an event at position {}, and nothing comes before that, so it cannot be read after anything. Remedy: \
+                 give it another position, then `outboxd resume`",
+                i64::MIN
+            ))));
+        }
+        let before_first = Position(first.map_or(0, |first| first.saturating_sub(1).min(0)));
         let head = self.sequence(connection)?;
-        let sql = format!("SELECT {} FROM {from} WHERE {row} = ?1", id.sql);
+        let sql = format!("SELECT {} FROM {from} WHERE {row} = ?1", self.mapping.id_bounded());
         let head_id = connection.prepare_cached(&sql)?.query_row([head], |row| self.mapping.id_of(row)).optional()?;
         let mapping = self.mapping.clone();
         let plan = Plan::of(connection, &mapping)?;
-        Ok(Look {
-            head: Position(head),
-            head_id: head_id.unwrap_or_default(),
-            has_events: first.is_some(),
-            mapping,
-            plan,
-        })
+        let head_id = head_id.unwrap_or_default();
+        Ok(Look { before_first, head: Position(head), head_id, has_events: first.is_some(), mapping, plan })
     }
 
     /// The highest key that was ever given out; where SQLite gives keys out again, the highest that is there.
@@ -68,7 +71,7 @@ impl Checkpointed {
         if controls::is_off(Protection::Fingerprint) {
             return Ok(());
         }
-        let Mapping { table, from, row: position, id, .. } = &self.mapping;
+        let Mapping { table, from, row: position, .. } = &self.mapping;
         let sequence = self.sequence(connection)?;
         if sequence < newest.0 {
             if open::columns(connection, table)?.is_empty() {
@@ -82,7 +85,7 @@ impl Checkpointed {
                 or_pruned = if self.mapping.newest.is_some() { ", or its newest rows were deleted" } else { "" },
             ))));
         }
-        let sql = format!("SELECT {} FROM {from} WHERE {position} = ?1", id.sql);
+        let sql = format!("SELECT {} FROM {from} WHERE {position} = ?1", self.mapping.id_bounded());
         let mut statement = connection.prepare_cached(&sql)?;
         for mark in marks.iter().filter(|mark| !mark.event_id.is_empty()) {
             let found = statement.query_row([mark.position.0], |row| self.mapping.id_of(row)).optional()?;

@@ -17,6 +17,8 @@ use crate::event::{Reason, Rejection};
 pub struct Field {
     /// An SQL expression; `NULL` where the table has nothing of the kind.
     pub sql: String,
+    /// How many bytes that has, in SQL that does not read them; `0` where it is short.
+    pub size: String,
     /// The columns in it, for people.
     pub label: String,
     pub path: Option<JsonPath>,
@@ -53,7 +55,7 @@ pub struct Member {
 
 impl Field {
     pub fn absent() -> Self {
-        Self { sql: "NULL".into(), label: String::new(), path: None, form: Form::Plain }
+        Self { sql: "NULL".into(), size: "0".into(), label: String::new(), path: None, form: Form::Plain }
     }
 }
 

@@ -57,14 +57,17 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         }
         Err(error) => return missing(connection, declared, error),
     }
-    let origins = match connection.prepare(&sql) {
+    if let Err(error) = connection.prepare(&sql) {
+        return missing(connection, declared, error);
+    }
+    let bare = format!("SELECT {} FROM {}", made.row, made.from);
+    let origins = match connection.prepare(&bare) {
         Ok(statement) => {
-            let origin = |index: usize| {
-                let columns = statement.columns_with_metadata();
-                let column = columns.get(index)?;
+            let columns = statement.columns_with_metadata();
+            let origin = |column: &rusqlite::ColumnMetadata<'_>| {
                 Some((column.table_name()?.to_owned(), column.origin_name()?.to_owned()))
             };
-            origin(if declared.rows.is_some() { 0 } else { 1 })
+            columns.first().and_then(origin)
         }
         Err(error) => return missing(connection, declared, error),
     };
@@ -93,9 +96,13 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
     let newest = (!key.autoincrement).then(|| format!("SELECT max({name}) FROM {}", quoted(&table)));
     let mut mapping = Mapping { table: table.clone(), newest, ..made };
     mapping.definition = mapping.definition.replacen("table=", &format!("table={}", shown(&named, &table)), 1);
+    let never_null = columns_never_null(connection, &table)?;
     if let (Some(rows), Some(declared)) = (&mut mapping.rows, &declared.rows) {
         if let Some(what) = marking::archive_misfit(connection, &table, declared)? {
             return Ok(Err(Misfit::Unusable(what)));
+        }
+        if !rows.walk.as_ref().is_some_and(|column| never_null.contains(column)) {
+            rows.walk = None;
         }
         for statement in rows.statements() {
             if let Err(error) = connection.prepare(statement) {
@@ -104,6 +111,14 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         }
     }
     Ok(Ok(mapping))
+}
+
+/// The columns of a table that hold no `NULL`, as statements of a table read by row name them.
+fn columns_never_null(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    connection
+        .prepare("SELECT name FROM pragma_table_info(?1) WHERE \"notnull\"")?
+        .query_map([table], |row| Ok(format!("o.{}", quoted(&row.get::<_, String>(0)?))))?
+        .collect()
 }
 
 /// How many statements there are in SQL, each looked at.
@@ -413,7 +428,23 @@ impl Maker {
             let columns = self.columns_of(take);
             self.long.extend(columns);
         }
-        Field { sql: self.sql(take), label: take.to_string(), path, form }
+        Field { sql: self.sql(take), size: self.size_of(take), label: take.to_string(), path, form }
+    }
+
+    fn size_of(&self, take: &Take) -> String {
+        let columns = self.columns_of(take);
+        match take {
+            Take::First(_) => columns
+                .iter()
+                .rev()
+                .fold("0".to_owned(), |size, column| format!("ifnull(octet_length({column}), {size})")),
+            _ if columns.is_empty() => "0".to_owned(),
+            _ => {
+                let each: Vec<String> =
+                    columns.iter().map(|column| format!("ifnull(octet_length({column}), 0)")).collect();
+                each.join(" + ")
+            }
+        }
     }
 
     fn member(&mut self, name: &str, take: &Take) -> Member {

@@ -8,6 +8,9 @@ use super::decode::{self, Field, Form};
 use crate::clock;
 use crate::event::{BatchBuilder, Columns, Position, Reason, Rejection, RowKey};
 
+/// What names an event or says when it happened is read only up to this size.
+const NAME_BYTES_MAX: usize = 64 << 10;
+
 /// SQL expressions over `from`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mapping {
@@ -51,7 +54,12 @@ pub struct Mapping {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
     pub pending: String,
-    pub order: String,
+    /// SQL expressions, `NULL` last; ties are in order of insertion.
+    pub order: Vec<String>,
+    /// One of them that an index may bring in order: a column that is never `NULL`.
+    pub walk: Option<String>,
+    /// Which were delivered, as far as the table says.
+    pub delivered: String,
     pub on_delivered: Vec<String>,
     /// The same for a row that was dead before.
     pub on_released: Vec<String>,
@@ -76,41 +84,74 @@ mod column {
     pub const PAYLOAD: usize = 9;
     pub const HEADERS: usize = 10;
     pub const TIME: usize = 11;
+    pub const TOO_LARGE: usize = 12;
 }
 
 impl Mapping {
-    /// `SELECT ... FROM ... WHERE filter tail`; what may be long is read only when it is at most `event_bytes_max` long.
+    /// `SELECT ... FROM ... WHERE filter tail`; sizes are asked first, and what is too large is not read: payload, headers and what paths
+    /// lead into of more than `event_bytes_max`, anything else of more than [`NAME_BYTES_MAX`].
     pub fn select(&self, event_bytes_max: usize, filter: &str, tail: &str) -> String {
-        let fits = |sql: &str| match sql {
+        let whole = |sql: &str| match sql {
             "NULL" => "NULL".to_owned(),
             sql => format!("CASE WHEN {size} <= {event_bytes_max} THEN {sql} END", size = self.size),
         };
-        let slim = |field: &Field| match field.path {
-            Some(_) => fits(&field.sql),
-            None => field.sql.clone(),
-        };
+        let named = [
+            ("id", &self.id, NAME_BYTES_MAX),
+            ("key", &self.key, NAME_BYTES_MAX),
+            ("stream_id", &self.stream_id, NAME_BYTES_MAX),
+            ("stream_type", &self.stream_type, NAME_BYTES_MAX),
+            ("version", &self.version, NAME_BYTES_MAX),
+            ("type", &self.kind, NAME_BYTES_MAX),
+            ("headers", &self.headers, event_bytes_max),
+            ("time", &self.time, NAME_BYTES_MAX),
+        ];
+        let whens: Vec<String> = named
+            .iter()
+            .filter(|(_, field, _)| field.path.is_none() && field.size != "0")
+            .map(|(name, field, most)| {
+                format!("WHEN {} > {most} THEN 'the column for {name} has more than {most} bytes'", field.size)
+            })
+            .collect();
+        let too_large = if whens.is_empty() { "NULL".to_owned() } else { format!("CASE {} END", whens.join(" ")) };
+        let [id, key, stream_id, stream_type, version, kind, headers, time] =
+            named.map(|(_, field, most)| if field.path.is_some() { whole(&field.sql) } else { bounded(field, most) });
         let mut extra = String::new();
         for column in &self.extra {
             extra.push_str(", ");
-            extra.push_str(&fits(column));
+            extra.push_str(&whole(column));
         }
         format!(
             "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, {size}, {payload}, {headers}, \
-             {time}{extra} FROM {from} WHERE {filter} {tail}",
-            row = self.row,
+             {time}, {too_large}{extra} FROM {from} WHERE {filter} {tail}",
+            row = self.row_bounded(),
             position = self.position,
-            id = slim(&self.id),
-            key = slim(&self.key),
-            stream_id = slim(&self.stream_id),
-            stream_type = slim(&self.stream_type),
-            version = slim(&self.version),
-            kind = slim(&self.kind),
             size = self.size,
-            payload = fits(&self.payload.sql),
-            headers = slim(&self.headers),
-            time = slim(&self.time),
+            payload = whole(&self.payload.sql),
             from = self.from,
         )
+    }
+
+    /// The row's name as it is read; `NULL` where it has none, or too long a one.
+    pub fn row_bounded(&self) -> String {
+        match self.rows {
+            Some(_) => format!("CASE WHEN octet_length({row}) <= {NAME_BYTES_MAX} THEN {row} END", row = self.row),
+            None => self.row.clone(),
+        }
+    }
+
+    /// The id as it is read.
+    pub fn id_bounded(&self) -> String {
+        bounded(&self.id, NAME_BYTES_MAX)
+    }
+
+    /// The key as it is read.
+    pub fn key_bounded(&self) -> String {
+        bounded(&self.key, NAME_BYTES_MAX)
+    }
+
+    /// The type as it is read.
+    pub fn kind_bounded(&self) -> String {
+        bounded(&self.kind, NAME_BYTES_MAX)
     }
 
     /// Adds the row to the batch, or only says where it stands when `admits` does not want its type.
@@ -125,27 +166,34 @@ impl Mapping {
             ValueRef::Integer(position) => Position(position),
             _ => Position(0),
         };
-        let mut defect = None;
+        let mut defect = match row.get_ref(column::TOO_LARGE)? {
+            ValueRef::Text(detail) => Some(Rejection::new(Reason::TooLarge, String::from_utf8_lossy(detail))),
+            _ => None,
+        };
         let bytes = match row.get_ref(column::SIZE)? {
             ValueRef::Integer(bytes) => bytes.max(0) as usize,
             _ => 0,
         };
         if bytes > event_bytes_max {
             let detail = format!("the payload has {bytes} bytes, event_bytes_max is {event_bytes_max}");
-            defect = Some(Rejection::new(Reason::TooLarge, detail));
+            defect.get_or_insert(Rejection::new(Reason::TooLarge, detail));
         }
+        let mut unreadable = None;
+        let kind = self.kind.text(row.get_ref(column::KIND)?, "type", &mut unreadable);
+        // One whose type cannot be told may be wanted.
+        let is_wanted = unreadable.is_some() || kind.as_deref().is_none_or(admits);
+        defect = defect.or(unreadable);
         let id = self.id.text(row.get_ref(column::ID)?, "id", &mut defect).unwrap_or_default();
+        if !is_wanted {
+            return Ok(Pushed::PassedOver { position, id: id.into_owned() });
+        }
         if id.is_empty() {
             self.id.complain(&mut defect, "id", "is NULL or empty");
         }
-        let kind = self.kind.text(row.get_ref(column::KIND)?, "type", &mut defect);
         if kind.is_none() {
             self.kind.complain(&mut defect, "type", "is NULL");
         }
         let kind = kind.unwrap_or_default();
-        if defect.is_none() && !admits(&kind) {
-            return Ok(Pushed::PassedOver { position, id: id.into_owned() });
-        }
         let payload = match &self.payload.form {
             Form::Object(members) if bytes <= event_bytes_max => {
                 Some(decode::object(members, row, &mut defect)?.into_bytes().into())
@@ -218,17 +266,13 @@ impl Mapping {
     }
 
     /// How the row names itself, for tables read by row.
-    pub fn row_key(row: &rusqlite::Row<'_>) -> rusqlite::Result<RowKey> {
-        Ok(match row.get_ref(column::ROW)? {
-            ValueRef::Integer(n) => RowKey::Integer(n),
-            ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
-            _ => RowKey::Text("".into()),
-        })
+    pub fn row_key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<RowKey>> {
+        Ok(RowKey::of(row.get_ref(column::ROW)?))
     }
 }
 
 /// The index of the first of the columns that a payload or headers are built from.
-pub const EXTRA: usize = 12;
+pub const EXTRA: usize = 13;
 
 impl RowMapping {
     /// Every statement that marks a row.
@@ -245,4 +289,12 @@ pub enum Pushed {
         position: Position,
         id: String,
     },
+}
+
+/// The value of a field, or `NULL` where it is longer. SQLite knows a column's size without reading it.
+fn bounded(field: &Field, most: usize) -> String {
+    match field.size.as_str() {
+        "0" => field.sql.clone(),
+        size => format!("CASE WHEN {size} <= {most} THEN {} END", field.sql),
+    }
 }

@@ -43,16 +43,22 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
         _ => None,
     };
     let mut order: Vec<String> = Vec::new();
+    let mut walk = None;
     for name in &rows.order {
         let sql = column(name);
         if Some(name) == time {
             // Times are written as `2026-11-21 03:15:20` and as `2026-11-21T03:15:20`, even in one table.
             order.push(format!("CASE typeof({sql}) WHEN 'text' THEN replace({sql}, ' ', 'T') ELSE {sql} END"));
+            walk = Some(sql);
         } else {
-            order.push(format!("{sql} IS NULL, {sql}"));
+            order.push(sql);
         }
     }
-    order.push("o.rowid".into());
+    let delivered = match left_by(&rows.on_delivered, column) {
+        Some(left) => left,
+        None if matches!(rows.on_delivered, Mark::Set(_)) => format!("NOT ({guard})"),
+        None => "0".to_owned(),
+    };
     let tested = match &rows.pending {
         Pending::All(tests) => tests.iter().map(|(name, _)| name).collect(),
         Pending::Sql(_) => Vec::new(),
@@ -65,7 +71,9 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
     }
     RowMapping {
         pending: predicate(&rows.pending, column),
-        order: order.join(", "),
+        order,
+        walk,
+        delivered,
         on_delivered: statements(&rows.on_delivered, &guard),
         on_released: statements(&rows.on_delivered, &released),
         on_retry: rows.on_retry.as_ref().map(|mark| statements(mark, &guard)).unwrap_or_default(),

@@ -13,11 +13,13 @@ mod decode;
 pub mod filter;
 mod fit;
 pub mod json_path;
+mod listing;
 pub mod mapping;
 pub mod marking;
 pub mod plan;
 pub mod reader;
 mod rows;
+pub mod scan;
 mod wake;
 
 use std::path::PathBuf;

@@ -17,10 +17,7 @@ impl Plan {
     pub fn of(connection: &Connection, mapping: &Mapping) -> rusqlite::Result<Self> {
         let sql = match &mapping.rows {
             None => mapping.select(0, &format!("{} > 0", mapping.row), &format!("ORDER BY {} LIMIT 1000", mapping.row)),
-            Some(rows) => format!(
-                "SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT 1000",
-                mapping.row, mapping.from, rows.pending, rows.order
-            ),
+            Some(rows) => format!("SELECT {} FROM {} WHERE {} LIMIT 1000", mapping.row, mapping.from, rows.pending),
         };
         let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
         let steps: Vec<String> = statement.query_map([], |row| row.get(3))?.collect::<Result<_, _>>()?;

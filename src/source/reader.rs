@@ -80,6 +80,8 @@ pub enum Head {
 /// A first look at a source that is ready.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Look {
+    /// Everything that the table holds comes after it.
+    pub before_first: Position,
     pub head: Position,
     pub head_id: String,
     pub has_events: bool,
@@ -130,6 +132,8 @@ enum Request {
     Look(oneshot::Sender<Result<Look, Halt>>),
     Verify(Vec<Mark>, oneshot::Sender<Result<(), Halt>>),
     Read(ReadRequest),
+    /// To whoever asked last with this reply.
+    Tell(RowsUpdate, channel::UnboundedSender<ReadNews>),
     Fetch(Names, usize, oneshot::Sender<Result<Batch, Halt>>),
 }
 
@@ -139,6 +143,8 @@ impl Request {
             Request::Look(reply) => drop(reply.send(Err(halt.clone()))),
             Request::Verify(_, reply) => drop(reply.send(Err(halt.clone()))),
             Request::Read(request) => drop(request.reply.send(ReadNews::Halted(halt.clone()))),
+            // Whoever asked is told when it asks.
+            Request::Tell(..) => {}
             Request::Fetch(_, _, reply) => drop(reply.send(Err(halt.clone()))),
         }
     }
@@ -202,6 +208,11 @@ impl Reader {
 
     pub fn read(&self, request: ReadRequest) {
         self.ask(Request::Read(request));
+    }
+
+    /// Adds to what the last request with this reply said, and asks for no more: a second one could be answered beside the first.
+    pub fn tell(&self, update: RowsUpdate, reply: channel::UnboundedSender<ReadNews>) {
+        self.ask(Request::Tell(update, reply));
     }
 
     /// The named rows that are still there, in that order.

@@ -1,31 +1,34 @@
 //! A table read by row: pending rows in the declared order; what became of each is marked in the table.
 //!
 //! No position is stored. What is in flight, and the keys that are held, are left out inside the statement (by the SQL function
-//! `outboxd_free`), so that a table full of held events never starves what flows. A pass lists the pending rows once, in order;
-//! batches are taken from the list and read anew. Between full passes over a table with many rows that are passed over, only rows newer
+//! `outboxd_free`), so that a table full of held events never starves what flows. A pass lists the pending rows once, in order
+//! ([`super::listing`]); batches are taken from the list and read anew. Between full passes over a table with many rows that are passed over, only rows newer
 //! than those of the last full pass are listed; a full pass follows at least every [`FULL_PASS_EVERY`].
 //!
 //! Invariants:
 //! 1. A row is handed out once, until it is settled; one of a held key never.
 //! 2. A key that was freed is handed out again only from a full pass that began afterwards: rows that were passed over stand before
 //!    what is left of an older list.
-//! 3. What was told ([`RowsUpdate`]) outlives the connection.
+//! 3. A row of a key that was held, listed in the first full pass after it was freed, says that it may have been sent before: what was in
+//!    flight behind the refused one stays pending.
+//! 4. What was told ([`RowsUpdate`]) outlives the connection.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rusqlite::functions::{Context, FunctionFlags};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Statement, named_params};
 
 use super::decode::Field;
 use super::filter::Filter;
 use super::fit::quoted;
+use super::listing::{self, Scope};
 use super::mapping::{Mapping, RowMapping};
 use super::plan::Plan;
-use super::reader::{Look, ReadFault, ReadRequest};
+use super::reader::{Halt, Look, ReadFault, ReadRequest};
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
 use crate::sqlite::open;
 
@@ -106,6 +109,8 @@ pub struct Excluded {
     held_keys: HashSet<Box<[u8]>>,
     /// Free, but not yet for what is left of the current list.
     freed_keys: Vec<Box<[u8]>>,
+    /// Free since the current list was made.
+    released_keys: HashSet<Box<[u8]>>,
     /// Dead rows: found pending, the application asks for a retry.
     dead: HashSet<RowKey>,
     /// Nothing in a row tells that it is dead: it stays pending.
@@ -119,6 +124,11 @@ pub struct Excluded {
 
 /// Shared with the SQL function, which SQLite calls on the same thread: never contended.
 pub type Shared = Arc<Mutex<Excluded>>;
+
+/// Takes note without a connection.
+pub fn update(shared: &Shared, update: RowsUpdate) {
+    shared.lock().expect("no panic happens under this lock").update(update);
+}
 
 impl Excluded {
     fn update(&mut self, update: RowsUpdate) {
@@ -135,6 +145,7 @@ impl Excluded {
                     self.freed_keys.retain(|freed| *freed != key);
                     self.held_keys.insert(key);
                 }
+                Change::Free(key) if controls::is_off(Protection::Overtaking) => drop(self.held_keys.remove(&key)),
                 Change::Free(key) => {
                     if self.held_keys.contains(&key) {
                         self.freed_keys.push(key);
@@ -171,6 +182,7 @@ impl Excluded {
         self.wants_full_pass = false;
         for key in std::mem::take(&mut self.freed_keys) {
             self.held_keys.remove(&key);
+            self.released_keys.insert(key);
         }
     }
 }
@@ -184,6 +196,8 @@ pub struct Rows {
     last_full_pass: Option<FullPass>,
     /// The newest row of the last full pass.
     seen_rowid: i64,
+    /// How many rows were pending then.
+    listed_pending: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -198,12 +212,12 @@ impl Rows {
         let shared = excluded.clone();
         let Mapping { key, id, kind, .. } = mapping.clone();
         let stays = mapping.rows.as_ref().is_some_and(|rows| rows.on_rejected.is_empty());
-        connection.create_scalar_function("outboxd_free", 4, FunctionFlags::SQLITE_UTF8, move |call| {
+        connection.create_scalar_function("outboxd_free", 5, FunctionFlags::SQLITE_UTF8, move |call| {
             let mut excluded = shared.lock().expect("no panic happens under this lock");
             excluded.dead_rows_stay = stays;
             Ok(is_free(&mut excluded, call, [&key, &id, &kind]))
         })?;
-        Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0 })
+        Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0, listed_pending: 0 })
     }
 
     pub fn mapping(&self) -> &Mapping {
@@ -216,13 +230,25 @@ impl Rows {
         let has_events = connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
         let mapping = self.mapping.clone();
         let plan = Plan::of(connection, &mapping)?;
-        Ok(Look { head: Position::default(), head_id: String::new(), has_events, mapping, plan })
+        Ok(Look {
+            before_first: Position::default(),
+            head: Position::default(),
+            head_id: String::new(),
+            has_events,
+            mapping,
+            plan,
+        })
     }
 
-    /// How many rows are pending, in flight and held ones included.
+    /// How many rows are pending, in flight and held ones included. Many are not counted anew: then it is what the last full pass found.
     pub fn pending(&self, connection: &Connection) -> Result<u64, ReadFault> {
-        let sql = format!("SELECT count(*) FROM {} o WHERE {}", quoted(&self.mapping.table), self.rows().pending);
-        Ok(connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64)
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {} o WHERE {} LIMIT {PASS_ROWS_MAX})",
+            quoted(&self.mapping.table),
+            self.rows().pending
+        );
+        let counted = connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64;
+        Ok(if counted < PASS_ROWS_MAX as u64 { counted } else { counted.max(self.listed_pending) })
     }
 
     fn rows(&self) -> &RowMapping {
@@ -242,17 +268,22 @@ impl Rows {
         self.excluded.lock().expect("no panic happens under this lock")
     }
 
-    /// The next pending rows; `None` when every pending row is in flight or held. Also: dead rows found pending again.
-    /// A batch that is handed on has to be told of ([`Rows::handed_out`]).
+    /// Lists anew when the list is used up, or does not show what has to be seen. To be called outside of a transaction: it has its own.
+    pub fn prepare(&mut self, connection: &Connection, filter: &Arc<Filter>) -> Result<(), ReadFault> {
+        self.excluded().filter = filter.clone();
+        if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
+            self.list(connection)?;
+        }
+        Ok(())
+    }
+
+    /// The next rows of the list that are still pending; `None` when every pending row is in flight or held. Also: dead rows found
+    /// pending again. A batch that is handed on has to be told of ([`Rows::handed_out`]).
     pub fn read(
         &mut self,
         connection: &Connection,
         request: &ReadRequest,
     ) -> Result<(Option<Batch>, Vec<RowKey>), ReadFault> {
-        self.excluded().filter = request.filter.clone();
-        if self.pass.is_empty() || (self.excluded().wants_full_pass && self.is_relist_paid_for()) {
-            self.list(connection)?;
-        }
         let filter = format!("{} = :row AND {}", self.mapping.row, self.free());
         let sql = self.mapping.select(request.event_bytes_max, &filter, "");
         let mut statement = connection.prepare_cached(&sql)?;
@@ -264,8 +295,12 @@ impl Rows {
             self.mapping.push(row, &mut batch, request.event_bytes_max, |_| true)?;
             batch.row_key(key);
         }
-        let batch = (!batch.is_empty()).then(|| batch.finish(Position::default(), clock::now_micros()));
-        Ok((batch, std::mem::take(&mut self.excluded().revived)))
+        let mut batch = (!batch.is_empty()).then(|| batch.finish(Position::default(), clock::now_micros()));
+        let mut excluded = self.excluded();
+        if let Some(batch) = batch.as_mut().filter(|_| !excluded.released_keys.is_empty()) {
+            batch.note_again(|event| excluded.released_keys.contains(event.hold_key().as_ref()));
+        }
+        Ok((batch, std::mem::take(&mut excluded.revived)))
     }
 
     /// The batch is with the engine now.
@@ -290,10 +325,11 @@ impl Rows {
 
     /// The condition under which a row is handed out. `CASE` keeps SQLite from asking of rows that are not pending.
     fn free(&self) -> String {
-        let Mapping { row, key, id, kind, .. } = &self.mapping;
-        let pending = &self.rows().pending;
-        let fields = format!("{row}, {}, {}, {}", key.sql, id.sql, kind.sql);
-        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({fields}) END")
+        let mapping = &self.mapping;
+        let (row, key) = (mapping.row_bounded(), mapping.key_bounded());
+        let (id, kind) = (mapping.id_bounded(), mapping.kind_bounded());
+        let (pending, position) = (&self.rows().pending, &mapping.position);
+        format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}, {position}) END")
     }
 
     /// Lists pending rows in order.
@@ -304,44 +340,40 @@ impl Rows {
             let mut excluded = self.excluded();
             let wanted = excluded.wants_full_pass && self.is_relist_paid_for();
             let full = due || wanted || excluded.passed_over < PASSED_OVER_FEW;
+            // After a list that was cut, the next one goes on with it.
+            if self.last_full_pass.is_some() {
+                excluded.released_keys.clear();
+            }
             if full {
                 excluded.begin_full_pass();
             }
             full
         };
-        // The unary plus keeps SQLite from reading every pending row by its index where only the newest are wanted.
-        let newer = if full {
-            String::new()
-        } else {
-            format!("+{} AND o.rowid > {} AND ", self.rows().pending, self.seen_rowid)
-        };
-        let sql = format!(
-            "SELECT {row}, o.rowid FROM {from} WHERE {newer}{free} ORDER BY {order} LIMIT {PASS_ROWS_MAX}",
-            row = self.mapping.row,
-            from = self.mapping.from,
-            free = self.free(),
-            order = self.rows().order,
-        );
+        let scope = if full { Scope::Pending } else { Scope::NewerThan(self.seen_rowid) };
         self.pass.clear();
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut listed = statement.query([])?;
-        let mut newest = 0;
-        while let Some(row) = listed.next()? {
-            self.pass.push_back(Mapping::row_key(row)?);
-            newest = newest.max(row.get::<_, i64>(1)?);
+        let data_version = open::data_version(connection)?;
+        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS_ROWS_MAX)?;
+        if let Some(rowid) = listing.nameless {
+            return Err(ReadFault::Halt(self.nameless(rowid)));
         }
-        drop(listed);
+        self.pass = listing.rows;
         if full {
-            let pass = FullPass {
-                ended: Instant::now(),
-                took: began.elapsed(),
-                data_version: open::data_version(connection)?,
-            };
+            let pass = FullPass { ended: Instant::now(), took: began.elapsed(), data_version };
             // A list that was cut goes on with a full pass.
             self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then_some(pass);
-            self.seen_rowid = self.seen_rowid.max(newest);
+            self.seen_rowid = self.seen_rowid.max(listing.newest);
+            self.listed_pending = listing.pending;
         }
         Ok(())
+    }
+
+    fn nameless(&self, rowid: i64) -> Halt {
+        Halt::new(format!(
+            "a pending row of {table} has no {row} by which it could be marked (or one of more than 64 KiB): rowid {rowid}. Nothing is sent \
+             twice or passed over. Remedy: give it one or delete it (WHERE rowid = {rowid}), then `outboxd resume`",
+            table = self.mapping.table,
+            row = self.mapping.row,
+        ))
     }
 
     /// These rows, pending or not, in the order asked for; those that are gone are left out.
@@ -361,23 +393,18 @@ impl Rows {
 }
 
 fn by_name<'a>(statement: &'a mut Statement<'_>, row: &RowKey) -> rusqlite::Result<rusqlite::Rows<'a>> {
-    match row {
-        RowKey::Integer(n) => statement.query(named_params! { ":row": n }),
-        RowKey::Text(text) => statement.query(named_params! { ":row": &**text }),
-    }
+    statement.query(named_params! { ":row": row })
 }
 
-/// `outboxd_free(row, key, id, type)`, each as the batch will hold it.
+/// `outboxd_free(row, key, id, type, position)`, each as the batch will hold it.
 fn is_free(excluded: &mut Excluded, call: &Context<'_>, [key, id, kind]: [&Field; 3]) -> bool {
-    let row = match call.get_raw(0) {
-        ValueRef::Integer(n) => RowKey::Integer(n),
-        ValueRef::Text(text) => RowKey::Text(String::from_utf8_lossy(text).into()),
-        _ => RowKey::Text("".into()),
-    };
+    // One without a name is listed, and said to be one.
+    let Some(row) = RowKey::of(call.get_raw(0)) else { return true };
     // What is wrong is told when the row is read.
     let mut told = None;
     let key = key.bytes(call.get_raw(1), "key", &mut told);
     let id = id.text(call.get_raw(2), "id", &mut told).unwrap_or_default();
     let kind = kind.text(call.get_raw(3), "type", &mut told).unwrap_or_default();
-    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes()), &kind)
+    let position = Position(call.get_raw(4).as_i64().unwrap_or_default());
+    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes(), position), &kind)
 }

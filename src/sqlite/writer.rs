@@ -134,13 +134,14 @@ impl Writer {
 struct Desk {
     connection: Connection,
     queue: Receiver<Job>,
-    state: watch::Sender<WriterState>,
     owner: Owner,
     file: String,
     /// Taken from the queue, and left for the next transaction.
     carried: Option<Job>,
-    // Dropped last.
+    // Dropped behind the connection.
     _lock: LockFile,
+    // Dropped last: whoever waits for its end finds the lock free.
+    state: watch::Sender<WriterState>,
 }
 
 impl Desk {

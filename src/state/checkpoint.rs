@@ -1,9 +1,9 @@
 //! How far a consumer has durably come, with enough beside it to see that the table is still the one that was read.
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::clock;
-use crate::controls::{self, Protection};
+use crate::controls::{self, Protection, Seam};
 use crate::event::Position;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
@@ -38,7 +38,7 @@ impl Witnesses {
         self.0.push(newest.clone());
         let mut kept: [Option<Mark>; Self::MAX] = Default::default();
         for mark in self.0.drain(..) {
-            let distance = (newest.position.0 - mark.position.0) as u64 + 1;
+            let distance = newest.position.0.abs_diff(mark.position.0).saturating_add(1);
             let class = (distance.ilog2() as usize).min(Self::MAX - 1);
             if kept[class].is_none() || class == Self::MAX - 1 {
                 kept[class] = Some(mark);
@@ -119,6 +119,25 @@ pub fn put(connection: &Connection, checkpoint: &Checkpoint) -> Result<(), JobEr
     Ok(())
 }
 
+/// A run begins at a checkpoint that stood there when it looked, or at the first one: from now on events behind it may have been sent.
+pub fn begin(connection: &Connection, checkpoint: &Checkpoint, is_first: bool) -> Result<(), JobError> {
+    if is_first && load(connection, &checkpoint.consumer)?.is_none() {
+        return put(connection, &Checkpoint { dirty: true, ..checkpoint.clone() });
+    }
+    let (consumer, position) = (&checkpoint.consumer, checkpoint.mark.position);
+    let sql = "UPDATE outboxd_checkpoint SET dirty = 1 WHERE consumer = ?1 AND (position = ?2 OR ?3)";
+    let unchecked = controls::is_off(Protection::CompareAndSet);
+    let begun = connection.prepare_cached(sql)?.execute(params![consumer, position.0, unchecked])?;
+    if begun == 1 { Ok(()) } else { Err(moved_by_others(consumer, position)) }
+}
+
+fn moved_by_others(consumer: &str, from: Position) -> JobError {
+    JobError::Refused(format!(
+        "the checkpoint of {consumer} is no longer at position {from}: somebody else moved it. Remedy: see that only one outboxd \
+         runs on this file, then `outboxd resume {consumer}`"
+    ))
+}
+
 /// Moves the checkpoint from where this daemon believes it to be.
 pub fn advance(
     connection: &Connection,
@@ -142,19 +161,17 @@ pub fn advance(
             ":unchecked": controls::is_off(Protection::CompareAndSet),
         })?;
     if moved == 1 {
+        controls::reach(Seam::Advance);
         return Ok(());
     }
-    Err(JobError::Refused(format!(
-        "the checkpoint of {consumer} is no longer at position {from}: somebody else moved it. Remedy: see that only one outboxd \
-         runs on this file, then `outboxd resume {consumer}`"
-    )))
+    Err(moved_by_others(consumer, from))
 }
 
 /// Says whether events behind the checkpoint may have been sent.
 pub fn set_dirty(connection: &Connection, consumer: &str, dirty: bool) -> Result<(), JobError> {
     connection
         .prepare_cached("UPDATE outboxd_checkpoint SET dirty = ?2 WHERE consumer = ?1")?
-        .execute(rusqlite::params![consumer, dirty])?;
+        .execute(params![consumer, dirty])?;
     Ok(())
 }
 
@@ -208,5 +225,30 @@ mod tests {
             witnesses.advance(&Mark { position: Position(position), event_id: String::new() });
         }
         assert!(witnesses.marks()[0].position.0 <= 100_000 - 32_768);
+    }
+
+    /// Of each class of distances (1, 2 to 3, 4 to 7, ...) the oldest stays, of the last one the newest.
+    #[test]
+    fn witnesses_are_kept_at_growing_distances() {
+        let after = |newest: i64| {
+            let mut witnesses = Witnesses::default();
+            for position in 1..=newest {
+                witnesses.advance(&Mark { position: Position(position), event_id: String::new() });
+            }
+            witnesses.marks().iter().map(|mark| newest - mark.position.0).collect::<Vec<_>>()
+        };
+        assert_eq!(after(100), [99, 35, 19, 11, 3, 1, 0]);
+        let far = [34_463, 18_079, 9_887, 5_791, 3_743, 1_695, 671, 415, 159, 95, 31, 15, 7, 3, 1, 0];
+        assert_eq!(after(100_000), far);
+    }
+
+    #[test]
+    fn the_newest_word_on_a_position_counts() {
+        let mut witnesses = Witnesses::default();
+        for (position, id) in [(1, "a"), (5, "b"), (5, "c")] {
+            witnesses.advance(&Mark { position: Position(position), event_id: id.into() });
+        }
+        let ids: Vec<&str> = witnesses.marks().iter().map(|mark| mark.event_id.as_str()).collect();
+        assert_eq!(ids, ["a", "c"]);
     }
 }

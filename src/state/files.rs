@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::migrate;
 use crate::source::{self, StatePlace};
 use crate::sqlite::fault::{self, Kind};
 use crate::sqlite::lockfile::{LockError, LockFile};
 use crate::sqlite::open::{self, Durable};
-use crate::sqlite::writer::{JobError, Owner, Writer};
+use crate::sqlite::writer::{JobError, Owner, Writer, WriterState};
 
 /// Why there is no writer (yet).
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +45,43 @@ pub struct Files {
     open: Arc<Mutex<HashMap<PathBuf, Place>>>,
 }
 
-type Place = Arc<Mutex<Option<Writer>>>;
+type Place = Arc<Mutex<Slot>>;
+
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Open(Writer),
+    /// Nobody asks for it any more; its thread ends, and with it the lock, when what was queued is written.
+    Closing(watch::Receiver<WriterState>),
+}
 
 impl Files {
     /// The writer of the file that the source's state stands in.
     pub async fn writer(&self, source: &source::Settings) -> Result<Writer, FileError> {
         let path = source.state_path();
         let place = self.open.lock().await.entry(path.clone()).or_default().clone();
-        let mut writer = place.lock().await;
-        match &*writer {
-            Some(writer) => Ok(writer.clone()),
-            None => Ok(writer.insert(open(source, path).await?).clone()),
+        let mut slot = place.lock().await;
+        if let Slot::Closing(state) = &mut *slot {
+            while state.changed().await.is_ok() {}
+            *slot = Slot::Empty;
+        }
+        if let Slot::Open(writer) = &*slot {
+            return Ok(writer.clone());
+        }
+        let writer = open(source, path).await?;
+        *slot = Slot::Open(writer.clone());
+        Ok(writer)
+    }
+
+    /// Lets go of all files but these. Nobody may be asking for one of the others.
+    pub async fn keep(&self, paths: &[PathBuf]) {
+        let open = self.open.lock().await;
+        for (_, place) in open.iter().filter(|(path, _)| !paths.contains(path)) {
+            let mut slot = place.lock().await;
+            if let Slot::Open(writer) = &*slot {
+                *slot = Slot::Closing(writer.state.clone());
+            }
         }
     }
 }

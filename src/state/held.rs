@@ -1,10 +1,13 @@
 //! The events that did not get through and those that wait behind them: one table behind retry, dead letter and waiting.
 
-use rusqlite::types::{Value, ValueRef};
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
-use crate::clock;
+use crate::clock::{self, Moment};
+use crate::controls::{self, Seam};
 use crate::event::{Position, RowKey};
+use crate::retry;
 use crate::sqlite::writer::JobError;
 
 /// Larger events are kept without their payload.
@@ -63,7 +66,8 @@ pub struct HeldKey {
     pub key: Box<[u8]>,
     pub rows: u64,
     pub head: HeldState,
-    pub next_attempt_micros: Option<i64>,
+    /// When a retrying head is due.
+    pub due: Option<Moment>,
     pub since_micros: i64,
 }
 
@@ -76,11 +80,7 @@ fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<HeldRow> {
         key: row.get::<_, Vec<u8>>(0)?.into(),
         ordinal: row.get(1)?,
         position: Position(row.get(2)?),
-        row_key: match row.get_ref(3)? {
-            ValueRef::Integer(n) => Some(RowKey::Integer(n)),
-            ValueRef::Text(text) => Some(RowKey::Text(String::from_utf8_lossy(text).into())),
-            _ => None,
-        },
+        row_key: RowKey::of(row.get_ref(3)?),
         event_id: row.get(4)?,
         state: HeldState::parse(&state).expect("the table's CHECK admits these states only"),
         attempts: row.get(6)?,
@@ -94,10 +94,6 @@ fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<HeldRow> {
 
 /// Adds the row behind all others of its key.
 pub fn insert(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<(), JobError> {
-    let row_key = row.row_key.as_ref().map(|key| match key {
-        RowKey::Integer(n) => Value::Integer(*n),
-        RowKey::Text(text) => Value::Text(text.to_string()),
-    });
     connection
         .prepare_cached(
             "INSERT INTO outboxd_held (consumer, key, ordinal, position, row_id, event_id, state, attempts, next_attempt_at, \
@@ -109,7 +105,7 @@ pub fn insert(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<
             ":consumer": consumer,
             ":key": &row.key[..],
             ":position": row.position.0,
-            ":row_id": row_key,
+            ":row_id": row.row_key,
             ":event_id": row.event_id,
             ":state": row.state.as_str(),
             ":attempts": row.attempts,
@@ -119,7 +115,15 @@ pub fn insert(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<
             ":held_at": row.held_at,
             ":payload": row.payload,
         })?;
+    controls::reach(Seam::Hold);
+    note_death(row.state);
     Ok(())
+}
+
+fn note_death(state: HeldState) {
+    if matches!(state, HeldState::Dead | HeldState::Skipped) {
+        controls::reach(Seam::DeadLetter);
+    }
 }
 
 /// Writes what a further attempt came to.
@@ -140,6 +144,7 @@ pub fn update(connection: &Connection, consumer: &str, row: &HeldRow) -> Result<
             ":detail": row.detail,
             ":payload": row.payload,
         })?;
+    note_death(row.state);
     Ok(())
 }
 
@@ -147,16 +152,17 @@ pub fn delete(connection: &Connection, consumer: &str, key: &[u8], ordinal: i64)
     connection
         .prepare_cached("DELETE FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3")?
         .execute(params![consumer, key, ordinal])?;
+    controls::reach(Seam::Unhold);
     Ok(())
 }
 
-/// The keys that hold something, each with its head. Skipped rows hold nothing.
-pub fn keys(connection: &Connection, consumer: &str) -> Result<Vec<HeldKey>, JobError> {
+/// The keys that hold something, each with its head. Skipped rows hold nothing. `retry_min` is what attempts are spaced by.
+pub fn keys(connection: &Connection, consumer: &str, retry_min: Duration) -> Result<Vec<HeldKey>, JobError> {
     let mut statement = connection.prepare_cached(
         "SELECT key, count(*), min(ordinal), min(held_at) FROM outboxd_held WHERE consumer = ?1 AND state <> 'skipped' GROUP BY key",
     )?;
     let mut head = connection.prepare_cached(
-        "SELECT state, next_attempt_at FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3",
+        "SELECT state, next_attempt_at, attempts, event_id FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3",
     )?;
     let mut rows = statement.query([consumer])?;
     let mut keys = Vec::new();
@@ -164,13 +170,16 @@ pub fn keys(connection: &Connection, consumer: &str) -> Result<Vec<HeldKey>, Job
         let key: Vec<u8> = row.get(0)?;
         let ordinal: i64 = row.get(2)?;
         let held_at: String = row.get(3)?;
-        let (state, next): (String, Option<i64>) =
-            head.query_row(params![consumer, key, ordinal], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (state, due) = head.query_row(params![consumer, key, ordinal], |row| {
+            let (next, attempts, id): (Option<i64>, u32, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            let most = retry::next_attempt_in(retry_min, attempts, &id);
+            Ok((row.get::<_, String>(0)?, next.map(|next| Moment::recorded(next, most))))
+        })?;
         keys.push(HeldKey {
             key: key.into(),
             rows: row.get::<_, i64>(1)? as u64,
             head: HeldState::parse(&state).expect("the table's CHECK admits these states only"),
-            next_attempt_micros: next,
+            due,
             since_micros: clock::parse_micros(&held_at).unwrap_or_default(),
         });
     }
@@ -263,9 +272,12 @@ pub fn revive(connection: &Connection, consumer: &str, row: &HeldRow, now_micros
 
 pub fn by_row_key(connection: &Connection, consumer: &str, row: &RowKey) -> Result<Option<HeldRow>, JobError> {
     let sql = format!("SELECT {COLUMNS} FROM outboxd_held WHERE consumer = ?1 AND row_id = ?2 LIMIT 1");
-    let value = match row {
-        RowKey::Integer(n) => Value::Integer(*n),
-        RowKey::Text(text) => Value::Text(text.to_string()),
-    };
-    Ok(connection.prepare_cached(&sql)?.query_row(params![consumer, value], from_row).optional()?)
+    Ok(connection.prepare_cached(&sql)?.query_row(params![consumer, row], from_row).optional()?)
+}
+
+/// The ids of all held events, waiting ones included.
+pub fn ids(connection: &Connection, consumer: &str) -> Result<Vec<String>, JobError> {
+    let mut statement = connection.prepare_cached("SELECT event_id FROM outboxd_held WHERE consumer = ?1")?;
+    let ids = statement.query_map([consumer], |row| row.get(0))?;
+    Ok(ids.collect::<Result<_, _>>()?)
 }

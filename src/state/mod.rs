@@ -11,15 +11,20 @@ pub mod files;
 pub mod held;
 pub mod resolution;
 pub mod settlement;
+#[cfg(test)]
+mod tests;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use crate::controls::{self, Seam};
 use crate::sqlite::writer::JobError;
 
-/// The version of the tables below.
-const SCHEMA_VERSION: i64 = 1;
+/// What makes each version of the tables from the one before it; the first from nothing.
+const MIGRATIONS: [&str; 1] = [FIRST];
 
-const SCHEMA: &str = "
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+const FIRST: &str = "
 CREATE TABLE outboxd_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE outboxd_checkpoint (
     consumer   TEXT PRIMARY KEY,
@@ -75,22 +80,28 @@ CREATE VIEW outboxd_safe_position (source, position) AS
     ) GROUP BY source;
 ";
 
-/// Makes the tables where they are not there; refuses a schema that is not ours to use. Runs in the caller's transaction.
+/// Brings the tables to our version; refuses a schema that is not ours to use. Runs in the caller's transaction.
 pub fn migrate(connection: &Connection) -> Result<(), JobError> {
-    match schema_version(connection)? {
-        Some(SCHEMA_VERSION) => Ok(()),
-        Some(newer) => Err(JobError::Refused(format!(
-            "the outboxd tables are of schema version {newer}, this outboxd knows {SCHEMA_VERSION}. Remedy: run the outboxd that made them, or a newer one"
-        ))),
-        None => {
-            connection.execute_batch(SCHEMA)?;
-            connection.execute(
-                "INSERT INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)",
-                [SCHEMA_VERSION.to_string()],
-            )?;
-            Ok(())
-        }
+    migrate_to(connection, SCHEMA_VERSION)
+}
+
+/// The same up to an older version, so that the way on from there can be tried.
+pub fn migrate_to(connection: &Connection, wanted: i64) -> Result<(), JobError> {
+    let there = schema_version(connection)?.unwrap_or(0);
+    if !(0..=SCHEMA_VERSION).contains(&there) {
+        return Err(JobError::Refused(format!(
+            "the outboxd tables are of schema version {there}, this outboxd knows {SCHEMA_VERSION}. Remedy: run the outboxd that made them, or a newer one"
+        )));
     }
+    for (version, step) in (1..=wanted).zip(MIGRATIONS).skip(there as usize) {
+        connection.execute_batch(step)?;
+        controls::reach(Seam::Migrate);
+        connection.execute(
+            "INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)",
+            [version.to_string()],
+        )?;
+    }
+    Ok(())
 }
 
 /// `None` where there are no tables of ours.

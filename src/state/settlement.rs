@@ -7,6 +7,7 @@ use rusqlite::{Connection, ToSql};
 use super::checkpoint::{self, Witnesses};
 use super::held::{self, HeldRow};
 use crate::clock;
+use crate::controls::{self, Protection, Seam};
 use crate::event::{Position, RowKey};
 use crate::source::mapping::RowMapping;
 use crate::source::reader::Mark;
@@ -88,18 +89,17 @@ fn mark_row(
         RowMark::Retry(error) => (&mapping.on_retry, Some(error)),
         RowMark::Rejected(error) => (&mapping.on_rejected, Some(error)),
     };
-    let row: &dyn ToSql = match key {
-        RowKey::Integer(n) => n,
-        RowKey::Text(text) => &&**text,
-    };
+    let guarded = !controls::is_off(Protection::RowGuard);
     for sql in statements {
+        let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
         let mut statement = connection.prepare_cached(sql)?;
-        for (name, value) in [(":row", row), (":now", &now), (":error", &error)] {
+        for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
             if let Some(index) = statement.parameter_index(name)? {
                 statement.raw_bind_parameter(index, value)?;
             }
         }
         statement.raw_execute()?;
     }
+    controls::reach(Seam::Mark);
     Ok(())
 }

@@ -4,15 +4,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, reload};
 
+use super::visible::{visible, visible_json};
 use crate::clock;
 
 /// How a line looks.
@@ -22,18 +24,60 @@ pub enum Format {
     Json,
 }
 
+/// Sets what is logged while it is being logged.
+pub struct Level(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Level {
+    pub fn set(&self, level: &str) -> Result<(), String> {
+        (self.0)(filter(level)?).map_err(|error| error.to_string())
+    }
+}
+
 /// Starts logging to stderr. `level` is a level or a list of `target=level`.
-pub fn install(format: Format, level: &str) -> Result<(), String> {
+pub fn install(format: Format, level: &str) -> Result<Level, String> {
+    // A log that cannot be written (a full disk, a closed pipe) must stop nobody: the library's word about it goes to stderr too,
+    // where it would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(level)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false);
+    let (level, begun) = match format {
+        Format::Logfmt => {
+            let builder = builder.event_format(Logfmt).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
+        }
+        Format::Json => {
+            let builder =
+                builder.json().flatten_event(true).with_target(false).with_writer(|| JsonLines).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Level(Box::new(move |filter| handle.reload(filter))), builder.try_init())
+        }
+    };
+    begun.map(|()| level).map_err(|error| error.to_string())
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
     // lapin prints whole payloads of returned messages, and each refusal anew: what it has to say, the sink says, once.
     let quiet = "lapin=off".parse().expect("a constant directive");
-    let filter =
-        EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?.add_directive(quiet);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    match format {
-        Format::Logfmt => builder.event_format(Logfmt).try_init(),
-        Format::Json => builder.json().flatten_event(true).with_target(false).try_init(),
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?;
+    Ok(filter.add_directive(quiet))
+}
+
+/// Lines of JSON in which controls and marks of direction are escaped too: somebody will look at them in a terminal.
+struct JsonLines;
+
+impl Write for JsonLines {
+    /// Takes a whole record.
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(visible_json(&String::from_utf8_lossy(record)).as_bytes())?;
+        Ok(record.len())
     }
-    .map_err(|error| error.to_string())
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 struct Logfmt;
@@ -79,7 +123,11 @@ impl Visit for Pairs<'_, '_> {
 /// Writes ` name=value`, quoted where needed; control characters are escaped, so that one record stays one line.
 fn write_pair(out: &mut impl fmt::Write, name: &str, value: &str) -> fmt::Result {
     let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_graphic() && c != '"' && c != '=' && c != '\\');
-    if plain { write!(out, " {name}={value}") } else { write!(out, " {name}=\"{}\"", value.escape_debug()) }
+    if plain {
+        write!(out, " {name}={value}")
+    } else {
+        write!(out, " {name}=\"{}\"", visible(&value.escape_debug().to_string()))
+    }
 }
 
 /// Lets a repeated message through now and then.

@@ -46,6 +46,8 @@ metrics_table! {
     TRANSACTIONS_TOTAL = "outboxd_transactions_total", "counter", ["file", "result"], "Transactions of ours by result: committed, retried, failed.";
     BARRIER_SECONDS = "outboxd_barrier_seconds", "histogram", ["source"], "How long it took to make what was read durable.";
     FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
+    CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
+    CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
 }
 
@@ -62,6 +64,14 @@ fn label(name: &'static str, value: &str) -> Label {
 
 pub fn build_info() {
     gauge!(BUILD_INFO, vec![label("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+}
+
+/// A configuration was read; `taken` says when, in microseconds since 1970, `None` that it was refused.
+pub fn config_read(taken: Option<i64>) {
+    gauge!(CONFIG_LAST_RELOAD_SUCCESSFUL).set(f64::from(u8::from(taken.is_some())));
+    if let Some(micros) = taken {
+        gauge!(CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS).set(micros as f64 / 1e6);
+    }
 }
 
 pub fn lock_wait(file: &str, waited: Duration) {

@@ -145,7 +145,7 @@ error: relays.shop_to_lines.window_events  (outboxd.toml, line 18)
         errors(&small("[sources.shop]", "[sinks]\nx = 5\n[sources.shop]")),
         r#"error: sinks.x.type  (outboxd.toml, line 3)
        must be said
-  fix: write `kafka`, `amqp`, `file` or `stdout`"#
+  fix: write `kafka`, `amqp`, `http`, `file` or `stdout`"#
     );
 }
 
@@ -178,7 +178,7 @@ error: sources.shop.preset  (outboxd.toml, line 2)
         ),
         r#"error: sinks.lines.type  (outboxd.toml, line 7)
        must be said
-  fix: write `kafka`, `amqp`, `file` or `stdout`"#
+  fix: write `kafka`, `amqp`, `http`, `file` or `stdout`"#
     );
     assert_eq!(
         errors(
@@ -277,12 +277,6 @@ feed = "my_outbox""#
         r#"error: sources.shop.feed  (outboxd.toml, line 4)
        feed tables are not in this version
   fix: leave it out"#
-    );
-    assert_eq!(
-        errors(&small(r#"type = "file""#, r#"type = "http""#)),
-        r#"error: sinks.lines.type  (outboxd.toml, line 8)
-       the HTTP sink is not in this version
-  fix: write `kafka`, `amqp`, `file` or `stdout`"#
     );
     assert_eq!(
         errors(&small(r#"preset = "outboxd""#, r#"preset = "flightdeck""#)),
@@ -1071,4 +1065,25 @@ fn a_build_without_kafka_says_so() {
        this build of outboxd cannot do kafka: it was built without the feature `kafka`
   fix: build it with `cargo build --release --features kafka`, or use a release"#
     );
+}
+
+#[test]
+fn http() {
+    let http = |lines: &str| small("type = \"file\"\npath = \"events.ndjson\"", &format!("type = \"http\"\n{lines}"));
+    for (lines, told) in [
+        ("", "sinks.lines.url"),
+        ("url = \"https://u:secret@h/\"", "a user in the address is not sent"),
+        ("url = \"ftp://h/\"", "this is not an address of HTTP"),
+        ("url = \"http://169.254.169.254/\"", "link-local or metadata address"),
+        ("url = \"http://h.example/\"\nauthorization = \"secret\"", "would travel unencrypted to h.example"),
+        ("url = \"http://h/\"\ntls = {}", "the address begins with http://"),
+        ("url = \"http://h/\"\nbatch_events = 5", "payloads alone could not be told apart"),
+        ("url = \"http://h/\"\nreject_statuses = [\"200\"]", "is not a status of a failure"),
+        ("url = \"http://h/\"\nformat = \"eventsource-py\"", "\"eventsource-py\" is not a choice here"),
+        ("url = \"http://h/\"\nconnections = 0", "0 is out of bounds"),
+    ] {
+        let errors = errors(&http(lines));
+        assert!(errors.contains(told) && errors.contains("fix:"), "{lines}: {errors}");
+        assert!(!errors.contains("secret"), "{errors}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 // A build without a broker's client refuses its sinks.
-#[cfg(all(feature = "kafka", feature = "amqp"))]
+#[cfg(all(feature = "kafka", feature = "amqp", feature = "http"))]
 #[test]
 fn every_example_is_taken() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
@@ -18,14 +18,14 @@ fn every_example_is_taken() {
         }
     }
     taken.sort();
-    assert_eq!(taken, ["eventsource-py", "file", "kafka", "outboxd", "rabbitmq"]);
+    assert_eq!(taken, ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq"]);
 }
 
 /// The command itself finds nothing wrong: files that are not there yet are waited for.
-#[cfg(all(feature = "kafka", feature = "amqp"))]
+#[cfg(all(feature = "kafka", feature = "amqp", feature = "http"))]
 #[test]
 fn every_example_passes_check() {
-    for name in ["eventsource-py", "file", "kafka", "outboxd", "rabbitmq"] {
+    for name in ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name).with_extension("toml");
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_outboxd"))
             .args(["check", "--offline", "-c"])

@@ -1,10 +1,17 @@
 //! What is not there yet is waited for; what is locked costs lag.
+//!
+//! `OUTBOXD_TEST_LOCK_SECONDS`: how long an application keeps its lock (default 60).
 
 use std::time::{Duration, Instant};
 
 use outboxd::consumer::status::State;
 use outboxd::source::StatePlace;
 
+use crate::support::daemon::{Daemon, lines, one_relay};
+use crate::support::dice::number;
+use crate::support::eventsource::{self, count, enqueue, enqueue_many};
+use crate::support::fleet::until;
+use crate::support::proof::Proof;
 use crate::support::rig::{DEADLINE, Rig, check, eventually, open};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +44,11 @@ async fn a_drain_ends_a_relay_that_waits() {
     assert!(began.elapsed() < Duration::from_secs(2));
 }
 
-async fn locked_for_seconds(begin: &str, place: StatePlace) {
+fn lock_time() -> Duration {
+    Duration::from_secs(number("OUTBOXD_TEST_LOCK_SECONDS").unwrap_or(60))
+}
+
+async fn locked(begin: &str, place: StatePlace) {
     let mut rig = Rig::new().await;
     rig.source.state = place;
     rig.place(50, 5);
@@ -47,10 +58,13 @@ async fn locked_for_seconds(begin: &str, place: StatePlace) {
     for n in 51..=100 {
         crate::support::rig::insert(&rig.app, &format!("e{n}"), "k");
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(lock_time()).await;
     assert_eq!(rig.delivered().len(), 50, "what is not committed is not seen");
+    assert_eq!(rig.status().state, State::Running);
     rig.app.execute_batch("COMMIT").unwrap();
+    let unlocked = Instant::now();
     eventually("all is settled", || rig.status().position == 100).await;
+    assert!(unlocked.elapsed() < Duration::from_secs(5), "{:?} after the lock was let go", unlocked.elapsed());
     // And once more, while settlements are under way.
     rig.far_side.delay(Duration::from_millis(300));
     crate::support::rig::insert(&rig.app, "e101", "k");
@@ -64,14 +78,51 @@ async fn locked_for_seconds(begin: &str, place: StatePlace) {
     rig.drain().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_exclusive_transaction_costs_lag_only() {
-    locked_for_seconds("BEGIN EXCLUSIVE", StatePlace::Beside).await;
+/// By row every settlement needs the lock: its time passes with what was sent unsettled.
+async fn locked_where_rows_are_marked() -> Duration {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("app.db");
+    let application = eventsource::make(&database, "g4");
+    let mut daemon = Daemon::new(folder.path(), &one_relay("app.db", "outbox"));
+    daemon.start();
+    let published = |least: i64| {
+        let published = count(&application, "event_outbox WHERE status = 'published'");
+        if published == least { Ok(()) } else { Err(format!("{published} of {least}")) }
+    };
+    enqueue(&application, &[("first", "a")]);
+    until("the first is published", || published(1)).await;
+    enqueue_many(&application, 100, 1);
+    let lock = eventsource::open(&database);
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let ticks = daemon.ticks();
+    tokio::time::sleep(lock_time()).await;
+    let used = Duration::from_millis((daemon.ticks() - ticks) * 10);
+    lock.execute_batch("ROLLBACK").unwrap();
+    let unlocked = Instant::now();
+    until("everything is published", || published(101)).await;
+    assert!(unlocked.elapsed() < Duration::from_secs(5), "{:?} after the lock was let go", unlocked.elapsed());
+    let lines = lines(&folder.path().join("out.ndjson"));
+    assert_eq!(lines.len(), 101, "nothing was sent twice");
+    used
 }
 
+/// All ways of progress at once, because it takes a minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_transaction_costs_lag_only_with_the_state_inside() {
-    locked_for_seconds("BEGIN IMMEDIATE", StatePlace::Inside).await;
+async fn a_lock_held_for_a_minute_costs_lag_and_hardly_any_processor_time() {
+    let ((), (), used) = tokio::join!(
+        locked("BEGIN EXCLUSIVE", StatePlace::Beside),
+        locked("BEGIN IMMEDIATE", StatePlace::Inside),
+        locked_where_rows_are_marked(),
+    );
+    println!("locked out for {:?}: {used:?} of processor time", lock_time());
+    assert!(used < lock_time() / 50, "{used:?} of processor time in {:?} of waiting", lock_time());
+    Proof::of("locks: the application keeps its write lock")
+        .tried("seconds", lock_time().as_secs())
+        .tried("ways of progress", 3)
+        .found("lost", 0)
+        .found("sent twice", 0)
+        .found("processor time meanwhile, by row", format!("{used:?}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use crate::support::fleet::Read;
 use rusqlite::Connection;
 
 use crate::support::daemon::{Daemon, one_relay};
-use crate::support::eventsource::{self, count, enqueue, enqueue_many};
+use crate::support::eventsource::{self, count, enqueue_many};
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, until};
 
@@ -100,33 +100,6 @@ async fn an_application_that_writes_never_meets_a_busy_file() {
         left => Err(format!("{left} are left")),
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_keeps_the_lock_costs_lag_and_hardly_any_processor_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("app.db");
-    let application = eventsource::make(&database, "g4");
-    let mut daemon = Daemon::new(folder.path(), &one_relay("app.db", "outbox"));
-    daemon.start();
-    enqueue(&application, &[("first", "a")]);
-    let published = |least: i64| {
-        let published = count(&application, "event_outbox WHERE status = 'published'");
-        if published == least { Ok(()) } else { Err(format!("{published} of {least}")) }
-    };
-    until("the first is published", || published(1)).await;
-    let rows: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-    enqueue(&application, &rows.iter().map(|row| (row.as_str(), "a")).collect::<Vec<_>>());
-    let lock = eventsource::open(&database);
-    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let ticks = daemon.ticks();
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let used = daemon.ticks() - ticks;
-    lock.execute_batch("ROLLBACK").unwrap();
-    println!("locked out for 5 s: {} ms of processor time", used * 10);
-    assert!(used * 10 < 100, "{} ms of processor time in 5 s of waiting", used * 10);
-    until("everything is published", || published(101)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

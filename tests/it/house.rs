@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 21] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -22,6 +23,7 @@ const RANKS: [(&str, u8); 20] = [
     ("store", 4),
     ("consumer", 5),
     ("admin", 6),
+    ("audit", 6),
     ("config", 6),
     ("daemon", 7),
     ("demo", 7),
@@ -109,6 +111,23 @@ fn a_breach_of_the_ranks_is_seen() {
     assert!(breaches("consumer", "use crate::sink::{self, Port}; // crate::cli").is_empty());
 }
 
+/// Who judges shares no code with what is judged: of this crate the referee uses the pure judge alone, and that uses nothing of it.
+#[test]
+fn the_referee_shares_no_code_with_the_engine() {
+    let mut referee = Vec::new();
+    sources(&root().join("tests/referee"), &mut referee);
+    assert!(referee.len() >= 3, "the referee was found");
+    for path in referee {
+        let text = fs::read_to_string(&path).unwrap();
+        let foreign: Vec<&str> =
+            text.split("outboxd::").skip(1).filter(|rest| !rest.starts_with("audit::judge")).collect();
+        assert!(foreign.is_empty(), "{} uses the engine", path.display());
+    }
+    let judge = fs::read_to_string(root().join("src/audit/judge.rs")).unwrap();
+    let code = judge.split("#[cfg(test)]").next().unwrap();
+    assert!(code.len() > 1000 && !code.contains("crate::") && !code.contains("super::"), "the judge is pure");
+}
+
 #[test]
 fn no_file_is_a_monster() {
     let long: Vec<String> = all_sources()
@@ -129,28 +148,61 @@ fn the_document_of_metrics_is_what_the_program_says() {
     );
 }
 
-/// Every test that docs/GUARANTEES.md names is there, and every promise names one and its control.
-#[test]
-fn every_promise_is_owned_by_a_test() {
-    let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
+/// The tests that a document names in backticks, all of which must exist.
+fn tests_named_in(document: &str) -> Vec<String> {
     let mut tests = Vec::new();
     sources(&root().join("tests/it"), &mut tests);
     tests.extend(all_sources());
     let code: String = tests.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    let named: Vec<&str> = document
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|name| {
-            name.contains('_') && !name.starts_with("outboxd") && !name.contains(['.', ' ', '/', '=', '<', '-'])
-        })
-        .collect();
-    assert!(named.len() >= 12, "the document names its tests");
-    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();
-    assert!(missing.is_empty(), "docs/GUARANTEES.md names tests that are not there: {missing:?}");
+    let named = document.split('`').skip(1).step_by(2).filter(|name| {
+        name.contains('_') && !name.starts_with("outboxd") && !name.contains(['.', ' ', '/', '=', '<', '-'])
+    });
+    let named: Vec<String> = named.map(str::to_owned).collect();
+    let missing: Vec<&String> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();
+    assert!(missing.is_empty(), "tests are named that are not there: {missing:?}");
+    named
+}
+
+/// Every test that docs/GUARANTEES.md names is there, and every promise names one and its control.
+#[test]
+fn every_promise_is_owned_by_a_test() {
+    let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
+    assert!(tests_named_in(&document).len() >= 12, "the document names its tests");
     for promise in ["G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8"] {
         assert!(document.contains(promise), "docs/GUARANTEES.md says what is promised of {promise}");
     }
+}
+
+/// Every protection is turned off by some test, which then has to fail, and the document says which that is.
+#[test]
+fn every_protection_has_its_control() {
+    let mut files = Vec::new();
+    sources(&root().join("tests/it"), &mut files);
+    let code: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let document = fs::read_to_string(root().join("docs/GUARANTEES.md")).unwrap();
+    for protection in Protection::ALL {
+        let is_turned_off = code.contains(&format!("Protection::{protection:?}"))
+            || code.contains(&format!("without(\"{protection:?}\")"));
+        assert!(is_turned_off, "no test turns {protection:?} off");
+        let row = document.lines().find(|line| line.starts_with(&format!("| {protection:?} |")));
+        let row = row.unwrap_or_else(|| panic!("docs/GUARANTEES.md does not name the control of {protection:?}"));
+        assert!(row.contains("control_") || row.contains("without"), "{row}");
+    }
+}
+
+/// Every row of docs/FAILURES.md comes from a test that ran.
+#[test]
+fn every_failure_is_owned_by_a_test() {
+    let document = fs::read_to_string(root().join("docs/FAILURES.md")).unwrap();
+    let rows = document.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what happens |"));
+    let mut count = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.trim_end_matches('|').split('|').skip(1).collect();
+        assert_eq!(cells.len(), 5, "five cells: {row}");
+        assert!(!tests_named_in(cells[4]).is_empty(), "no test is named: {row}");
+        count += 1;
+    }
+    assert!(count > 20, "the document has its rows");
 }
 
 /// Links between documents lead somewhere.

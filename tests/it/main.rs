@@ -2,15 +2,20 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
+mod a_bad_network_loses_nothing;
 mod an_upgrade_goes_on;
+mod audits;
 mod barrier_comes_before_sending;
+mod brokers_are_killed_under_load;
 mod brokers_away_are_waited_for;
 mod cli;
 mod cli_control;
 mod cli_reference;
+mod clocks_are_set_at_will;
 mod config;
 mod config_errors;
 mod config_examples;
+mod config_properties;
 mod config_reference;
 mod config_secrets;
 mod connections_are_protected;
@@ -18,14 +23,18 @@ mod connections_are_protected;
 mod crash_ladder;
 mod dead_letters_are_operated;
 mod demo;
+mod disks_fill_and_fail;
 mod eventsource_consumers_go_on;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
+mod faults_of_kafka_show_and_heal;
+mod faults_of_rabbitmq_show_and_heal;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
 mod good_neighbour;
 mod guilty_only_alone;
 mod held_keys_slow_nobody;
+mod hostile_rows;
 mod house;
 mod idle_writes_nothing;
 mod kills_lose_nothing;
@@ -33,18 +42,26 @@ mod one_daemon_a_file;
 mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
+mod power_cuts_send_nothing_that_is_undone;
 mod presets_carry_real_files;
 mod pruning_is_safe_below_the_safe_position;
+#[path = "../referee/mod.rs"]
+mod referee;
 mod relays_keep_to_what_was_said;
+mod reloads_change_only_what_changed;
+mod reloads_lose_nothing;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;
 mod tables_are_marked_by_hand;
 mod tables_are_read_by_hand;
 mod the_admin_tells_the_truth;
+mod the_application_hardly_notices;
 #[cfg(feature = "controls")]
 mod the_controls_fail_without_their_protection;
 mod the_daemon_lives_and_ends_well;
 mod the_long_run_is_flat;
+mod two_daemons_move_nothing_twice;
 mod wakes_on_a_commit;
 mod what_a_sink_refuses_halts_and_heals;
+mod what_an_application_does_to_its_file;

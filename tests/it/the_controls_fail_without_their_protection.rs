@@ -1,8 +1,10 @@
 //! Each promise that is tested with the whole daemon has a control: with its protection turned off, the same referee finds the fault.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::sink_contract::rig::unique;
+use crate::sink_contract::amqp::AmqpRig;
+use crate::sink_contract::rig::{Rig, unique};
 use crate::support::application::{Application, Row};
 use crate::support::broker::Broker;
 use crate::support::process::{SHOP, Scene, shared_machine};
@@ -104,7 +106,40 @@ fn without_the_lock_two_daemons_send_everything() {
     until("more arrives than was written", Duration::from_secs(15), || (count() > 300).then_some(()));
 }
 
-/// The counterpart of a clean stop: killed in the thick of it, events come twice (and say so).
+/// Each confirm is believed by itself, with the returned message that the client library attached to it: now and then a message that
+/// no queue got counts as delivered, and its neighbour as refused.
+#[test]
+fn without_the_protocol_for_returned_messages_an_unroutable_event_is_lost() {
+    let _machine = shared_machine();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A classic queue: many acknowledgements at a time bring it about.
+    let rig = runtime.block_on(AmqpRig::new());
+    let mut lost = 0;
+    for round in 0..10 {
+        let uri = Broker::rabbitmq().text("uri");
+        let sink = amqp("bus", &uri, &rig.exchange, "{stream_type}.{type}", "persistent = false");
+        let scene = Scene::new(&[SHOP, &sink, &relay("bus", "attempts_max = 1")].concat());
+        let mut application = Application::open(&scene.path("app.db"), 20);
+        let is_guilty = |n: usize| n * 2_654_435_761 % 97 < 30;
+        let row = |n: usize| Row::of(&format!("{round}-{n}")).to(if is_guilty(n) { "nowhere" } else { "good" });
+        let ids = application.commit(&(0..3000).map(row).collect::<Vec<_>>());
+        let guilty: HashSet<&String> =
+            ids.iter().enumerate().filter(|(n, _)| is_guilty(*n)).map(|(_, id)| id).collect();
+        let mut daemon = scene.daemon_with(&without("Returned"));
+        daemon.until_settled("to_bus", application.head(), Duration::from_secs(30));
+        let held = daemon.dead_letters();
+        let held: HashSet<&str> = held.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+        // Neither in a queue nor held: nobody has it.
+        lost += guilty.iter().filter(|id| !held.contains(id.as_str())).count();
+        if lost > 0 {
+            break;
+        }
+    }
+    println!("{lost} lost");
+    assert!(lost > 0, "nothing was taken for its neighbour in ten rounds");
+}
+
+/// The counterpart of a clean stop: ended in the thick of it, events come twice (and say so).
 #[test]
 fn without_a_drain_events_come_twice() {
     let _machine = shared_machine();
@@ -115,13 +150,13 @@ fn without_a_drain_events_come_twice() {
     let mut duplicates = 0;
     for _ in 0..20 {
         let before = std::fs::metadata(&lines).map_or(0, |meta| meta.len());
-        let mut daemon = scene.daemon();
+        let mut daemon = scene.daemon_with(&without("Drain"));
         daemon.until("to_lines", "up", Duration::from_secs(10), |status| status["sink_up"] == true);
         application.write(3000);
         until("lines are written", Duration::from_secs(10), || {
             std::fs::metadata(&lines).is_ok_and(|meta| meta.len() > before).then_some(())
         });
-        daemon.kill();
+        assert_eq!(daemon.stop(Duration::from_secs(10)).0, Some(0));
         let mut daemon = scene.daemon();
         daemon.until_settled("to_lines", application.head(), Duration::from_secs(10));
         daemon.kill();
@@ -132,5 +167,5 @@ fn without_a_drain_events_come_twice() {
             break;
         }
     }
-    assert!(duplicates > 0, "a kill that repeats nothing, twenty times");
+    assert!(duplicates > 0, "a stop that repeats nothing, twenty times");
 }

@@ -19,6 +19,7 @@ import ssl
 import sys
 import time
 from base64 import b64encode
+from hashlib import sha256
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError
@@ -76,7 +77,9 @@ class Reader:
                 line[name] = value
         line["headers"] = properties.headers or {}
         line["redelivered"] = method.redelivered
-        if not self.options.no_body:
+        if self.options.sha256:
+            line["sha256"] = sha256(body).hexdigest()
+        elif not self.options.no_body:
             try:
                 line["body"] = body.decode()
             except UnicodeDecodeError:
@@ -137,6 +140,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--prefetch", type=int, default=2000)
     parser.add_argument("--no-body", action="store_true")
+    parser.add_argument("--sha256", action="store_true", help="instead of the bodies, their SHA-256")
     parser.add_argument("--declare", choices=("quorum", "classic"))
     parser.add_argument("--bind", action="append", default=[], metavar="EXCHANGE=KEY")
     parser.add_argument("--ca", help="for amqps: the authority's certificate")

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 VENV = Path(__file__).resolve().parents[2] / ".tools" / "eventsource"
@@ -57,12 +58,15 @@ def headers(pairs):
     return found
 
 
-def as_line(message, with_value):
+def as_line(message, options):
     line = {"partition": message.partition(), "offset": message.offset(), "timestamp": message.timestamp()[1]}
     put(line, "key", message.key())
     line["headers"] = headers(message.headers())
-    if with_value:
-        put(line, "value", message.value())
+    value = message.value()
+    if options.sha256:
+        line["sha256"] = None if value is None else sha256(value).hexdigest()
+    elif not options.no_value:
+        put(line, "value", value)
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -98,6 +102,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--committed", action="store_true", help="only what transactions committed")
     parser.add_argument("--no-value", action="store_true", help="leave the values out")
+    parser.add_argument("--sha256", action="store_true", help="instead of the values, their SHA-256")
     parser.add_argument("-X", dest="extra", action="append", default=[], metavar="K=V", help="a librdkafka property")
     options = parser.parse_args()
 
@@ -138,7 +143,7 @@ def main():
         for message in consumer.consume(BATCH, timeout=0.05):
             error = message.error()
             if error is None:
-                batch.append(as_line(message, not options.no_value))
+                batch.append(as_line(message, options))
             elif error.code() == kafka.KafkaError._PARTITION_EOF:
                 left.discard(message.partition())
         if batch:

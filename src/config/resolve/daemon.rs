@@ -32,12 +32,16 @@ pub(super) fn resolve(raw: &file::Daemon, checker: &mut Checker<'_>) -> Daemon {
     let formats = [("auto", LogFormat::Auto), ("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)];
     Daemon {
         admin: raw.admin.as_ref().and_then(|text| admin(text, &key("admin"), checker)),
-        control: control(raw.control.as_deref().unwrap_or(CONTROL), &key("control"), checker),
+        control: control_of(raw.control.as_deref(), checker),
         drain_timeout: drain_timeout.0,
         when_locked: checker.choose_or(&key("when_locked"), raw.when_locked.as_ref(), &waits, WhenLocked::Wait),
         log_format: checker.choose_or(&key("log_format"), raw.log_format.as_ref(), &formats, LogFormat::Auto),
         log_level: log_level(raw.log_level.as_deref().unwrap_or(LOG_LEVEL), &key("log_level"), checker),
     }
+}
+
+pub(super) fn control_of(said: Option<&str>, checker: &mut Checker<'_>) -> PathBuf {
+    control(said.unwrap_or(CONTROL), &KeyPath::of(["daemon", "control"]), checker)
 }
 
 fn admin(text: &str, key: &KeyPath, checker: &mut Checker<'_>) -> Option<SocketAddr> {

@@ -6,6 +6,7 @@ mod amqp;
 mod broker;
 mod daemon;
 pub(super) mod declared;
+mod http;
 mod kafka;
 mod relay;
 mod sink;
@@ -38,6 +39,12 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
     Config { daemon, sources, relays }
+}
+
+/// Where commands go, whatever else is wrong.
+pub fn control_of(layers: &Layers) -> PathBuf {
+    let said = layers.values.get("daemon").and_then(|daemon| daemon.as_dict()?.get("control")?.as_str());
+    daemon::control_of(said, &mut Checker { layers, problems: &mut Vec::new() })
 }
 
 /// Notes what is wrong.

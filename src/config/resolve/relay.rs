@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::sink::{destination_file, for_relay, format_of};
+use super::sink::{for_relay, format_of};
 use super::{Bytes, Checker, Nanos};
 use crate::config::file;
 use crate::config::problem::{KeyPath, either, nearest};
@@ -193,7 +193,7 @@ fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Se
 fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
     let mut first: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for relay in relays {
-        let Some(path) = destination_file(&relay.sink) else { continue };
+        let Some(path) = relay.sink.destination_file() else { continue };
         let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
         let reason = format!("relay `{other}` writes to the same file {}", path.display());
         checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");

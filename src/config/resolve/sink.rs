@@ -1,9 +1,9 @@
-//! `[sinks.X]`: what all types share. Each type's own rules stand in `kafka` and `amqp`.
+//! `[sinks.X]`: what all types share. Each type's own rules stand in `kafka`, `amqp` and `http`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Checker, amqp, kafka};
+use super::{Checker, amqp, http, kafka};
 use crate::config::problem::KeyPath;
 use crate::config::read;
 use crate::config::value::FilePath;
@@ -16,6 +16,7 @@ pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -
     match raw {
         read::Sink::Kafka(raw) => kafka::resolve(name, raw, checker),
         read::Sink::Amqp(raw) => amqp::resolve(name, raw, checker),
+        read::Sink::Http(raw) => http::resolve(name, raw, checker),
         read::Sink::File(raw) => {
             let path = checker.require(&key("path"), raw.path.as_ref());
             let format = line_format(&key("format"), raw.format.as_ref(), checker);
@@ -37,6 +38,8 @@ pub(super) fn format_of(settings: &Settings) -> Format {
         Settings::Kafka(settings) => settings.format,
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.format,
+        #[cfg(feature = "http")]
+        Settings::Http(settings) => settings.format,
         Settings::File(settings) => settings.format,
         Settings::Custom(_) => unreachable!("a config names no such sink"),
     }
@@ -50,18 +53,12 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
         Settings::Kafka(settings) => settings.ack_timeout = ack_timeout,
         #[cfg(feature = "amqp")]
         Settings::Amqp(settings) => settings.ack_timeout = ack_timeout,
+        #[cfg(feature = "http")]
+        Settings::Http(settings) => settings.ack_timeout = ack_timeout,
         // A file acknowledges as soon as it is synced: there is nothing to wait for.
         Settings::File(_) | Settings::Custom(_) => _ = ack_timeout,
     }
     settings
-}
-
-/// The file that a sink writes, if it writes one.
-pub(super) fn destination_file(settings: &Settings) -> Option<&Path> {
-    match settings {
-        Settings::File(settings) => settings.path.as_deref(),
-        _ => None,
-    }
 }
 
 fn line_file(key: &KeyPath, path: &FilePath, checker: &mut Checker<'_>) -> PathBuf {
@@ -85,7 +82,7 @@ fn line_format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) 
 }
 
 /// Refuses a sink whose client was left out of this build.
-#[cfg(not(all(feature = "kafka", feature = "amqp")))]
+#[cfg(not(all(feature = "kafka", feature = "amqp", feature = "http")))]
 pub(super) fn refuse_missing_feature(sink: &str, feature: &str, checker: &mut Checker<'_>) {
     checker.refuse(
         KeyPath::of(["sinks", sink, "type"]),

@@ -36,8 +36,8 @@ impl Session {
                         && done.changed_holds
                         && !done.restarts
                     {
-                        let name = name.clone();
-                        keys = writer.perform(move |connection| held::keys(connection, &name)).await.ok();
+                        let (name, retry_min) = (name.clone(), settings.bounds.retry_min);
+                        keys = writer.perform(move |connection| held::keys(connection, &name, retry_min)).await.ok();
                         // What is held is not known any more: look at it from the start.
                         done.restarts = keys.is_none();
                     }

@@ -6,15 +6,56 @@ use std::time::{Duration, Instant};
 use super::{Answer, Health, Isolation, Kind, Session, Surroundings};
 use crate::clock;
 use crate::consumer::delivery::Delivery;
-use crate::controls::{self, Seam};
+use crate::controls::{self, Protection, Seam};
 use crate::event::Reason;
 use crate::sink::{Fault, FaultClass, Flight, News, Outcome};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so long without any answer the far side is shown as unavailable.
+const SILENCE_SHOWN: Duration = Duration::from_millis(1500);
 /// The largest group that is sent while events are under suspicion.
 const ISOLATED_MAX: usize = 256;
 /// So many unroutable events in a row, and the consumer halts.
 pub(super) const UNROUTABLE_MAX: u32 = 100;
+
+/// How long nothing has come back for what is in flight.
+#[derive(Default)]
+pub(super) struct Silence {
+    in_flight: usize,
+    answered: usize,
+    since: Option<Instant>,
+    is_long: bool,
+}
+
+impl Silence {
+    fn note<'a>(&mut self, flights: impl Iterator<Item = &'a Flight>, now: Instant) {
+        let (in_flight, answered) = flights
+            .map(|flight| (flight.len(), flight.answered()))
+            .fold((0, 0), |(len, answered), flight| (len + flight.0, answered + flight.1));
+        if in_flight == 0 {
+            self.since = None;
+        } else if self.since.is_none() || answered != self.answered {
+            self.since = Some(now);
+        }
+        (self.in_flight, self.answered) = (in_flight, answered);
+        self.is_long = self.since.is_some_and(|since| now.duration_since(since) >= SILENCE_SHOWN);
+    }
+
+    pub(super) fn is_long(&self) -> bool {
+        self.is_long
+    }
+
+    /// When it will have become long.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        self.since.map(|since| since + SILENCE_SHOWN).filter(|due| *due > now)
+    }
+}
+
+impl std::fmt::Display for Silence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no answer for {SILENCE_SHOWN:?} or more to {} events in flight", self.in_flight)
+    }
+}
 
 impl Session {
     pub(super) fn on_news(&mut self, news: News, around: &mut Surroundings<'_>) {
@@ -25,6 +66,10 @@ impl Session {
                 self.fault = Some(fault);
             }
             News::Blocked(why) => {
+                match &why {
+                    Some(why) => tracing::warn!(event = "sink_blocked", consumer = %self.settings.name, detail = %why),
+                    None => tracing::info!(event = "sink_unblocked", consumer = %self.settings.name),
+                }
                 self.blocked = why;
                 self.patient_since = Instant::now();
             }
@@ -35,6 +80,7 @@ impl Session {
         // A flight of a sink that was closed since is no longer known.
         let Some(flying) = self.flights.remove(&flight.id) else { return };
         controls::reach(Seam::Landed);
+        self.milestones.landed(&self.settings.name, flight);
         match flying.kind {
             Kind::Live { lot } => {
                 self.pass_through(flight);
@@ -82,10 +128,14 @@ impl Session {
                 Outcome::Unavailable(fault) => self.trouble(fault.clone(), around),
             }
         }
+        let is_answered = |(_, outcome): &(u32, Outcome)| !matches!(outcome, Outcome::Unavailable(_));
         if suspects > 0 {
             self.isolate(suspects);
         } else if self.fault.is_none() {
             self.heard_well();
+        }
+        if notes.iter().all(is_answered) {
+            self.proved();
         }
         self.count_unroutable(flight, notes, around);
     }
@@ -152,10 +202,45 @@ impl Session {
     /// The far side acknowledged: whatever was wrong with it is over.
     pub(super) fn heard_well(&mut self) {
         if matches!(self.health, Health::Up) && self.fault.take().is_some() {
+            self.unproved = None;
             tracing::info!(event = "sink_up", consumer = %self.settings.name);
         }
+        self.proved();
         self.pace.succeeded();
         self.fatal_pace.succeeded();
+    }
+
+    /// It takes what is sent again, or there is nothing that could tell.
+    fn proved(&mut self) {
+        if self.unproved.take().is_some() {
+            tracing::info!(event = "sink_up", consumer = %self.settings.name);
+        }
+    }
+
+    pub(super) fn is_well(&self) -> bool {
+        self.fault.is_none() && self.unproved.is_none() && self.blocked.is_none() && !self.silence.is_long()
+    }
+
+    /// Notes whether answers come. A far side that is silent is shown long before `ack_timeout` lets anything be done about it.
+    pub(super) fn listen(&mut self, around: &mut Surroundings<'_>) {
+        if matches!(self.health, Health::Up) && self.flights.is_empty() {
+            self.proved();
+        }
+        let was_long = self.silence.is_long();
+        let is_waiting = matches!(self.health, Health::Up) && self.blocked.is_none();
+        let flights = self.flights.values().filter(|_| is_waiting).map(|flying| &*flying.flight);
+        self.silence.note(flights, Instant::now());
+        match (was_long, self.silence.is_long()) {
+            (false, true) if self.fault.is_none() => {
+                if let Some(repeated) = around.repeats.admit("sink_silent") {
+                    tracing::warn!(event = "sink_silent", consumer = %self.settings.name, detail = %self.silence, repeated);
+                }
+            }
+            (true, false) if self.is_well() => {
+                tracing::info!(event = "sink_up", consumer = %self.settings.name);
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn look_after_the_far_side(&mut self) {
@@ -200,10 +285,12 @@ impl Session {
     /// While the broker has publishers blocked the clock stands still, and begins anew when it lets them go on: only then can it answer.
     fn is_overdue(&self, flight: &Flight) -> bool {
         let since = flight.sent_at.max(self.patient_since);
-        self.blocked.is_none() && since.elapsed() >= self.settings.bounds.ack_timeout
+        let is_late = since.elapsed() >= self.settings.bounds.ack_timeout;
+        self.blocked.is_none() && is_late && !controls::is_off(Protection::AckTimeout)
     }
 
     fn delay(&mut self, class: FaultClass) -> Duration {
+        controls::reach(Seam::Backoff);
         match class {
             FaultClass::Unavailable => self.pace.delay(),
             FaultClass::Fatal => self.fatal_pace.delay(),
@@ -250,8 +337,10 @@ impl Session {
                 }
                 // The pace is that of the last trouble until something is acknowledged: a probe may succeed and every send fail.
                 self.health = Health::Up;
-                self.fault = None;
-                tracing::info!(event = "sink_up", consumer = %self.settings.name);
+                match self.fault.take().or(self.unproved.take()) {
+                    Some(fault) => self.unproved = Some(fault),
+                    None => tracing::info!(event = "sink_up", consumer = %self.settings.name),
+                }
             }
             Err(fault) => {
                 self.log_fault(&fault, around);

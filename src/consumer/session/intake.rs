@@ -1,6 +1,7 @@
 //! Reading on: asks the reader for as much as the window has room for.
 
 use super::{End, Session, Surroundings};
+use crate::controls::{self, Protection};
 use crate::event::Batch;
 use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
@@ -11,7 +12,13 @@ impl Session {
         // While nothing may be sent, one batch is enough to know how old the oldest event is.
         let wanted = room && self.draining.is_none() && self.end.is_none() && (!self.paused || self.window.is_empty());
         let told = !self.update.is_empty() && self.by_row;
-        if !wanted || (self.reading && !told) {
+        if self.reading {
+            if told {
+                self.reader.tell(std::mem::take(&mut self.update), self.reads_tx.clone());
+            }
+            return;
+        }
+        if !wanted {
             return;
         }
         self.reading = true;
@@ -35,6 +42,7 @@ impl Session {
             ReadNews::Batch(batch) => {
                 self.reading = false;
                 self.at_head = false;
+                self.milestones.read(&self.settings.name);
                 let sent_before = self.sent_before_in(&batch);
                 self.window.push(batch, sent_before);
                 if self.by_row {
@@ -60,7 +68,7 @@ impl Session {
     /// not be sent when its turn comes, were the key free by then.
     fn hold_back_arrivals(&mut self) {
         let holds = &mut self.holds;
-        if holds.is_empty() {
+        if holds.is_empty() || controls::is_off(Protection::Overtaking) {
             return;
         }
         self.window.hold_back_last(|key| match holds.get_mut(key) {

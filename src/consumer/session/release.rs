@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::settle::{Tally, halted_by, kept_payload};
 use super::{Answer, Kind, Session, Surroundings};
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::consumer::holds::Key;
 use crate::consumer::verdict;
 use crate::controls::{self, Seam};
@@ -49,7 +49,7 @@ pub(super) struct After {
 enum Next {
     /// The rows that were sent are gone; there was nothing else in the table when it was loaded and rows had been added so often.
     Gone { all: Option<u64> },
-    /// Its head's new state and due time.
+    /// Its head's new state and due time, by the steady clock.
     Head(HeldState, i64),
 }
 
@@ -90,7 +90,7 @@ impl Session {
         if self.by_row && self.update.holds_any() {
             return;
         }
-        let now = clock::now_micros();
+        let now = clock::steady_micros();
         for key in self.holds.take_due(now, self.window.oldest_seq(), self.flights.is_empty(), RELEASES_MAX) {
             self.load(key);
         }
@@ -120,10 +120,11 @@ impl Session {
         let Some(head) = loaded.rows.first() else {
             return self.after_release(After { key, next: Next::Gone { all: Some(loaded.added) } });
         };
-        let now = clock::now_micros();
         // The table knows better than the index: an operator or the application may have changed it meanwhile.
-        let due = head.next_attempt_micros.unwrap_or(0);
-        if head.state == HeldState::Dead || (head.state == HeldState::Retrying && due > now) {
+        let most = retry::next_attempt_in(self.settings.bounds.retry_min, head.attempts, &head.event_id);
+        let recorded = head.next_attempt_micros.map(|due| Moment::recorded(due, most));
+        let due = recorded.map_or(0, |due| self.holds.promise(&key, due));
+        if head.state == HeldState::Dead || (head.state == HeldState::Retrying && due > clock::steady_micros()) {
             let next = Next::Head(head.state, due);
             return self.after_release(After { key, next });
         }
@@ -168,7 +169,7 @@ impl Session {
 
     pub(super) fn release_interrupted(&mut self, key: &Key) {
         self.holds.come_back(key);
-        self.holds.schedule(key.clone(), clock::now_micros() + INTERRUPTED_MICROS);
+        self.holds.schedule(key.clone(), clock::steady_micros() + INTERRUPTED_MICROS);
     }
 
     pub(super) fn on_release_landed(
@@ -219,7 +220,7 @@ impl Session {
     /// Its attempt does not count.
     fn try_again(&mut self, key: Key, row: &HeldRow) {
         let state = if row.state == HeldState::Waiting { HeldState::Waiting } else { HeldState::Retrying };
-        self.release.after.push(After { key, next: Next::Head(state, clock::now_micros()) });
+        self.release.after.push(After { key, next: Next::Head(state, clock::steady_micros()) });
     }
 
     /// One more attempt failed.
@@ -227,11 +228,12 @@ impl Session {
         self.holds.acquit(&key);
         let (attempts, bounds) = (row.attempts + 1, &self.settings.bounds);
         let consequence = verdict::after_refusal(self.settings.on_reject, attempts, bounds.attempts_max);
-        let due = retry::next_attempt_micros(clock::now_micros(), bounds.retry_min, attempts, &row.event_id);
+        let due = Moment::after(retry::next_attempt_in(bounds.retry_min, attempts, &row.event_id));
+        self.holds.promise(&key, due);
         let row = HeldRow {
             state: consequence.state,
             attempts,
-            next_attempt_micros: (consequence.state == HeldState::Retrying).then_some(due),
+            next_attempt_micros: (consequence.state == HeldState::Retrying).then_some(due.wall_micros),
             reason: Some(rejection.reason.as_str().to_owned()),
             detail: Some(rejection.detail.clone()),
             payload: event.and_then(|(batch, index)| kept_payload(batch, index as usize)),
@@ -255,7 +257,7 @@ impl Session {
         let next = match consequence.state {
             // It holds nothing: for its key it is as if it were gone.
             HeldState::Skipped => Next::Gone { all: None },
-            state => Next::Head(state, due),
+            state => Next::Head(state, due.steady_micros),
         };
         self.release.after.push(After { key, next });
     }

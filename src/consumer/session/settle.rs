@@ -1,11 +1,10 @@
 //! Settling: what has come back becomes one settlement, recorded by the writer; one is under way at a time, and grows meanwhile.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use super::release::After;
 use super::{Answer, End, Session, Surroundings};
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::consumer::holds::Key;
 use crate::consumer::verdict::{self, Fate, Verdict};
 use crate::controls::{self, Seam};
@@ -34,7 +33,7 @@ pub(super) struct Settling {
     inserted: HashSet<Key>,
     waited: HashMap<Key, u64>,
     /// Keys that became held with it, and when they are due.
-    due: Vec<(Key, i64)>,
+    due: Vec<(Key, Moment)>,
     rows: Vec<RowKey>,
     dead_rows: Vec<RowKey>,
     held_keys: Vec<Key>,
@@ -154,8 +153,9 @@ impl Session {
                             let bounds = &self.settings.bounds;
                             let consequence = verdict::after_refusal(self.settings.on_reject, 1, bounds.attempts_max);
                             let copy = kept_payload(&lot.batch, index);
-                            let row =
-                                refused_row(&event, row_key, &rejection, consequence.state, bounds.retry_min, copy);
+                            let due = Moment::after(retry::next_attempt_in(bounds.retry_min, 1, event.id));
+                            let due = (consequence.state == HeldState::Retrying).then_some(due);
+                            let row = refused_row(&event, row_key, &rejection, consequence.state, due, copy);
                             settling.tally.count(consequence.state);
                             if consequence.halts {
                                 settling.halts = Some(halted_by(&row));
@@ -174,7 +174,7 @@ impl Session {
                                 self.holds.record(&key, consequence.state, clock::now_micros(), barrier_seq);
                                 settling.inserted.insert(key.clone());
                                 settling.held_keys.push(key.clone());
-                                settling.due.extend(row.next_attempt_micros.map(|due| (key, due)));
+                                settling.due.extend(due.map(|due| (key, due)));
                             }
                             settlement.held.push(HeldChange::Insert(row));
                         }
@@ -208,6 +208,7 @@ impl Session {
         }
         settling.held_keys.into_iter().for_each(|key| self.update.hold(key));
         for (key, due) in settling.due {
+            let due = self.holds.promise(&key, due);
             self.holds.schedule(key, due);
         }
         for (key, count) in settling.waited {
@@ -298,15 +299,14 @@ fn refused_row(
     row_key: Option<RowKey>,
     rejection: &Rejection,
     state: HeldState,
-    retry_min: Duration,
+    due: Option<Moment>,
     payload: Option<Vec<u8>>,
 ) -> HeldRow {
-    let due = retry::next_attempt_micros(clock::now_micros(), retry_min, 1, event.id);
     HeldRow {
         row_key,
         state,
         attempts: 1,
-        next_attempt_micros: (state == HeldState::Retrying).then_some(due),
+        next_attempt_micros: due.map(|due| due.wall_micros),
         reason: Some(rejection.reason.as_str().to_owned()),
         detail: Some(rejection.detail.clone()),
         payload,

@@ -1,12 +1,41 @@
 //! What is seen of a session from outside.
 
+use std::time::Instant;
+
 use super::{Health, Session, Surroundings};
 use crate::clock;
 use crate::consumer::status::State;
-use crate::sink::FaultClass;
+use crate::sink::{FaultClass, Flight};
 use crate::source::reader::{Head, SourceState};
 use crate::sqlite::writer::WriterState;
 use crate::state::held::HeldState;
+
+/// Logs, once a session, when the first events were read and when the far side first acknowledged: what a restart costs.
+pub(super) struct Milestones {
+    began: Instant,
+    read: bool,
+    acknowledged: bool,
+}
+
+impl Milestones {
+    pub fn begin() -> Self {
+        Self { began: Instant::now(), read: false, acknowledged: false }
+    }
+
+    pub fn read(&mut self, consumer: &str) {
+        if !std::mem::replace(&mut self.read, true) {
+            tracing::info!(event = "first_read", consumer, seconds = self.began.elapsed().as_secs_f64());
+        }
+    }
+
+    pub fn landed(&mut self, consumer: &str, flight: &Flight) {
+        let is_delivered = || (0..flight.len()).any(|slot| flight.is_delivered(slot));
+        if !self.acknowledged && is_delivered() {
+            self.acknowledged = true;
+            tracing::info!(event = "first_acknowledgement", consumer, seconds = self.began.elapsed().as_secs_f64());
+        }
+    }
+}
 
 impl Session {
     fn state(&self) -> (State, String) {
@@ -19,9 +48,12 @@ impl Session {
         if let Some(why) = &self.blocked {
             return (State::Unavailable, format!("the broker asks publishers to stop: {why}"));
         }
-        if let Some(fault) = &self.fault {
+        if let Some(fault) = self.fault.as_ref().or(self.unproved.as_ref()) {
             let state = if fault.class == FaultClass::Fatal { State::Halted } else { State::Unavailable };
             return (state, fault.detail.clone());
+        }
+        if self.silence.is_long() {
+            return (State::Unavailable, self.silence.to_string());
         }
         if let WriterState::Waiting(why) = &*self.writer.state.borrow() {
             return (State::Waiting, format!("progress cannot be recorded: {why}"));
@@ -48,7 +80,7 @@ impl Session {
         };
         let (head, backlog) = match &*self.reader.state.borrow() {
             SourceState::Ready(Head::Position(head)) => {
-                (Some(head.0), (head.0 - self.checkpoint.position.0).max(0) as u64)
+                (Some(head.0), head.0.saturating_sub(self.checkpoint.position.0).max(0) as u64)
             }
             SourceState::Ready(Head::Pending(pending)) => (None, *pending),
             _ => (None, self.window.events as u64),
@@ -65,13 +97,13 @@ impl Session {
             status.held_keys = self.holds.len() as u64;
             status.dead = counts.0 as u64;
             status.retrying = counts.1 as u64;
-            status.sink_up = matches!(self.health, Health::Up) && self.fault.is_none();
+            status.sink_up = matches!(self.health, Health::Up) && self.is_well();
             status.blocked = self.blocked.clone();
             status.held_since_micros = counts.2;
             if !self.window.is_empty() || self.at_head {
                 status.oldest_unsettled_micros = self.window.oldest_micros();
             }
-            status.beat_micros = clock::now_micros();
+            status.beat_micros = clock::steady_micros();
         });
     }
 }

@@ -50,9 +50,12 @@ pub(super) fn is_of_a_channel(error: &Error) -> bool {
 
 /// The exchange that a 404 names: `NOT_FOUND - no exchange 'x' in vhost '/'`.
 pub(super) fn missing_exchange(error: &Error) -> Option<String> {
-    let text = error.to_string();
+    exchange_named(&error.to_string()).map(str::to_owned)
+}
+
+pub fn exchange_named(text: &str) -> Option<&str> {
     let rest = text.split_once("no exchange '")?.1;
-    Some(rest.split_once("' in vhost")?.0.to_owned())
+    Some(rest.split_once("' in vhost")?.0)
 }
 
 #[cfg(test)]

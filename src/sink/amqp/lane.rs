@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::fault::{self, Answer};
 use super::link::Link;
 use super::message::{Message, compose};
+use crate::controls::{self, Protection};
 use crate::event::{Reason, Rejection};
 use crate::sink::{Fault, Flight, Outcome};
 
@@ -64,7 +65,7 @@ impl Lane {
         let mut messages = Vec::with_capacity(chunk.slots.len());
         for slot in chunk.slots.iter().map(|slot| *slot as usize) {
             let event = chunk.flight.event(slot);
-            match compose(&link.settings, &link.dress, &event, chunk.flight.picks[slot], slot) {
+            match compose(&link.settings, &link.dress, link.frame_bytes_max(), &event, chunk.flight.picks[slot], slot) {
                 Ok(message) => messages.push(message),
                 Err(rejection) => chunk.fill(slot, Outcome::Rejected(rejection)),
             }
@@ -118,13 +119,19 @@ impl Lane {
     /// Every confirm came: the only state in which they say something.
     fn settle(&self, chunk: &Chunk, messages: &[Message<'_>], confirms: Vec<Confirmation>) {
         let is_nack: Vec<bool> = confirms.iter().map(|confirm| !confirm.is_ack()).collect();
+        let name = |sent: &Message<'_>, returned: &BasicReturnMessage| {
+            if controls::is_off(Protection::Returned) {
+                return chunk.flight.event(sent.slot).id.to_owned();
+            }
+            returned.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default()
+        };
         let returned: HashMap<String, BasicReturnMessage> = confirms
             .into_iter()
-            .filter_map(Confirmation::take_message)
-            .map(|message| {
-                (message.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(), message)
-            })
+            .zip(messages)
+            .filter_map(|(confirm, sent)| Some((sent, confirm.take_message()?)))
+            .map(|(sent, message)| (name(sent, &message), message))
             .collect();
+        let is_any_nack = is_nack.contains(&true);
         let mut returns = 0;
         let mut outcomes = Vec::with_capacity(messages.len());
         for (message, is_nack) in messages.iter().zip(is_nack) {
@@ -135,9 +142,7 @@ impl Lane {
                     returns += 1;
                     self.returned(message)
                 }
-                None if is_nack => Outcome::Unavailable(Fault::unavailable(
-                    "RabbitMQ did not take the message (nack): a full queue, or an error there",
-                )),
+                None if is_nack => Outcome::Unavailable(nack()),
                 None => Outcome::Delivered,
             });
         }
@@ -146,6 +151,11 @@ impl Lane {
             let fault = Fault::unavailable("RabbitMQ returned a message that was not sent on this channel");
             self.link.break_with(fault.clone());
             return self.settle_all(chunk, &Outcome::Unavailable(fault));
+        }
+        if is_any_nack {
+            // A quorum queue that was full goes on refusing a channel after its limit was lifted, until something is consumed; a new channel
+            // is asked anew.
+            self.link.break_with(nack());
         }
         messages.iter().zip(outcomes).for_each(|(message, outcome)| chunk.fill(message.slot, outcome));
     }
@@ -192,4 +202,8 @@ impl Lane {
             chunk.fill_all(outcome);
         }
     }
+}
+
+fn nack() -> Fault {
+    Fault::unavailable("RabbitMQ did not take the message (nack): a full queue, or an error there")
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::Settings;
 use super::fault::{fault, is_of_a_channel};
+use crate::controls::{self, Protection};
 use crate::sink::format::Dress;
 use crate::sink::tls::Tls;
 use crate::sink::{Fault, News, Port};
@@ -49,14 +50,7 @@ struct State {
 impl Link {
     /// Connects; nothing is proved yet.
     pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
-        let uri = uri(settings)?;
-        let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
-        let properties =
-            ConnectionProperties::default().with_connection_name(format!("outboxd {}", port.consumer).into());
-        let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
-        let connection = Connection::connect_uri_with_config(uri, properties, tls, runtime)
-            .await
-            .map_err(|error| fault("connecting to RabbitMQ", &error))?;
+        let connection = dial(settings, &format!("outboxd {}", port.consumer)).await?;
         let link = Arc::new(Self {
             settings: settings.clone(),
             dress: dress.clone(),
@@ -101,6 +95,11 @@ impl Link {
         }
         let _ = channel.close(200, "done".into()).await;
         Ok(())
+    }
+
+    /// As the broker and the client have agreed.
+    pub fn frame_bytes_max(&self) -> usize {
+        self.connection.configuration().frame_max() as usize
     }
 
     pub fn broken(&self) -> Option<Fault> {
@@ -160,7 +159,7 @@ impl Link {
         loop {
             let is_blocked = state.borrow_and_update().blocked.is_some();
             tokio::select! {
-                () = tokio::time::sleep(patience), if !is_blocked => {
+                () = tokio::time::sleep(patience), if !is_blocked && !controls::is_off(Protection::AckTimeout) => {
                     return Fault::unavailable(format!("RabbitMQ did not confirm within {patience:?}"));
                 }
                 cut = state.wait_for(|state| state.is_cut || state.blocked.is_some() != is_blocked) => {
@@ -209,13 +208,27 @@ async fn watch(link: Arc<Link>) {
     }
 }
 
+/// A connection under this name.
+pub(super) async fn dial(settings: &Settings, name: &str) -> Result<Connection, Fault> {
+    let uri = uri(settings)?;
+    let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
+    Connection::connect_uri_with_config(uri, properties, tls, runtime)
+        .await
+        .map_err(|error| fault("connecting to RabbitMQ", &error))
+}
+
 fn uri(settings: &Settings) -> Result<AMQPUri, Fault> {
     let text = settings.uri.reveal();
     let mut uri: AMQPUri = text.parse().map_err(|error: String| {
         // The parser may repeat the address, and a password with it.
         Fault::fatal(format!("the AMQP uri cannot be read: {}", error.replace(text, "***")))
     })?;
-    uri.query.heartbeat = Some(settings.heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
+    // lapin gives a peer up after twice what is agreed on, and looks only every half of it: with three quarters of what is configured a
+    // dead peer is noticed within two heartbeats.
+    let agreed = (settings.heartbeat * 3 / 4).as_secs().max(1);
+    uri.query.heartbeat = Some(agreed.try_into().unwrap_or(u16::MAX));
     Ok(uri)
 }
 

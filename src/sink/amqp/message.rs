@@ -32,10 +32,14 @@ const SHORT_BYTES_MAX: usize = 255;
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
-/// Makes the message, or says why the event cannot be one.
+/// What a frame has besides the properties, with something to spare.
+const FRAME_BYTES: usize = 64;
+
+/// Makes the message, or says why the event cannot be one. Its properties and headers go in one frame of `frame_bytes_max`.
 pub(super) fn compose<'a>(
     settings: &Settings,
     dress: &Dress,
+    frame_bytes_max: usize,
     event: &Event<'a>,
     pick: Pick,
     slot: usize,
@@ -56,7 +60,7 @@ pub(super) fn compose<'a>(
         envelope: Envelope {
             exchange: place(&settings.exchange, "exchange")?,
             routing_key: place(&settings.routing_key, "routing key")?,
-            properties: properties(settings, dress, event, pick, &body)?,
+            properties: properties(settings, dress, frame_bytes_max, event, pick, &body)?,
         },
         body,
     })
@@ -65,6 +69,7 @@ pub(super) fn compose<'a>(
 fn properties(
     settings: &Settings,
     dress: &Dress,
+    frame_bytes_max: usize,
     event: &Event<'_>,
     pick: Pick,
     body: &[u8],
@@ -87,14 +92,28 @@ fn properties(
         properties = properties.with_timestamp(seconds);
     }
     let mut headers = FieldTable::default();
+    // Id, type, content type and encoding are short strings.
+    let mut bytes = FRAME_BYTES + 4 * (SHORT_BYTES_MAX + 1);
     dress.each(event, pick, |name, value| {
         let Ok(name) = ShortString::try_new(name) else { return };
+        bytes += name.as_str().len() + 2;
         let value = match value {
-            Value::Text(text) => AMQPValue::LongString(LongString::from(text)),
-            Value::Integer(number) => i32::try_from(number).map_or(AMQPValue::LongLongInt(number), AMQPValue::LongInt),
+            Value::Text(text) => {
+                bytes += text.len() + 4;
+                AMQPValue::LongString(LongString::from(text))
+            }
+            Value::Integer(number) => {
+                bytes += 8;
+                i32::try_from(number).map_or(AMQPValue::LongLongInt(number), AMQPValue::LongInt)
+            }
         };
         headers.insert(name, value);
     })?;
+    if bytes > frame_bytes_max {
+        let detail =
+            format!("headers of {bytes} bytes do not fit into one frame: the connection takes {frame_bytes_max}");
+        return Err(Rejection::new(Reason::TooLarge, detail));
+    }
     if !headers.inner().is_empty() {
         properties = properties.with_headers(headers);
     }

@@ -16,6 +16,10 @@ mod lane;
 mod link;
 mod message;
 
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use fault::exchange_named;
+
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
@@ -40,7 +44,7 @@ const CHUNK_BYTES_MAX: usize = 4 << 20;
 pub const MESSAGE_BYTES_MAX: usize = 128 << 20;
 
 /// A resolved `[sinks.X]` of type `amqp`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// `amqp://` or `amqps://`, with user, password and virtual host.
     pub uri: Secret,
@@ -72,6 +76,11 @@ pub struct Amqp {
 struct Live {
     link: Arc<Link>,
     lanes: Vec<UnboundedSender<Chunk>>,
+}
+
+/// Connects with a sink's settings, for whoever reads back what was sent.
+pub async fn connect(settings: &Settings, name: &str) -> Result<lapin::Connection, Fault> {
+    link::dial(settings, name).await
 }
 
 impl Amqp {

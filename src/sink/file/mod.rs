@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! 1. `Delivered` only after an `fdatasync` that began after the line was written (stdout: after a flush).
-//! 2. The file never keeps a torn line before a good one: what an error left behind is cut back to the synced length before
-//!    anything is appended, and a torn tail is cut when the file is opened (`tail`).
+//! 2. The file never keeps a torn line before a good one: what an error (a failed sync too) left behind is cut back to the synced
+//!    length before anything is appended, and a torn tail is cut when the file is opened (`tail`).
 //! 3. One relay a file, by `flock`; what was renamed or deleted under us is never written to again.
 //!
 //! It does not rotate: rename the file away, and the next group goes into a new one. How it fails: a write error is
@@ -15,6 +15,10 @@
 
 mod tail;
 mod writer;
+
+/// For fuzzing.
+#[cfg(feature = "controls")]
+pub use tail::good_length;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,7 +36,7 @@ use writer::{Command, Writer};
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A resolved `[sinks.X]` of type `file` or `stdout`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// `None` = stdout.
     pub path: Option<PathBuf>,

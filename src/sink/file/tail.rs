@@ -42,7 +42,7 @@ pub(super) fn settle(file: &File, path: &Path, format: Format) -> Result<u64, Fa
 }
 
 /// How much of the tail is good; `None` when its start must be seen, or when it is not ours.
-fn good_length(tail: &[u8], is_whole_file: bool, format: Format) -> Option<usize> {
+pub fn good_length(tail: &[u8], is_whole_file: bool, format: Format) -> Option<usize> {
     let mut end = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     while end > 0 {
         let start = tail[..end - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

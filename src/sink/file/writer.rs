@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::oneshot;
 
 use super::{Settings, tail};
+use crate::controls::{self, Seam};
 use crate::event::{Event, Reason, Rejection};
 use crate::sink::format::{Format, envelope};
 use crate::sink::{Fault, Flight, Outcome, Pick};
@@ -123,7 +124,10 @@ impl Writer {
                 Target::File { .. } => Fault::unavailable(format!("cannot write to {}: {error}", self.name())),
             });
         }
+        controls::reach(Seam::Written);
         if let Err(error) = target.sync() {
+            // What may never reach the disk must not stand before what will.
+            target.cut_back();
             let fault = Fault::fatal(format!(
                 "{} could not be made durable: {error}; check the disk, then restart outboxd",
                 self.name()
@@ -131,6 +135,7 @@ impl Writer {
             self.spoilt = Some(fault.clone());
             return Err(fault);
         }
+        controls::reach(Seam::Synced);
         Ok(())
     }
 

@@ -103,6 +103,48 @@ fn headers(text: Option<&str>, pick: Option<Pick>, shape: Shape, out: &mut Vec<u
     }
 }
 
+/// The line without the marks of a repetition, and without headers where none are left: by it, two deliveries of one event are equal.
+pub fn unmarked(line: &[u8]) -> Cow<'_, [u8]> {
+    #[derive(Deserialize)]
+    struct Headers<'a> {
+        #[serde(borrow)]
+        headers: Option<&'a RawValue>,
+    }
+    let Ok(Headers { headers: Some(headers) }) = serde_json::from_slice(line) else { return Cow::Borrowed(line) };
+    let Some(own) = headers.get().strip_prefix('{').and_then(|text| text.strip_suffix('}')) else {
+        return Cow::Borrowed(line);
+    };
+    let start = headers.get().as_ptr() as usize - line.as_ptr() as usize;
+    let (before, behind) = (&line[..start], &line[start + headers.get().len()..]);
+    match without_marks(own) {
+        "" => {
+            let before = before.strip_suffix(b",\"headers\":").unwrap_or(before);
+            [before, behind].concat().into()
+        }
+        left if left.len() == own.len() => Cow::Borrowed(line),
+        left => [before, b"{", left.as_bytes(), b"}", behind].concat().into(),
+    }
+}
+
+/// The members of an object, without those that [`put_marks`] wrote at its end.
+fn without_marks(mut members: &str) -> &str {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    while let Some(rest) = members.strip_suffix('"') {
+        let Some((rest, value)) = rest.rsplit_once("\":\"") else { break };
+        let Some((rest, mark)) = rest.rsplit_once('"') else { break };
+        let is_mark = match mark {
+            "outboxd-attempt" => is_number(value),
+            "outboxd-redelivery" | "outboxd-replay" => value == "true",
+            _ => false,
+        };
+        if !is_mark {
+            break;
+        }
+        members = rest.strip_suffix(',').unwrap_or(rest);
+    }
+    members
+}
+
 fn is_json(bytes: &[u8], shape: Shape) -> bool {
     // A reader of the envelope does not see whitespace around a value, so what must come back exactly cannot have any.
     let is_bare = || bytes.trim_ascii().len() == bytes.len();
@@ -326,6 +368,23 @@ mod tests {
             assert!(text.contains(&expected), "{text}");
             assert!(read(text.as_bytes()).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn without_its_marks_a_repetition_is_what_was_sent_first() {
+        let forged = r#"{"a":"outboxd-redelivery\":\"true"}"#;
+        for headers in [None, Some("{}"), Some(" { } "), Some(r#"{"a":1}"#), Some("no"), Some(forged)] {
+            let event = Event { headers, payload: Some(br#"{"outboxd-redelivery":"true"}"#), ..event() };
+            let first = line(&event);
+            for (attempt, redelivery, replay) in [(1, true, false), (2, false, false), (12, true, true)] {
+                let mut again = Vec::new();
+                write_marked(&event, "shop", Pick { index: 0, attempt, redelivery, replay }, &mut again);
+                assert_ne!(first.as_bytes(), again);
+                assert_eq!(unmarked(first.as_bytes()), unmarked(&again), "{headers:?}");
+            }
+        }
+        let other = Event { headers: Some(r#"{"a":2}"#), ..event() };
+        assert_ne!(unmarked(line(&event()).as_bytes()), unmarked(line(&other).as_bytes()));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Val
     })?;
     let fields = Fields { event, body };
     match wire {
-        Wire::Kafka => fields.kafka(put),
+        Wire::Kafka | Wire::Http => fields.kafka(put),
         Wire::Amqp => fields.amqp(put),
     }
     Ok(())

@@ -15,7 +15,7 @@ use crate::sink::template::Template;
 use crate::sink::tls::Tls;
 
 /// A resolved `[sinks.X]` of type `kafka`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub bootstrap_servers: Vec<String>,
     pub topic: Template,
@@ -165,6 +165,25 @@ impl Settings {
             .set("acks", "all")
             .set("message.timeout.ms", "0")
             .set("topic.metadata.propagation.max.ms", "1000");
+        self.security.apply(&mut config);
+        config
+    }
+
+    /// For reading back what was sent: as a member of no group, and without committing anything.
+    pub fn consumer(&self, name: &str) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("client.id", name)
+            // The client library wants a name for a group that it will not join.
+            .set("group.id", name)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .set("isolation.level", "read_uncommitted")
+            .set("allow.auto.create.topics", "false")
+            .set("queued.max.messages.kbytes", "32768")
+            .set("bootstrap.servers", self.bootstrap_servers.join(","));
         self.security.apply(&mut config);
         config
     }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use self::opening::check_journal;
@@ -16,7 +17,7 @@ use super::{Halt, Head, Names, ReadFault, ReadNews, ReadRequest, Request, Source
 use crate::controls::{self, Protection, Seam};
 use crate::event::Batch;
 use crate::source::checkpointed::Checkpointed;
-use crate::source::rows::{self, Rows};
+use crate::source::rows::{self, Rows, RowsUpdate};
 use crate::source::wake::Wake;
 use crate::source::{Durability, Settings};
 use crate::sqlite::barrier::Barrier;
@@ -139,7 +140,7 @@ impl Desk {
         }
     }
 
-    fn admit(&mut self, mut request: Request) {
+    fn admit(&mut self, request: Request) {
         match (&self.halted, &request) {
             (Some(halt), Request::Look(_)) if !halt.is_final => {
                 // A person said "resume": look at the file as if for the first time.
@@ -152,26 +153,24 @@ impl Desk {
                 let halt = halt.clone();
                 request.refuse(&halt);
             }
-            (None, _) => {
-                if let Request::Read(read) = &mut request {
-                    self.supersede(read);
-                }
-                self.parked.push_back(request);
-            }
+            (None, _) => match request {
+                Request::Tell(update, reply) => self.note(update, &reply),
+                request => self.parked.push_back(request),
+            },
         }
     }
 
-    /// A consumer has one request at a time; a later one takes the place of the one that waits, with what that one had to say.
-    fn supersede(&mut self, read: &mut ReadRequest) {
-        self.parked.retain_mut(|parked| match parked {
-            Request::Read(old) if old.reply.same_channel(&read.reply) => {
-                let mut update = std::mem::take(&mut old.update);
-                update.append(std::mem::take(&mut read.update));
-                read.update = update;
-                false
-            }
-            _ => true,
+    /// A consumer has one request at a time. Where that has been answered, what is told now holds for the next.
+    fn note(&mut self, update: RowsUpdate, reply: &UnboundedSender<ReadNews>) {
+        let waiting = self.parked.iter_mut().find_map(|parked| match parked {
+            Request::Read(read) if read.reply.same_channel(reply) => Some(read),
+            _ => None,
         });
+        match (waiting, &mut self.open) {
+            (Some(read), _) => read.update.append(update),
+            (None, Some(Open { table: Table::Rows(table), .. })) => table.update(update),
+            (None, _) => rows::update(&self.excluded, update),
+        }
     }
 
     fn halt(&mut self, halt: Halt) {
@@ -219,7 +218,7 @@ impl Desk {
                     }
                     _ => Err(Halt::new(format!(
                         "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
-                         file is damaged (PRAGMA integrity_check); then `outboxd resume`",
+                         file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
                         self.settings.path.display()
                     ))),
                 }
@@ -346,6 +345,7 @@ impl Desk {
                 Ok(None)
             }
             Request::Read(request) => self.answer_read(request),
+            Request::Tell(..) => unreachable!("it is never parked"),
         }
     }
 
@@ -400,6 +400,9 @@ impl Desk {
 /// Reads in one snapshot; says which one it was.
 fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
     let connection = &open.connection;
+    if let Table::Rows(table) = &mut open.table {
+        table.prepare(connection, &request.filter)?;
+    }
     connection.prepare_cached("BEGIN")?.execute([])?;
     let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
         let version = open::data_version(connection)?;

@@ -3,6 +3,7 @@
 pub mod amqp;
 mod fake;
 mod file;
+mod http;
 pub mod kafka;
 pub mod rig;
 

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, params};
 
 use super::dice::Dice;
-use super::referee::Entry;
+use super::referee::{Entry, Ledger, Print};
 
 /// What it inserts.
 #[derive(Clone, Debug)]
@@ -26,6 +26,11 @@ impl Row {
         Self { stream_type: stream_type.into(), ..self }
     }
 
+    /// With a payload that no other event has.
+    fn telling(self, n: usize) -> Self {
+        Self { payload: format!("{{\"total\": 7, \"note\": \"entry {n} — ünïcödé\"}}").into_bytes(), ..self }
+    }
+
     pub fn heavy(self, bytes: usize) -> Self {
         Self { payload: vec![b'x'; bytes], ..self }
     }
@@ -36,8 +41,10 @@ pub struct Application {
     keys: usize,
     /// How many events each key has had.
     numbers: std::collections::HashMap<String, u32>,
-    /// What COMMIT returned for, in order.
-    pub ledger: Vec<Entry>,
+    /// What COMMIT returned for, in order; it stands in a file of its own, too.
+    pub ledger: Ledger,
+    /// When each COMMIT returned, in milliseconds since 1970.
+    pub committed_millis: Vec<i64>,
 }
 
 impl Application {
@@ -47,7 +54,9 @@ impl Application {
         connection.pragma_update(None, "journal_mode", "wal").unwrap();
         connection.pragma_update(None, "synchronous", "normal").unwrap();
         connection.busy_timeout(Duration::from_secs(10)).unwrap();
-        Self { connection, keys, numbers: std::collections::HashMap::new(), ledger: Vec::new() }
+        let ledger = Ledger::create(&Ledger::path_of(path));
+        let numbers = std::collections::HashMap::new();
+        Self { connection, keys, numbers, ledger, committed_millis: Vec::new() }
     }
 
     /// One transaction. Returns the ids, and writes them into the book once it is committed.
@@ -66,11 +75,14 @@ impl Application {
                 *number += 1;
                 let id = format!("event-{}", first + n);
                 insert.execute(params![id, row.key, row.stream_type, row.payload]).unwrap();
-                entries.push(Entry { id, key: row.key.clone(), number: *number });
+                let body = Print::of(&row.payload);
+                entries.push(Entry { id, key: row.key.clone(), number: *number, body });
             }
         }
         transaction.commit().unwrap();
-        self.ledger.extend(entries);
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        self.committed_millis.push(since_1970.as_millis() as i64);
+        self.ledger.append(entries);
         self.ledger[first..].iter().map(|entry| entry.id.clone()).collect()
     }
 
@@ -85,7 +97,7 @@ impl Application {
     }
 
     fn ordinary(&self, n: usize) -> Row {
-        Row::of(&format!("key-{}", n % self.keys))
+        Row::of(&format!("key-{}", n % self.keys)).telling(n)
     }
 
     /// Goes on writing on a thread of its own until it has written `count` events, at `per_second` on the average: in bursts of up to
@@ -99,7 +111,9 @@ impl Application {
                 let mut left = burst;
                 while left > 0 {
                     let rows: Vec<_> = (0..(1 + dice.below(200) as usize).min(left))
-                        .map(|_| Row::of(&format!("key-{}", dice.below(self.keys as u64))))
+                        .map(|n| {
+                            Row::of(&format!("key-{}", dice.below(self.keys as u64))).telling(self.ledger.len() + n)
+                        })
                         .collect();
                     left -= rows.len();
                     self.commit(&rows);

@@ -28,6 +28,22 @@ impl Broker {
         broker
     }
 
+    /// Kafka nodes that make one cluster, each to be killed and started by itself.
+    pub fn cluster(nodes: usize) -> Vec<Broker> {
+        let free = || (10_240..30_000).rev().filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let controllers: Vec<String> = free().step_by(7).take(nodes).map(|port| port.to_string()).collect();
+        let controllers = controllers.join(",");
+        let start = |node: usize| {
+            let (node, controllers) = (node.to_string(), controllers.as_str());
+            Broker::start("kafka", &["--node", &node, "--controllers", controllers])
+        };
+        // None is ready before a majority is there.
+        std::thread::scope(|scope| {
+            let starting: Vec<_> = (1..=nodes).map(|node| scope.spawn(move || start(node))).collect();
+            starting.into_iter().map(|node| node.join().unwrap()).collect()
+        })
+    }
+
     /// The one that tests share which do not disturb it.
     pub fn kafka() -> &'static Broker {
         static SHARED: OnceLock<Broker> = OnceLock::new();
@@ -82,6 +98,10 @@ impl Broker {
             key_file: self.tls_file(&format!("{party}_key")),
         });
         Tls { ca_file: Some(self.tls_file(ca)), identity }
+    }
+
+    pub fn number(&self, fact: &str) -> u16 {
+        self.facts[fact].as_u64().unwrap_or_else(|| panic!("{} has no {fact}: {}", self.kind, self.facts)) as u16
     }
 
     pub fn text(&self, fact: &str) -> String {

@@ -59,7 +59,7 @@ pub fn fake(far_side: &FarSide) -> sink::Settings {
 }
 
 pub struct Relays {
-    fleet: Fleet,
+    pub fleet: Fleet,
     shutdown: Shutdown,
 }
 
@@ -78,7 +78,7 @@ impl Relays {
     }
 
     pub fn handle(&self, name: &str) -> &Handle {
-        self.fleet.handles.iter().find(|handle| handle.name == name).unwrap()
+        self.fleet.handle(name).unwrap()
     }
 
     pub fn status(&self, name: &str) -> Status {

@@ -62,6 +62,11 @@ impl Scene {
         self.write("outboxd.toml", config);
     }
 
+    /// As it ought to be done: a new file is renamed into the place of the old one.
+    pub fn reconfigure(&self, config: &str) {
+        std::fs::rename(self.write("outboxd.toml.new", config), self.path("outboxd.toml")).unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -106,6 +111,20 @@ impl Scene {
 
     pub fn daemon_of_with(&self, config: &str, environment: &[(&str, &str)]) -> Daemon {
         Daemon::spawn(command(self.folder.path()), self.folder.path(), config, environment)
+    }
+
+    /// Started by another program, which is told these words before the daemon's own, and becomes it.
+    pub fn daemon_under(&self, program: &str, words: &[&str]) -> Daemon {
+        let mut around = command_of(Path::new(program), self.folder.path());
+        around.args(words).arg(env!("CARGO_BIN_EXE_outboxd"));
+        Daemon::spawn(around, self.folder.path(), "outboxd.toml", &[])
+    }
+
+    /// Under `strace`, which injects faults into its system calls and writes them to `trace`.
+    pub fn daemon_traced(&self, words: &[&str]) -> Daemon {
+        let trace = self.path("trace").display().to_string();
+        // -D: the child is the daemon, and strace its grandchild, which ends with it.
+        self.daemon_under("strace", &[&["-D", "-f", "-y", "-o", &trace], words].concat())
     }
 }
 
@@ -169,8 +188,34 @@ impl Daemon {
     }
 
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Stops it where it stands, between any two of its steps; SIGCONT lets it go on.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        until("it stands still", Duration::from_secs(10), || {
+            let mut tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).ok()?;
+            tasks.all(|task| is_stopped(&task.unwrap().path())).then_some(())
+        });
+    }
+
+    /// Processor time used so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(10 * ticks)
+    }
+
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
@@ -259,7 +304,8 @@ impl Daemon {
         until("the admin address is logged", Duration::from_secs(10), || {
             let log = self.log();
             let line = log.lines().find(|line| line.contains("admin_listens"))?;
-            Some(line.split("address=").nth(1)?.split_whitespace().next()?.to_owned())
+            let (_, rest) = line.split_once("address=").or(line.split_once("\"address\":\""))?;
+            Some(rest.split([' ', '"']).next()?.to_owned())
         })
     }
 
@@ -287,6 +333,12 @@ impl Daemon {
         let (_, body) = self.get("/metrics");
         body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
+}
+
+fn is_stopped(task: &Path) -> bool {
+    // A thread that has ended meanwhile stands still, too.
+    let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_else(|_| ") T".into());
+    matches!(stat[stat.rfind(')').unwrap() + 2..].chars().next(), Some('T' | 't'))
 }
 
 impl Drop for Daemon {

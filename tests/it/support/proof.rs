@@ -42,7 +42,6 @@ impl Proof {
         self
     }
 
-    #[allow(dead_code)]
     /// It could not be tried on this machine. Said in the summary, never silently.
     pub fn not_run(mut self, reason: &str) -> Self {
         println!("NOT RUN: {}: {reason}", self.suite);

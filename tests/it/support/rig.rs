@@ -47,7 +47,7 @@ impl Running {
     }
 
     pub fn handle(&self, name: &str) -> &Handle {
-        self.fleet.handles.iter().find(|handle| handle.name == name).unwrap()
+        self.fleet.handle(name).unwrap()
     }
 
     pub fn status(&self, name: &str) -> Status {

@@ -1,0 +1,122 @@
+//! All rows of a source, page by page, for whoever compares them with something else. Nothing is written, waited for or marked.
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+
+use super::Settings;
+use super::fit::{self, Misfit, quoted};
+use super::mapping::Mapping;
+use crate::event::{Batch, BatchBuilder, Position};
+use crate::sqlite::open;
+
+const PAGE_EVENTS_MAX: usize = 1_000;
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// SQLite's own limit for a value.
+const EVENT_BYTES_MAX: usize = 1_000_000_000;
+
+/// Why a source cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    #[error("reading failed")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Which rows are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Which {
+    /// Those up to this position of a table read by checkpoint, those marked as delivered of one read by row.
+    Settled(Position),
+    All,
+}
+
+pub struct Scan {
+    connection: Connection,
+    mapping: Mapping,
+}
+
+/// Some rows, and where the next page begins.
+pub struct Page {
+    pub batch: Batch,
+    pub next: i64,
+}
+
+impl Scan {
+    pub fn open(settings: &Settings) -> Result<Self, ScanError> {
+        let connection = open::reader(&settings.path)?;
+        let mode = open::journal_mode(&connection)?;
+        if mode != "wal" {
+            return Err(ScanError::Unusable(format!(
+                "it is in journal mode {mode}: reading it would lock the application out"
+            )));
+        }
+        match fit::mapping(&connection, &settings.tables)? {
+            Ok(mapping) => Ok(Self { connection, mapping }),
+            Err(Misfit::NoTable(what) | Misfit::Unusable(what)) => Err(ScanError::Unusable(what)),
+        }
+    }
+
+    pub fn is_by_row(&self) -> bool {
+        self.mapping.rows.is_some()
+    }
+
+    pub fn count(&self) -> Result<u64, ScanError> {
+        let sql = format!("SELECT count(*) FROM {}", quoted(&self.mapping.table));
+        Ok(self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
+    }
+
+    /// How many positions were given out whose rows are not there; `None` where the table does not tell.
+    pub fn rows_gone(&self) -> Result<Option<u64>, ScanError> {
+        if self.is_by_row() || self.mapping.newest.is_some() {
+            return Ok(None);
+        }
+        let sql = "SELECT seq FROM sqlite_sequence WHERE name = ?1";
+        let given_out: Option<i64> =
+            self.connection.query_row(sql, [&self.mapping.table], |row| row.get(0)).optional()?;
+        Ok(Some((given_out.unwrap_or(0) as u64).saturating_sub(self.count()?)))
+    }
+
+    /// The rows behind `after`, in the table's own order; `None` at the end.
+    pub fn page(&self, which: Which, after: i64) -> Result<Option<Page>, ScanError> {
+        let (place, settled) = match (&self.mapping.rows, which) {
+            (Some(rows), Which::Settled(_)) => ("o.rowid", format!(" AND {}", rows.delivered)),
+            (Some(_), Which::All) => ("o.rowid", String::new()),
+            (None, Which::Settled(position)) => {
+                (self.mapping.row.as_str(), format!(" AND {} <= {position}", self.mapping.row))
+            }
+            (None, Which::All) => (self.mapping.row.as_str(), String::new()),
+        };
+        let filter = format!("{place} > :after{settled}");
+        let sql = self.mapping.select(EVENT_BYTES_MAX, &filter, &format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}"));
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(named_params! { ":after": after })?;
+        let mut batch = BatchBuilder::with_capacity(PAGE_EVENTS_MAX, 64 << 10);
+        let mut last = None;
+        while let Some(row) = rows.next()? {
+            self.mapping.push(row, &mut batch, EVENT_BYTES_MAX, |_| true)?;
+            last = Some(Mapping::row_key(row)?);
+            if batch.bytes() >= PAGE_BYTES_MAX {
+                break;
+            }
+        }
+        drop(rows);
+        let Some(last) = last else { return Ok(None) };
+        let nameless = || {
+            let row = &self.mapping.row;
+            ScanError::Unusable(format!(
+                "a row of {} has no {row} by which it could be told from others",
+                self.mapping.table
+            ))
+        };
+        let last = last.ok_or_else(nameless)?;
+        let next = match (self.is_by_row(), batch.end()) {
+            (false, Some((position, _))) => position.0,
+            _ => {
+                let sql =
+                    format!("SELECT o.rowid FROM {} o WHERE {} = ?1", quoted(&self.mapping.table), self.mapping.row);
+                self.connection.prepare_cached(&sql)?.query_row([&last], |row| row.get(0))?
+            }
+        };
+        Ok(Some(Page { batch: batch.finish(Position(next), 0), next }))
+    }
+}

@@ -43,6 +43,11 @@ pub fn iso(micros: i64) -> String {
     jiff::Timestamp::from_microsecond(micros).map_or_else(|_| format!("{micros}us"), |t| format!("{t:.6}"))
 }
 
+/// Whether so many microseconds are a time in the years 1 to 9999.
+pub fn is_a_time(micros: i64) -> bool {
+    (-62_135_596_800_000_000..=253_402_207_200_000_000).contains(&micros)
+}
+
 /// As Python's `datetime.now(UTC).isoformat()`: an offset, and no fraction where it is zero.
 pub fn python_iso(micros: i64) -> String {
     let text = iso(micros);

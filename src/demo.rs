@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::watch;
 
+use crate::config::preset;
 use crate::consumer::engine::WhenLocked;
 use crate::consumer::fleet::{Fleet, Handle};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
 use crate::shutdown::{Phase, Shutdown};
 use crate::sink;
-use crate::source::{self, Durability, Preset, Read, StatePlace};
+use crate::source::{self, Durability, StatePlace};
 use crate::sqlite::pool;
 use crate::store;
 
@@ -99,8 +100,8 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
     let source = source::Settings {
         name: "shop".into(),
         path: database.to_owned(),
-        preset: Preset::Outboxd,
-        read: Read::Outbox,
+        preset: Some("outboxd".into()),
+        tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
         durability: Durability::Strict,
         state: StatePlace::Beside,
     };

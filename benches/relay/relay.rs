@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use outboxd::config::preset;
 use outboxd::consumer::control::Command;
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
 use outboxd::consumer::{Bounds, OnReject, Settings, Start};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink;
-use outboxd::source::{self, Durability, Preset, Read, StatePlace};
+use outboxd::source::{self, Durability, StatePlace};
 
 use crate::child::{Order, Worker, say};
 use crate::load;
@@ -44,8 +45,8 @@ impl Running {
         let source = source::Settings {
             name: "shop".into(),
             path: database.to_owned(),
-            preset: Preset::Outboxd,
-            read: Read::Outbox,
+            preset: Some("outboxd".into()),
+            tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
             durability: Durability::Strict,
             state,
         };

@@ -1,5 +1,6 @@
 //! `outboxd check`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -7,9 +8,10 @@ use tokio::sync::mpsc;
 use super::{Context, Exit, terminal};
 use crate::config::Loaded;
 use crate::consumer::{self, Start};
+use crate::event::{Batch, Position};
 use crate::sink::{self, FaultClass, Port};
-use crate::source;
-use crate::source::reader::{Halt, Look, Reader, SourceState};
+use crate::source::reader::{Halt, Look, Mark, ReadNews, ReadRequest, Reader, RowsUpdate, SourceState};
+use crate::source::{self, Durability};
 use crate::sqlite::open;
 use crate::state::checkpoint::{self, Checkpoint};
 
@@ -21,7 +23,15 @@ pub struct Args {
     /// Look at the configuration and the files only; connect to no broker
     #[arg(long)]
     pub offline: bool,
+    /// Show payload and headers of the first messages, which may be nobody else's business, instead of their sizes
+    #[arg(long)]
+    pub payloads: bool,
 }
+
+/// What is shown of the first messages.
+const FIRST: usize = 3;
+const SHOWN_CHARS_MAX: usize = 120;
+const BYTES_MAX: usize = 1 << 20;
 
 /// One line of the report.
 #[derive(serde::Serialize)]
@@ -37,7 +47,7 @@ struct Finding {
 pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let loaded = context.load()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let findings = runtime.block_on(look(&loaded, args.offline));
+    let findings = runtime.block_on(look(&loaded, args));
     runtime.shutdown_background();
     if context.json {
         terminal::print_json(&serde_json::json!({ "file": loaded.file, "findings": findings }))?;
@@ -52,13 +62,13 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(findings.iter().map(|finding| finding.exit).find(|exit| *exit != Exit::Ok).unwrap_or(Exit::Ok))
 }
 
-async fn look(loaded: &Loaded, offline: bool) -> Vec<Finding> {
+async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, source) in &loaded.config.sources {
         let relays: Vec<_> = loaded.config.relays.iter().filter(|relay| relay.source == *name).collect();
         let subject = format!("source {name}");
-        match look_at(source).await {
-            Ok(Some(look)) => {
+        match look_at(source, args.payloads).await {
+            Ok(Some((look, first))) => {
                 let how = if look.mapping.rows.is_some() { "by row" } else { "by checkpoint" };
                 let detail = format!(
                     "{}: table {} is read {how}, head {}",
@@ -66,7 +76,23 @@ async fn look(loaded: &Loaded, offline: bool) -> Vec<Finding> {
                     look.mapping.table,
                     look.head
                 );
-                findings.push(ok(subject, detail));
+                findings.push(ok(subject.clone(), detail));
+                let mapped: Vec<String> =
+                    look.mapping.told.iter().map(|(field, column)| format!("{field} = {column}")).collect();
+                findings.push(ok(format!("{subject} mapping"), mapped.join("; ")));
+                findings.push(ok(format!("{subject} plan"), look.plan.steps.join("; ")));
+                findings.extend(look.plan.warnings.iter().map(|warning| Finding {
+                    subject: format!("{subject} plan"),
+                    verdict: "slow",
+                    detail: warning.clone(),
+                    exit: Exit::Ok,
+                }));
+                findings.extend(first.iter().map(|(verdict, detail)| Finding {
+                    subject: format!("{subject} message"),
+                    verdict,
+                    detail: detail.clone(),
+                    exit: Exit::Ok,
+                }));
                 findings.extend(relays.iter().map(|relay| relay_finding(relay, source, &look)));
             }
             Ok(None) => {
@@ -78,20 +104,67 @@ async fn look(loaded: &Loaded, offline: bool) -> Vec<Finding> {
         }
     }
     for relay in &loaded.config.relays {
-        findings.push(sink_finding(relay, offline).await);
+        findings.push(sink_finding(relay, args.offline).await);
     }
     findings
 }
 
-/// `None`: not there yet.
-async fn look_at(source: &source::Settings) -> Result<Option<Look>, Halt> {
-    let reader = Reader::start(source.clone()).map_err(|error| Halt::new(error.to_string()))?;
+/// `None`: not there yet. Otherwise also the first messages, as far as they can be read.
+async fn look_at(
+    source: &source::Settings,
+    payloads: bool,
+) -> Result<Option<(Look, Vec<(&'static str, String)>)>, Halt> {
+    // Nothing is sent: what is read need not be made durable.
+    let reading = source::Settings { durability: Durability::Fast, ..source.clone() };
+    let reader = Reader::start(reading).map_err(|error| Halt::new(error.to_string()))?;
     match tokio::time::timeout(LOOK_WAIT, reader.look()).await {
-        Ok(look) => look.map(Some),
+        Ok(look) => Ok(Some((look?, first_messages(&reader, payloads).await))),
         Err(_) => match &*reader.state.borrow() {
             SourceState::Halted(halt) => Err(halt.clone()),
             _ => Ok(None),
         },
+    }
+}
+
+async fn first_messages(reader: &Reader, payloads: bool) -> Vec<(&'static str, String)> {
+    let (reply, mut news) = mpsc::unbounded_channel();
+    reader.read(ReadRequest {
+        after: Position::default(),
+        mark: Mark::default(),
+        update: RowsUpdate::anew(),
+        events_max: FIRST,
+        bytes_max: BYTES_MAX,
+        event_bytes_max: BYTES_MAX,
+        filter: Arc::default(),
+        reply,
+    });
+    match tokio::time::timeout(LOOK_WAIT, news.recv()).await {
+        Ok(Some(ReadNews::Batch(batch))) => (0..batch.len()).map(|index| message(&batch, index, payloads)).collect(),
+        Ok(Some(ReadNews::Halted(halt))) => vec![("problem", halt.detail)],
+        _ => Vec::new(),
+    }
+}
+
+fn message(batch: &Batch, index: usize, payloads: bool) -> (&'static str, String) {
+    let event = batch.event(index);
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(SHOWN_CHARS_MAX).collect::<String>();
+    let content = |bytes: &[u8]| if payloads { shown(bytes) } else { format!("of {} bytes", bytes.len()) };
+    let mut text = format!("position {}, id {}, type {}", event.position, event.id, event.kind);
+    for (name, value) in [
+        ("key", event.key.map(shown)),
+        ("stream_type", event.stream_type.map(str::to_owned)),
+        ("version", event.version.map(|version| version.to_string())),
+        ("time", event.time.map(str::to_owned)),
+        ("headers", event.headers.map(|headers| content(headers.as_bytes()))),
+        ("payload", event.payload.map(content)),
+    ] {
+        if let Some(value) = value {
+            text.push_str(&format!(", {name} {value}"));
+        }
+    }
+    match batch.defect(index) {
+        None => ("ok", text),
+        Some(defect) => ("dead", format!("{text}: would be a dead letter: {}", defect.detail)),
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::{Context, Exit, reference, terminal};
-use crate::config::{self as configuration, Shown};
+use crate::config::{self as configuration, Shown, preset};
 use crate::telemetry::metric;
 
 #[derive(Debug, Subcommand)]
@@ -14,6 +14,11 @@ pub enum Command {
         /// Tell where each value came from
         #[arg(long)]
         origin: bool,
+    },
+    /// Print a preset: how its tables are described, in the words that a table of one's own is described in
+    Preset {
+        /// Its name; without one, the names of all
+        name: Option<String>,
     },
     /// Print the reference of all keys (docs/CONFIG.md)
     Reference {
@@ -35,6 +40,17 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
                 false => terminal::print(&plain(&loaded.shown.toml(*origin)))?,
             }
         }
+        Command::Preset { name: None } => {
+            terminal::print(&preset::names().map(|name| format!("{name}\n")).collect::<String>())?
+        }
+        Command::Preset { name: Some(name) } => match preset::text(name) {
+            Some(text) => terminal::print(text)?,
+            None => {
+                let known = preset::names().collect::<Vec<_>>().join(", ");
+                eprintln!("error: there is no preset {}. Known are {known}", terminal::visible(name));
+                return Ok(Exit::Usage);
+            }
+        },
         Command::Reference { metrics: true, .. } => terminal::print(&metric::reference())?,
         Command::Reference { commands: true, .. } => terminal::print(&reference::markdown())?,
         Command::Reference { .. } => terminal::print(&configuration::reference::markdown())?,

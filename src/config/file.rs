@@ -7,6 +7,7 @@ use super::key::Fallback::{Absent, Required, Value};
 use super::key::{Section, section};
 use super::value::{FilePath, Flat, List, Size, Span};
 use crate::secret::Secret;
+use crate::source::declared::{Mark, Pending, Take};
 
 /// Where each section stands in the file. `<name>` is a name that you choose.
 pub const SECTIONS: [Section; 8] = [
@@ -40,14 +41,17 @@ section! {
 }
 
 section! {
-    /// Where events come from: a table in an application's SQLite file.
+    /// Where events come from: a table in an application's SQLite file, by a preset or described column by column. docs/SOURCES.md
+    /// tells how. A field's value is a column (`"stream_id"`), the first of several that is not NULL (`["key", "stream_id"]`), text made
+    /// of columns (`"{stream_id}:{version}"`), or a table: `{ column = "data", path = "$.type", as = "text" }`,
+    /// `{ constant = "Order" }`, `{ fields = { id = "id", total = "amount" } }`. Beside a preset, what is said replaces the preset's.
     Source, "[sources.<name>]" {
         /// The SQLite file. It is waited for when it is not there yet.
         path: FilePath, Required, r#""shop.db""#;
-        /// Whose tables these are: `"outboxd"` (made by `outboxd init`) or `"eventsource-py"`.
-        preset: String, Required, r#""outboxd""#;
-        /// Which of the preset's two tables is read: `"outbox"` or `"events"`.
-        read: String, Required, r#""outbox""#;
+        /// Whose tables these are. `outboxd config preset` lists them, `outboxd config preset NAME` prints one.
+        preset: String, Absent("the table is described here"), r#""outboxd""#;
+        /// Which of the preset's tables is read, where it has several: `"outbox"` or `"events"`.
+        read: String, Absent("the preset's only one"), r#""outbox""#;
         /// `"strict"` makes what was read durable before it is sent, so that no power cut can undo a sent event.
         /// `"fast"` leaves that out.
         durability: String, Value(r#""strict""#), r#""strict""#;
@@ -55,6 +59,57 @@ section! {
         /// path. Not said: beside; inside for a table that is read by row (`eventsource-py`'s outbox) and with `durability = "fast"`,
         /// which both are always inside.
         state: String, Absent("see the meaning"), r#""inside""#;
+        /// The table or view, as the application calls it.
+        table: String, Absent("the preset's"), r#""my_events""#;
+        /// A SELECT in place of a table: for joins and conditions. Its columns are what the other keys name. Read by checkpoint only.
+        query: String, Absent("`table` is read"), r#""SELECT m.*, s.name FROM messages m JOIN streams s ON s.id = m.stream""#;
+        /// SQL that joins others to `table`, which is called `o` in it; columns are then `"o.id"`. Read by row only.
+        join: String, Absent("nothing is joined"), r#""LEFT JOIN events e ON e.id = o.event_id""#;
+        /// By checkpoint: the column whose values are unique and grow from commit to commit. By row: a number that grows, if there is one.
+        position: Take, Absent("the preset's"), r#""seq""#;
+        /// Takes a position that SQLite may give out again after the newest rows were deleted (no AUTOINCREMENT). Say so only when
+        /// the newest rows are never deleted.
+        allow_reused_positions: bool, Absent("false, or the preset's"), "true";
+        /// The event's id: what duplicates are recognised by.
+        id: Take, Absent("the preset's"), r#""{stream_id}:{version}""#;
+        /// What order is kept by.
+        key: Take, Absent("`stream_id`; without one each event is a key of its own"), r#"["key", "stream_id"]"#;
+        /// The stream, or aggregate, that the event belongs to.
+        stream_id: Take, Absent("none"), r#""aggregate_id""#;
+        /// Its type.
+        stream_type: Take, Absent("none"), r#"{ constant = "Order" }"#;
+        /// The event's number within its stream.
+        version: Take, Absent("none"), r#""aggregate_version""#;
+        /// The event's type.
+        r#type: Take, Absent("the preset's"), r#"{ column = "data", path = "$.type" }"#;
+        /// What is sent: a column's bytes, the slice at a JSON path as it stands, or an object made of columns.
+        payload: Take, Absent("the preset's"), r#"{ column = "data", path = "$.payload" }"#;
+        /// The event's own headers: a column with a JSON object, or `fields`.
+        headers: Take, Absent("none"), r#"{ fields = { tenant = "tenant_id" } }"#;
+        /// When it happened: text such as `2026-11-21T03:15:20Z`, or a number `as` `"epoch_s"`, `"epoch_ms"` or `"epoch_us"`.
+        time: Take, Absent("none"), r#"{ column = "created", as = "epoch_ms" }"#;
+        /// A payload that is NULL is sent as nothing, which Kafka takes for a deletion. Otherwise it is a dead letter.
+        tombstones: bool, Absent("false, or the preset's"), "true";
+        /// Read by row: the unique column that a row is known by when it is marked.
+        row: String, Absent("the table is read by checkpoint"), r#""id""#;
+        /// Read by row: which rows are to be sent; all of these must hold. A value, a list of values, or a test: `{ null = true }`,
+        /// `{ above = 0 }`, `at_least`, `below`, `at_most`, `not`.
+        pending: Pending, Absent("the preset's"), r#"{ status = "new", due_at = { at_most = "{now}" } }"#;
+        /// The same as SQL, where that is not enough; the table is called `o`.
+        pending_sql: String, Absent("`pending` tells"), r#""o.status = 1 AND o.tries < o.tries_max""#;
+        /// Read by row: the columns that rows are sent in order of; ties are in order of insertion.
+        order: List, Absent("order of insertion"), r#"["created_at"]"#;
+        /// Read by row: what becomes of a row that was delivered: `{ set = { ... } }`, `"delete"` or `{ archive = "table" }`. Words in `set`:
+        /// `"{now}"` (ISO), `"{now_space}"`, `"{now_s}"`, `"{now_ms}"`, `"{now_us}"`, `"{+1}"`, `"{-1}"`, `"{error}"`, `"{null}"`.
+        on_delivered: Mark, Absent("the preset's"), r#"{ set = { status = "sent", sent_at = "{now}" } }"#;
+        /// The same for a row that was refused and is tried again.
+        on_retry: Mark, Absent("the row stays as it is"), r#"{ set = { tries = "{+1}", last_error = "{error}" } }"#;
+        /// The same for a row that has become a dead letter. A row made pending again by the application is tried again.
+        on_rejected: Mark, Absent("the row stays as it is, and is passed over"), r#"{ set = { status = "failed" } }"#;
+        /// SQL that finds something in a file which cannot be used; needs `refuse_because`.
+        refuse_if: String, Absent("nothing is refused"), r#""SELECT 1 FROM meta WHERE version < 3""#;
+        /// What is said then, with the remedy.
+        refuse_because: String, Absent("see `refuse_if`"), r#""upgrade the application first""#;
     }
 }
 

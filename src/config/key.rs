@@ -18,6 +18,10 @@ pub enum Kind {
     List,
     /// A table whose keys are the user's own.
     Table,
+    /// Where a field of an event comes from.
+    Field,
+    /// A condition on rows, or what becomes of one.
+    Rows,
     /// A table with keys of its own.
     Keys(&'static Section),
 }
@@ -33,6 +37,8 @@ impl Kind {
             Kind::Number => "number",
             Kind::Bool => "true or false",
             Kind::List => "list of text",
+            Kind::Field => "column",
+            Kind::Rows => "rows",
             Kind::Table | Kind::Keys(_) => "table",
         }
     }
@@ -130,6 +136,12 @@ macro_rules! section {
         }
 
         impl $name {
+            /// What is said here, and where nothing is, what is said there.
+            #[allow(dead_code, reason = "only sources stand upon presets")]
+            pub fn or(self, there: Self) -> Self {
+                Self { $( $key: self.$key.or(there.$key), )* }
+            }
+
             pub const SECTION: $crate::config::key::Section = $crate::config::key::Section {
                 heading: $heading,
                 about: &[$($about),*],

@@ -239,7 +239,10 @@ fn variable_value(kind: Kind, text: &str) -> Result<Value, String> {
             Ok(Value::from(text.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>()))
         }
         Kind::List => toml_value(text).ok_or_else(|| "this is not a TOML list: write a,b or [\"a\", \"b\"]".to_owned()),
-        Kind::Table | Kind::Keys(_) => {
+        // A plain word is a column's name, or "delete".
+        Kind::Field | Kind::Rows if !text.trim_start().starts_with(['[', '{']) => Ok(Value::from(text)),
+        Kind::Field if !text.contains('=') => Ok(toml_value(text).unwrap_or_else(|| Value::from(text))),
+        Kind::Field | Kind::Rows | Kind::Table | Kind::Keys(_) => {
             toml_value(text).ok_or_else(|| "this is not a TOML table: write { \"linger.ms\" = 5 }".to_owned())
         }
     }

@@ -16,6 +16,7 @@
 mod file;
 mod key;
 mod layers;
+pub mod preset;
 mod problem;
 mod read;
 pub mod reference;

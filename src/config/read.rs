@@ -58,29 +58,8 @@ const LATER: [(&str, &str); 7] = [
     ("relays.*.replay", "replays are not in this version"),
 ];
 
-/// The keys of a source that is mapped by hand: later too.
-const MAPPED: [&str; 14] = [
-    "table",
-    "query",
-    "position",
-    "id",
-    "key",
-    "stream_id",
-    "stream_type",
-    "type",
-    "payload",
-    "headers",
-    "time",
-    "pending",
-    "on_delivered",
-    "on_rejected",
-];
-
 /// Why something of a later version is refused.
 fn later(path: &KeyPath) -> Option<&'static str> {
-    if matches("sources.*.*", path) && MAPPED.contains(&path.last()) {
-        return Some("a table mapped by hand is not in this version; use a `preset`");
-    }
     LATER.into_iter().find(|(pattern, _)| matches(pattern, path)).map(|(_, reason)| reason)
 }
 

@@ -143,7 +143,7 @@ pub async fn operate(
         Operation::Accept { reason } => {
             let mapping = look(reader).await?.mapping;
             let source = settings.source.clone();
-            writer.perform(move |c| accept(c, &name, &source, &mapping.definition(), &reason)).await?;
+            writer.perform(move |c| accept(c, &name, &source, &mapping.definition, &reason)).await?;
             Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
         }
         Operation::Forget { reason } => {
@@ -270,7 +270,7 @@ async fn set_position(
             Mark { position, event_id }
         }
     };
-    let (name, source, definition) = (settings.name.clone(), settings.source.clone(), look.mapping.definition());
+    let (name, source, definition) = (settings.name.clone(), settings.source.clone(), look.mapping.definition.clone());
     let after = mark.clone();
     let before = writer
         .perform(move |connection| {

@@ -266,8 +266,8 @@ impl Engine {
     }
 
     fn check_definition(&self, checkpoint: &Checkpoint, look: &Look) -> Result<(), Stop> {
-        let definition = look.mapping.definition();
-        if checkpoint.definition == definition && checkpoint.source == self.settings.source {
+        let definition = &look.mapping.definition;
+        if checkpoint.definition == *definition && checkpoint.source == self.settings.source {
             return Ok(());
         }
         Err(Stop::Halted(format!(
@@ -309,7 +309,7 @@ impl Engine {
         Ok(Checkpoint {
             consumer: self.settings.name.clone(),
             source: self.settings.source.clone(),
-            definition: look.mapping.definition(),
+            definition: look.mapping.definition.clone(),
             mark,
             witnesses: Witnesses::default(),
             dirty: false,

@@ -6,6 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::mapping::{Mapping, Pushed};
+use super::plan::Plan;
 use super::reader::{Halt, Look, Mark, ReadFault, ReadRequest};
 use crate::clock;
 use crate::controls::{self, Protection};
@@ -18,29 +19,18 @@ pub struct Checkpointed {
 }
 
 impl Checkpointed {
-    /// Refuses a table whose keys SQLite may reuse.
-    pub fn new(connection: &Connection, mapping: Mapping) -> Result<Self, ReadFault> {
-        let sql: Option<String> = connection
-            .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [mapping.table], |row| {
-                row.get(0)
-            })
-            .optional()?;
-        let autoincrement = sql.is_some_and(|sql| sql.to_uppercase().contains("AUTOINCREMENT"));
-        if !autoincrement {
-            return Err(ReadFault::Halt(Halt::new(format!(
-                "table {table} has no AUTOINCREMENT key: SQLite reuses the ids of deleted rows, and events behind a checkpoint \
-                 would be passed over. Remedy: rebuild the table with INTEGER PRIMARY KEY AUTOINCREMENT",
-                table = mapping.table
-            ))));
-        }
-        Ok(Self { mapping })
+    pub fn new(mapping: Mapping) -> Self {
+        Self { mapping }
+    }
+
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
-        let table = self.mapping.table;
-        let first: Option<i64> = connection
-            .prepare_cached(&format!("SELECT min({}) FROM {table}", self.mapping.row))?
-            .query_row([], |row| row.get(0))?;
+        let Mapping { table, from, row, .. } = &self.mapping;
+        let first: Option<i64> =
+            connection.prepare_cached(&format!("SELECT min({row}) FROM {from}"))?.query_row([], |row| row.get(0))?;
         if first == Some(i64::MIN) {
             return Err(ReadFault::Halt(Halt::new(format!(
                 "table {table} has an event at position {}, and nothing comes before that, so it cannot be read after anything. Remedy: \
@@ -50,18 +40,23 @@ impl Checkpointed {
         }
         let before_first = Position(first.map_or(0, |first| first.saturating_sub(1).min(0)));
         let head = self.sequence(connection)?;
-        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id_bounded(), self.mapping.row);
-        let head_id = connection.prepare_cached(&sql)?.query_row([head], |row| id_text(row, 0)).optional()?;
+        let sql = format!("SELECT {} FROM {from} WHERE {row} = ?1", self.mapping.id_bounded());
+        let head_id = connection.prepare_cached(&sql)?.query_row([head], |row| self.mapping.id_of(row)).optional()?;
         let mapping = self.mapping.clone();
+        let plan = Plan::of(connection, &mapping)?;
         let head_id = head_id.unwrap_or_default();
-        Ok(Look { before_first, head: Position(head), head_id, has_events: first.is_some(), mapping })
+        Ok(Look { before_first, head: Position(head), head_id, has_events: first.is_some(), mapping, plan })
     }
 
-    /// The highest key that was ever given out.
+    /// The highest key that was ever given out; where SQLite gives keys out again, the highest that is there.
     fn sequence(&self, connection: &Connection) -> Result<i64, ReadFault> {
+        if let Some(newest) = &self.mapping.newest {
+            let newest: Option<i64> = connection.prepare_cached(newest)?.query_row([], |row| row.get(0))?;
+            return Ok(newest.unwrap_or(0));
+        }
         let sequence = connection
             .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = ?1")?
-            .query_row([self.mapping.table], |row| row.get(0))
+            .query_row([&self.mapping.table], |row| row.get(0))
             .optional()?;
         Ok(sequence.unwrap_or(0))
     }
@@ -76,7 +71,7 @@ impl Checkpointed {
         if controls::is_off(Protection::Fingerprint) {
             return Ok(());
         }
-        let table = self.mapping.table;
+        let Mapping { table, from, row: position, .. } = &self.mapping;
         let sequence = self.sequence(connection)?;
         if sequence < newest.0 {
             if open::columns(connection, table)?.is_empty() {
@@ -86,13 +81,14 @@ impl Checkpointed {
             }
             return Err(ReadFault::Halt(Halt::new(format!(
                 "table {table} went back: the checkpoint is at position {newest}, but the newest position ever given out is \
-                 {sequence}. The file was restored from an older copy, or the table was rebuilt. {REMEDY}"
+                 {sequence}. The file was restored from an older copy, the table was rebuilt{or_pruned}. {REMEDY}",
+                or_pruned = if self.mapping.newest.is_some() { ", or its newest rows were deleted" } else { "" },
             ))));
         }
-        let sql = format!("SELECT {} FROM {table} WHERE {} = ?1", self.mapping.id_bounded(), self.mapping.row);
+        let sql = format!("SELECT {} FROM {from} WHERE {position} = ?1", self.mapping.id_bounded());
         let mut statement = connection.prepare_cached(&sql)?;
         for mark in marks.iter().filter(|mark| !mark.event_id.is_empty()) {
-            let found = statement.query_row([mark.position.0], |row| id_text(row, 0)).optional()?;
+            let found = statement.query_row([mark.position.0], |row| self.mapping.id_of(row)).optional()?;
             if let Some(found) = found.filter(|found| *found != mark.event_id) {
                 return Err(ReadFault::Halt(Halt::new(format!(
                     "table {table} is not the one that was read: at position {position} stood event {expected}, now stands {found}. \
@@ -116,7 +112,9 @@ impl Checkpointed {
             statement.query(named_params! { ":after": request.after.0, ":most": request.events_max as i64 })?;
         let mut batch = BatchBuilder::with_capacity(request.events_max.min(1024), 64 << 10);
         let mut passed_over = None;
+        let mut last = request.after.0;
         while let Some(row) = rows.next()? {
+            last = self.mapping.position_behind(row, last).map_err(Halt::new)?;
             passed_over = match self
                 .mapping
                 .push(row, &mut batch, request.event_bytes_max, |kind| request.filter.admits(kind))?
@@ -128,10 +126,29 @@ impl Checkpointed {
                 break;
             }
         }
+        drop(rows);
         let Some((end, end_id)) = passed_over.or_else(|| batch.end()) else { return Ok(None) };
+        if self.mapping.is_query {
+            self.check_unique(connection, end)?;
+        }
         let mut batch = batch.finish(end, clock::now_micros());
         batch.end_id = end_id;
         Ok(Some(batch))
+    }
+
+    /// A query may join what it likes: a second event with the position of the batch's last one would be passed over.
+    fn check_unique(&self, connection: &Connection, end: Position) -> Result<(), ReadFault> {
+        let Mapping { from, row, .. } = &self.mapping;
+        let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {from} WHERE {row} = ?1 LIMIT 2)");
+        let count: i64 = connection.prepare_cached(&sql)?.query_row([end.0], |row| row.get(0))?;
+        if count > 1 {
+            return Err(Halt::new(format!(
+                "the query gives more than one event with position {end}, of which only one would be read. Nothing of the batch was \
+                 sent. Remedy: join so that each position comes once"
+            ))
+            .into());
+        }
+        Ok(())
     }
 
     /// The events at these positions that are still there, in the order asked for.
@@ -156,14 +173,3 @@ impl Checkpointed {
 
 const REMEDY: &str = "Nothing was sent from it. Remedy: see which events the far side has, then choose where to go on with \
                       `outboxd position set`";
-
-/// An id in the form in which [`Mapping::push`] hands it on.
-fn id_text(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<String> {
-    use rusqlite::types::ValueRef;
-    Ok(match row.get_ref(index)? {
-        ValueRef::Null => String::new(),
-        ValueRef::Integer(n) => n.to_string(),
-        ValueRef::Real(n) => n.to_string(),
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-    })
-}

@@ -12,6 +12,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, named_params};
 
+use super::fit::quoted;
 use super::mapping::{Mapping, RowMapping};
 use super::reader::ReadFault;
 use crate::event::RowKey;
@@ -39,13 +40,90 @@ pub struct Listing {
     pub nameless: Option<i64>,
 }
 
-/// What rows are sorted by: those without a number come last.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+/// What rows are sorted by.
+#[derive(PartialEq)]
 struct Place {
-    has_no_number: bool,
-    number: i64,
-    time: Box<[u8]>,
+    order: Vec<Rank>,
     rowid: i64,
+}
+
+impl Eq for Place {}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.order.cmp(&other.order).then(self.rowid.cmp(&other.rowid))
+    }
+}
+
+/// A value among others, as SQLite sorts them, except that `NULL` comes last.
+#[derive(PartialEq, Debug)]
+enum Rank {
+    Number(f64),
+    Integer(i64),
+    /// SQLite takes any bytes for text.
+    Text(Box<[u8]>),
+    Blob(Box<[u8]>),
+    Null,
+}
+
+impl Rank {
+    fn of(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Null => Rank::Null,
+            ValueRef::Integer(number) => Rank::Integer(number),
+            ValueRef::Real(number) => Rank::Number(number),
+            ValueRef::Text(text) => Rank::Text(text.into()),
+            ValueRef::Blob(bytes) => Rank::Blob(bytes.into()),
+        }
+    }
+
+    fn class(&self) -> u8 {
+        match self {
+            Rank::Number(_) | Rank::Integer(_) => 0,
+            Rank::Text(_) => 1,
+            Rank::Blob(_) => 2,
+            Rank::Null => 3,
+        }
+    }
+}
+
+impl Eq for Rank {}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        match (self, other) {
+            (Rank::Integer(one), Rank::Integer(two)) => one.cmp(two),
+            (Rank::Number(one), Rank::Number(two)) => one.total_cmp(two),
+            (Rank::Integer(one), Rank::Number(two)) => (*one as f64).total_cmp(two),
+            (Rank::Number(one), Rank::Integer(two)) => one.total_cmp(&(*two as f64)),
+            (Rank::Text(one), Rank::Text(two)) | (Rank::Blob(one), Rank::Blob(two)) => one.cmp(two),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+}
+
+impl ToSql for Rank {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Rank::Null => ValueRef::Null,
+            Rank::Integer(number) => ValueRef::Integer(*number),
+            Rank::Number(number) => ValueRef::Real(*number),
+            Rank::Text(text) => ValueRef::Text(text),
+            Rank::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
 }
 
 struct Listed {
@@ -105,14 +183,16 @@ enum Progress {
 
 struct Walk<'a> {
     connection: &'a Connection,
-    table: &'static str,
+    table: String,
+    /// How many columns rows are sorted by.
+    columns: usize,
     /// The first slice, and those that follow: the rest of one time, then later times. By rowid both are the same.
     first: String,
     rest: String,
     later: String,
     most: usize,
     /// The last row that was looked at.
-    time: Option<Time>,
+    time: Option<Rank>,
     rowid: i64,
     /// The greatest rowid that is looked at, and the schema's version; known from the first slice on.
     top: Option<i64>,
@@ -132,11 +212,13 @@ impl<'a> Walk<'a> {
         scope: Scope,
         most: usize,
     ) -> Result<Self, ReadFault> {
-        let RowMapping { pending, number, .. } = mapping.rows.as_ref().expect("a table read by row has a row mapping");
-        let time = mapping.time;
+        let RowMapping { pending, order, walk: by, .. } =
+            mapping.rows.as_ref().expect("a table read by row has a row mapping");
+        let time = by.as_deref().unwrap_or("NULL");
+        let sorted: String = order.iter().map(|column| format!(", {column}")).collect();
         let select = |condition: &str, order: &str| {
             format!(
-                "SELECT {row}, o.rowid, {number}, {time}, {pending}, CASE WHEN o.rowid <= :top THEN {free} END \
+                "SELECT {row}, o.rowid, {time}, {pending}, CASE WHEN o.rowid <= :top THEN {free} END{sorted} \
                  FROM {from} WHERE {condition} ORDER BY {order} LIMIT {SLICE_ROWS}",
                 row = mapping.row_bounded(),
                 from = mapping.from,
@@ -146,7 +228,8 @@ impl<'a> Walk<'a> {
         let first = select(pending, &by_time);
         let walk = Self {
             connection,
-            table: mapping.table,
+            table: quoted(&mapping.table),
+            columns: order.len(),
             first,
             rest: select(&format!("{pending} AND {time} = :time AND o.rowid > :rowid"), "o.rowid"),
             later: select(&format!("{pending} AND {time} > :time"), &by_time),
@@ -162,7 +245,7 @@ impl<'a> Walk<'a> {
             nameless: None,
         };
         let from = match scope {
-            Scope::Pending if has_index(connection, &walk.first)? => return Ok(walk),
+            Scope::Pending if by.is_some() && has_index(connection, &walk.first)? => return Ok(walk),
             Scope::Pending => i64::MIN,
             Scope::NewerThan(rowid) => rowid,
         };
@@ -207,20 +290,15 @@ impl<'a> Walk<'a> {
     }
 
     fn take(&mut self, row: &Row<'_>) -> Result<(), ReadFault> {
-        let time = Time::of(row.get_ref(3)?);
         self.rowid = row.get(1)?;
-        self.pending += u64::from(row.get::<_, Option<bool>>(4)?.unwrap_or(false));
-        let is_free = row.get::<_, Option<bool>>(5)?.unwrap_or(false);
-        let time_in_order = time.comparable();
-        self.time = Some(time);
-        if is_free {
-            let number: Option<i64> = row.get(2)?;
-            let place = Place {
-                has_no_number: number.is_none(),
-                number: number.unwrap_or(0),
-                time: time_in_order,
-                rowid: self.rowid,
-            };
+        self.time = Some(Rank::of(row.get_ref(2)?));
+        self.pending += u64::from(row.get::<_, Option<bool>>(3)?.unwrap_or(false));
+        if row.get::<_, Option<bool>>(4)?.unwrap_or(false) {
+            let mut order = Vec::with_capacity(self.columns);
+            for index in 0..self.columns {
+                order.push(Rank::of(row.get_ref(5 + index)?));
+            }
+            let place = Place { order, rowid: self.rowid };
             self.newest = self.newest.max(self.rowid);
             let Some(key) = Mapping::row_key(row)? else {
                 self.nameless = Some(self.rowid);
@@ -242,49 +320,6 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What stands in the column of the time, which may be anything.
-enum Time {
-    Null,
-    Integer(i64),
-    Real(f64),
-    /// SQLite takes any bytes for text.
-    Text(Box<[u8]>),
-    Blob(Box<[u8]>),
-}
-
-impl Time {
-    fn of(value: ValueRef<'_>) -> Self {
-        match value {
-            ValueRef::Null => Self::Null,
-            ValueRef::Integer(n) => Self::Integer(n),
-            ValueRef::Real(n) => Self::Real(n),
-            ValueRef::Text(text) => Self::Text(text.into()),
-            ValueRef::Blob(bytes) => Self::Blob(bytes.into()),
-        }
-    }
-
-    /// Times are written as `2026-11-21 03:15:20` and as `2026-11-21T03:15:20`, even in one table.
-    fn comparable(&self) -> Box<[u8]> {
-        match self {
-            Self::Text(text) => text.iter().map(|byte| if *byte == b' ' { b'T' } else { *byte }).collect(),
-            Self::Blob(bytes) => bytes.clone(),
-            Self::Null | Self::Integer(_) | Self::Real(_) => Box::default(),
-        }
-    }
-}
-
-impl ToSql for Time {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self {
-            Self::Null => ValueRef::Null,
-            Self::Integer(n) => ValueRef::Integer(*n),
-            Self::Real(n) => ValueRef::Real(*n),
-            Self::Text(text) => ValueRef::Text(text),
-            Self::Blob(bytes) => ValueRef::Blob(bytes),
-        }))
-    }
-}
-
 /// Whether an index brings the rows in the order of the statement: then a slice of them costs a slice.
 fn has_index(connection: &Connection, sql: &str) -> Result<bool, ReadFault> {
     let mut statement = connection.prepare_cached(&format!("EXPLAIN QUERY PLAN {sql}"))?;
@@ -301,7 +336,8 @@ mod tests {
     use rusqlite::functions::FunctionFlags;
 
     use super::*;
-    use crate::source::{Preset, Read, preset};
+    use crate::source::declared::{Declared, DeclaredRows, From, Mark, Pending, Take};
+    use crate::source::fit;
 
     const ROWS: usize = 7_000;
     const TABLES: &str = include_str!("../../tests/tools/eventsource_generations/g4.sql");
@@ -334,7 +370,35 @@ mod tests {
     }
 
     fn mapping(connection: &Connection) -> Mapping {
-        preset::mapping(connection, Preset::EventsourcePy, Read::Outbox).unwrap().unwrap()
+        let column = |name: &str| Take::column(name);
+        let declared = Declared {
+            from: From::Table {
+                name: "event_outbox".into(),
+                join: Some("LEFT JOIN events e ON e.event_id = o.event_id".into()),
+            },
+            position: Some(Take::First(vec!["e.global_position".into(), "rowid".into()])),
+            allow_reused_positions: false,
+            id: column("o.event_id"),
+            key: Some(column("o.aggregate_id")),
+            stream_id: None,
+            stream_type: None,
+            version: None,
+            kind: column("o.event_type"),
+            payload: column("o.event_data"),
+            headers: None,
+            time: Some(column("o.created_at")),
+            tombstones: false,
+            rows: Some(DeclaredRows {
+                row: "o.id".into(),
+                pending: Pending::Sql("o.status = 'pending'".into()),
+                order: vec!["e.global_position".into(), "o.created_at".into()],
+                on_delivered: Mark::Delete,
+                on_retry: None,
+                on_rejected: None,
+            }),
+            refuse: None,
+        };
+        fit::mapping(connection, &[declared]).unwrap().unwrap()
     }
 
     fn sorted(connection: &Connection, condition: &str, most: usize) -> VecDeque<RowKey> {

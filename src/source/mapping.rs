@@ -1,58 +1,73 @@
-//! How a table's columns become an event: SQL expressions, each for one column of the batch, and their decoding.
+//! How a row becomes an event: one SQL expression a field, and how its value is to be understood.
 //!
-//! A mapping is data. [`super::preset`] holds the known ones.
+//! A mapping is what [`super::fit`] makes of a declaration, be it a preset's or a person's, for a file as it is.
 
 use rusqlite::types::ValueRef;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
+use super::decode::{self, Field, Form};
 use crate::clock;
 use crate::event::{BatchBuilder, Columns, Position, Reason, Rejection, RowKey};
 
 /// What names an event or says when it happened is read only up to this size.
 const NAME_BYTES_MAX: usize = 64 << 10;
 
-/// SQL expressions over `from`; `NULL` where the table has no such column.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// SQL expressions over `from`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mapping {
-    /// The table whose presence, and whose `sqlite_sequence`, count.
-    pub table: &'static str,
-    /// `FROM` clause: the table, with joins where the order needs them.
-    pub from: &'static str,
+    /// The table that the positions, or the marked rows, belong to.
+    pub table: String,
+    /// `FROM` clause: the table, with joins, or a query of a person's own.
+    pub from: String,
     /// What names a row: the position of a table read by checkpoint, the unique column of one read by row.
-    pub row: &'static str,
-    pub id: &'static str,
-    pub key: &'static str,
-    pub stream_id: &'static str,
-    pub stream_type: &'static str,
-    pub version: &'static str,
-    pub kind: &'static str,
-    pub payload: &'static str,
-    pub headers: &'static str,
-    pub time: &'static str,
-    /// The payload is the `payload` member of the JSON object in the column, taken as it stands.
-    pub payload_member: bool,
+    pub row: String,
+    /// What [`Columns::position`] is.
+    pub position: String,
+    pub id: Field,
+    pub key: Field,
+    pub stream_id: Field,
+    pub stream_type: Field,
+    pub version: Field,
+    pub kind: Field,
+    pub payload: Field,
+    pub headers: Field,
+    pub time: Field,
+    /// Further columns, which a payload or headers are built from.
+    pub extra: Vec<String>,
+    /// How many bytes the row has in the columns that may be long.
+    pub size: String,
+    /// A payload may be `NULL`.
+    pub tombstones: bool,
+    /// The greatest position that is there, where SQLite may give one out again; otherwise `sqlite_sequence` knows it.
+    pub newest: Option<String>,
+    /// Several rows with one position are possible: a query may join what it likes.
+    pub is_query: bool,
+    /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
+    pub definition: String,
+    /// Field by field, for people.
+    pub told: Vec<(String, String)>,
     /// For a table read by row.
     pub rows: Option<RowMapping>,
 }
 
-/// Which rows are pending, in which order (by number, those without one behind; then by time; then as inserted), and how what became of
-/// them is written. The statements know `:row`, `:now` (ISO),
+/// Which rows are pending, in which order, and how what became of them is written. The statements know `:row`, `:now` (ISO),
 /// `:error` and change nothing that the application changed meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMapping {
-    pub pending: &'static str,
-    /// Grows from commit to commit; `NULL` where there is no such number.
-    pub number: &'static str,
+    pub pending: String,
+    /// SQL expressions, `NULL` last; ties are in order of insertion.
+    pub order: Vec<String>,
+    /// One of them that an index may bring in order: a column that is never `NULL`.
+    pub walk: Option<String>,
     /// Which were delivered, as far as the table says.
-    pub delivered: &'static str,
-    /// A number that grows in that order, where there is one.
-    pub position: &'static str,
-    pub on_delivered: &'static str,
+    pub delivered: String,
+    pub on_delivered: Vec<String>,
     /// The same for a row that was dead before.
-    pub on_released: &'static str,
-    pub on_retry: &'static str,
-    pub on_rejected: &'static str,
+    pub on_released: Vec<String>,
+    pub on_retry: Vec<String>,
+    /// Empty: a dead row stays as it is.
+    pub on_rejected: Vec<String>,
+    /// The columns of an index that finds pending rows in order, as far as that can be seen.
+    pub index: Vec<String>,
 }
 
 /// The columns of a statement made by [`Mapping::select`], by index.
@@ -65,7 +80,7 @@ mod column {
     pub const STREAM_TYPE: usize = 5;
     pub const VERSION: usize = 6;
     pub const KIND: usize = 7;
-    pub const PAYLOAD_BYTES: usize = 8;
+    pub const SIZE: usize = 8;
     pub const PAYLOAD: usize = 9;
     pub const HEADERS: usize = 10;
     pub const TIME: usize = 11;
@@ -73,59 +88,70 @@ mod column {
 }
 
 impl Mapping {
-    /// `SELECT ... FROM ... WHERE filter tail`; sizes are asked first, and what is too large is not read: payload and headers of more
-    /// than `event_bytes_max`, anything else of more than [`NAME_BYTES_MAX`].
+    /// `SELECT ... FROM ... WHERE filter tail`; sizes are asked first, and what is too large is not read: payload, headers and what paths
+    /// lead into of more than `event_bytes_max`, anything else of more than [`NAME_BYTES_MAX`].
     pub fn select(&self, event_bytes_max: usize, filter: &str, tail: &str) -> String {
-        let position = self.rows.as_ref().map_or(self.row, |rows| rows.position);
+        let whole = |sql: &str| match sql {
+            "NULL" => "NULL".to_owned(),
+            sql => format!("CASE WHEN {size} <= {event_bytes_max} THEN {sql} END", size = self.size),
+        };
         let named = [
-            ("id", self.id, NAME_BYTES_MAX),
-            ("key", self.key, NAME_BYTES_MAX),
-            ("stream_id", self.stream_id, NAME_BYTES_MAX),
-            ("stream_type", self.stream_type, NAME_BYTES_MAX),
-            ("type", self.kind, NAME_BYTES_MAX),
-            ("headers", self.headers, event_bytes_max),
-            ("time", self.time, NAME_BYTES_MAX),
+            ("id", &self.id, NAME_BYTES_MAX),
+            ("key", &self.key, NAME_BYTES_MAX),
+            ("stream_id", &self.stream_id, NAME_BYTES_MAX),
+            ("stream_type", &self.stream_type, NAME_BYTES_MAX),
+            ("version", &self.version, NAME_BYTES_MAX),
+            ("type", &self.kind, NAME_BYTES_MAX),
+            ("headers", &self.headers, event_bytes_max),
+            ("time", &self.time, NAME_BYTES_MAX),
         ];
-        let whens = named.iter().filter(|(_, sql, _)| *sql != "NULL").map(|(name, sql, most)| {
-            let fits = fits(sql, *most);
-            format!("WHEN NOT ({fits}) THEN 'the column for {name} has more than {most} bytes'")
-        });
-        let too_large = format!("CASE {} END", whens.collect::<Vec<_>>().join(" "));
-        let [id, key, stream_id, stream_type, kind, headers, time] = named.map(|(_, sql, most)| bounded(sql, most));
+        let whens: Vec<String> = named
+            .iter()
+            .filter(|(_, field, _)| field.path.is_none() && field.size != "0")
+            .map(|(name, field, most)| {
+                format!("WHEN {} > {most} THEN 'the column for {name} has more than {most} bytes'", field.size)
+            })
+            .collect();
+        let too_large = if whens.is_empty() { "NULL".to_owned() } else { format!("CASE {} END", whens.join(" ")) };
+        let [id, key, stream_id, stream_type, version, kind, headers, time] =
+            named.map(|(_, field, most)| if field.path.is_some() { whole(&field.sql) } else { bounded(field, most) });
+        let mut extra = String::new();
+        for column in &self.extra {
+            extra.push_str(", ");
+            extra.push_str(&whole(column));
+        }
         format!(
-            "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, octet_length({payload}), \
-             {body}, {headers}, {time}, {too_large} FROM {from} WHERE {filter} {tail}",
+            "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, {size}, {payload}, {headers}, \
+             {time}, {too_large}{extra} FROM {from} WHERE {filter} {tail}",
             row = self.row_bounded(),
-            version = self.version,
-            payload = self.payload,
-            body = bounded(self.payload, event_bytes_max),
+            position = self.position,
+            size = self.size,
+            payload = whole(&self.payload.sql),
             from = self.from,
         )
     }
 
     /// The row's name as it is read; `NULL` where it has none, or too long a one.
     pub fn row_bounded(&self) -> String {
-        if self.rows.is_some() { bounded(self.row, NAME_BYTES_MAX) } else { self.row.to_owned() }
+        match self.rows {
+            Some(_) => format!("CASE WHEN octet_length({row}) <= {NAME_BYTES_MAX} THEN {row} END", row = self.row),
+            None => self.row.clone(),
+        }
     }
 
     /// The id as it is read.
     pub fn id_bounded(&self) -> String {
-        bounded(self.id, NAME_BYTES_MAX)
+        bounded(&self.id, NAME_BYTES_MAX)
     }
 
     /// The key as it is read.
     pub fn key_bounded(&self) -> String {
-        bounded(self.key, NAME_BYTES_MAX)
+        bounded(&self.key, NAME_BYTES_MAX)
     }
 
     /// The type as it is read.
     pub fn kind_bounded(&self) -> String {
-        bounded(self.kind, NAME_BYTES_MAX)
-    }
-
-    /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
-    pub fn definition(&self) -> String {
-        format!("table={} row={} id={} key={} payload={}", self.table, self.row, self.id, self.key, self.payload)
+        bounded(&self.kind, NAME_BYTES_MAX)
     }
 
     /// Adds the row to the batch, or only says where it stands when `admits` does not want its type.
@@ -144,60 +170,114 @@ impl Mapping {
             ValueRef::Text(detail) => Some(Rejection::new(Reason::TooLarge, String::from_utf8_lossy(detail))),
             _ => None,
         };
-        let mut scratch = Scratch::default();
-        let mut unreadable = None;
-        let kind = scratch.kind.text(row.get_ref(column::KIND)?, "type", &mut unreadable);
-        let is_wanted =
-            unreadable.is_some() || (kind.is_none() && defect.is_some()) || admits(kind.unwrap_or_default());
-        let kind = kind.unwrap_or_default();
-        defect = defect.or(unreadable);
-        let id = scratch.id.text(row.get_ref(column::ID)?, "id", &mut defect).unwrap_or_default();
-        if !is_wanted {
-            return Ok(Pushed::PassedOver { position, id: id.to_owned() });
-        }
-        if id.is_empty() {
-            defect.get_or_insert_with(|| undecodable("the id is NULL or empty".into()));
-        }
-        let time = scratch.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
-        let payload_bytes = match row.get_ref(column::PAYLOAD_BYTES)? {
+        let bytes = match row.get_ref(column::SIZE)? {
             ValueRef::Integer(bytes) => bytes.max(0) as usize,
             _ => 0,
         };
-        if payload_bytes > event_bytes_max {
-            let detail = format!("the payload has {payload_bytes} bytes, event_bytes_max is {event_bytes_max}");
+        if bytes > event_bytes_max {
+            let detail = format!("the payload has {bytes} bytes, event_bytes_max is {event_bytes_max}");
             defect.get_or_insert(Rejection::new(Reason::TooLarge, detail));
         }
-        let whole = scratch.payload.bytes(row.get_ref(column::PAYLOAD)?);
-        let payload = match whole {
-            Some(bytes) if self.payload_member => member(bytes, &mut defect),
-            other => other,
+        let mut unreadable = None;
+        let kind = self.kind.text(row.get_ref(column::KIND)?, "type", &mut unreadable);
+        // One whose type cannot be told may be wanted.
+        let is_wanted = unreadable.is_some() || kind.as_deref().is_none_or(admits);
+        defect = defect.or(unreadable);
+        let id = self.id.text(row.get_ref(column::ID)?, "id", &mut defect).unwrap_or_default();
+        if !is_wanted {
+            return Ok(Pushed::PassedOver { position, id: id.into_owned() });
+        }
+        if id.is_empty() {
+            self.id.complain(&mut defect, "id", "is NULL or empty");
+        }
+        if kind.is_none() {
+            self.kind.complain(&mut defect, "type", "is NULL");
+        }
+        let kind = kind.unwrap_or_default();
+        let payload = match &self.payload.form {
+            Form::Object(members) if bytes <= event_bytes_max => {
+                Some(decode::object(members, row, &mut defect)?.into_bytes().into())
+            }
+            _ => self.payload.bytes(row.get_ref(column::PAYLOAD)?, "payload", &mut defect),
         };
-        let event = Columns {
+        if payload.is_none() && !self.tombstones {
+            let what = match &self.payload.path {
+                Some(path) => format!("has nothing at {path}"),
+                None => "is NULL".to_owned(),
+            };
+            self.payload.complain(&mut defect, "payload", &what);
+        }
+        // What could not be understood is kept for whoever looks at the dead letter.
+        let payload = match (payload, row.get_ref(column::PAYLOAD)?) {
+            (None, ValueRef::Text(bytes) | ValueRef::Blob(bytes)) if defect.is_some() => Some(bytes.into()),
+            (payload, _) => payload,
+        };
+        let headers = match &self.headers.form {
+            Form::Object(members) if bytes <= event_bytes_max => {
+                Some(decode::object(members, row, &mut defect)?.into())
+            }
+            _ => self.headers.text(row.get_ref(column::HEADERS)?, "headers", &mut defect),
+        };
+        let key = self.key.bytes(row.get_ref(column::KEY)?, "key", &mut defect);
+        let stream_id = self.stream_id.text(row.get_ref(column::STREAM_ID)?, "stream_id", &mut defect);
+        let stream_type = self.stream_type.text(row.get_ref(column::STREAM_TYPE)?, "stream_type", &mut defect);
+        let version = self.version.integer(row.get_ref(column::VERSION)?, "version", &mut defect);
+        let time = self.time.text(row.get_ref(column::TIME)?, "time", &mut defect);
+        batch.push(Columns {
             position,
-            id,
-            key: scratch.key.bytes(row.get_ref(column::KEY)?),
-            stream_id: scratch.stream_id.text(row.get_ref(column::STREAM_ID)?, "stream_id", &mut defect),
-            stream_type: scratch.stream_type.text(row.get_ref(column::STREAM_TYPE)?, "stream_type", &mut defect),
-            version: match row.get_ref(column::VERSION)? {
-                ValueRef::Integer(version) => Some(version),
-                _ => None,
-            },
-            kind,
-            payload,
-            headers: scratch.headers.text(row.get_ref(column::HEADERS)?, "headers", &mut defect),
-            time,
-            time_micros: time.and_then(clock::parse_micros),
-        };
-        batch.push(event);
+            id: &id,
+            key: key.as_deref(),
+            stream_id: stream_id.as_deref(),
+            stream_type: stream_type.as_deref(),
+            version,
+            kind: &kind,
+            payload: payload.as_deref(),
+            headers: headers.as_deref(),
+            time: time.as_deref(),
+            time_micros: time.as_deref().and_then(clock::parse_micros),
+        });
         if let Some(defect) = defect {
             batch.defect(defect);
         }
         Ok(Pushed::Taken)
     }
 
+    /// The row's position, which has to come after the last one.
+    pub fn position_behind(&self, row: &rusqlite::Row<'_>, last: i64) -> Result<i64, String> {
+        let table = &self.table;
+        match row.get_ref(column::POSITION) {
+            Ok(ValueRef::Integer(position)) if position > last => Ok(position),
+            Ok(ValueRef::Integer(position)) => Err(format!(
+                "positions in {table} are not unique and growing: {position} comes behind {last}. Nothing of the batch was sent. Remedy: \
+                 name a position that is unique; with a query, join so that each comes once"
+            )),
+            Ok(other) => Err(format!(
+                "a position in {table} behind {last} is no integer but {:?}. Nothing of the batch was sent. Remedy: mend that row, or name \
+                 another column as the position",
+                other.data_type()
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The id as it is handed on; the statement's first column is the id's expression.
+    pub fn id_of(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<String> {
+        Ok(self.id.text(row.get_ref(0)?, "id", &mut None).unwrap_or_default().into_owned())
+    }
+
     /// How the row names itself, for tables read by row.
     pub fn row_key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<RowKey>> {
         Ok(RowKey::of(row.get_ref(column::ROW)?))
+    }
+}
+
+/// The index of the first of the columns that a payload or headers are built from.
+pub const EXTRA: usize = 13;
+
+impl RowMapping {
+    /// Every statement that marks a row.
+    pub fn statements(&self) -> impl Iterator<Item = &String> {
+        [&self.on_delivered, &self.on_released, &self.on_retry, &self.on_rejected].into_iter().flatten()
     }
 }
 
@@ -211,100 +291,10 @@ pub enum Pushed {
     },
 }
 
-/// Whether the value of `sql` is at most so long: `column` or `coalesce(column, column)`. SQLite knows a column's size without
-/// reading it.
-fn fits(sql: &str, most: usize) -> String {
-    let columns = sql.strip_prefix("coalesce(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(sql);
-    let size =
-        columns.rsplit(", ").fold("0".to_owned(), |size, column| format!("ifnull(octet_length({column}), {size})"));
-    format!("{size} <= {most}")
-}
-
-/// The value of `sql`, or `NULL` where it is longer.
-fn bounded(sql: &str, most: usize) -> String {
-    if sql == "NULL" { sql.to_owned() } else { format!("CASE WHEN {} THEN {sql} END", fits(sql, most)) }
-}
-
-fn undecodable(detail: String) -> Rejection {
-    Rejection::new(Reason::Undecodable, detail)
-}
-
-/// `$.payload` of a JSON object, byte for byte.
-fn member<'a>(bytes: &'a [u8], defect: &mut Option<Rejection>) -> Option<&'a [u8]> {
-    #[derive(Deserialize)]
-    struct Wrapper<'a> {
-        #[serde(borrow)]
-        payload: &'a RawValue,
-    }
-    // A sequence too can be read into a struct: its first element would pass for the payload.
-    let read = match bytes.trim_ascii_start().first() {
-        Some(b'{') => serde_json::from_slice::<Wrapper<'_>>(bytes).map_err(|error| error.to_string()),
-        _ => Err("it does not begin with a brace".to_owned()),
-    };
-    match read {
-        Ok(wrapper) => Some(wrapper.payload.get().as_bytes()),
-        Err(error) => {
-            defect.get_or_insert_with(|| {
-                undecodable(format!("the payload column is no JSON object with a payload: {error}"))
-            });
-            Some(bytes)
-        }
-    }
-}
-
-/// Room for columns whose stored form is not the one that is sent (numbers, mostly).
-#[derive(Default)]
-struct Scratch {
-    id: Cell,
-    key: Cell,
-    stream_id: Cell,
-    stream_type: Cell,
-    kind: Cell,
-    payload: Cell,
-    headers: Cell,
-    time: Cell,
-}
-
-#[derive(Default)]
-struct Cell(String);
-
-impl Cell {
-    /// Text as it is, numbers in decimal; a blob is text when it is UTF-8 and a defect when it is not.
-    fn text<'a>(&'a mut self, value: ValueRef<'a>, name: &str, defect: &mut Option<Rejection>) -> Option<&'a str> {
-        match value {
-            ValueRef::Null => None,
-            ValueRef::Integer(n) => {
-                self.0 = n.to_string();
-                Some(&self.0)
-            }
-            ValueRef::Real(n) => {
-                self.0 = n.to_string();
-                Some(&self.0)
-            }
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => match std::str::from_utf8(bytes) {
-                Ok(text) => Some(text),
-                Err(error) => {
-                    defect.get_or_insert_with(|| undecodable(format!("the column for {name} is not UTF-8: {error}")));
-                    self.0 = String::from_utf8_lossy(bytes).into_owned();
-                    Some(&self.0)
-                }
-            },
-        }
-    }
-
-    /// Text and blobs byte for byte, numbers in decimal.
-    fn bytes<'a>(&'a mut self, value: ValueRef<'a>) -> Option<&'a [u8]> {
-        match value {
-            ValueRef::Null => None,
-            ValueRef::Integer(n) => {
-                self.0 = n.to_string();
-                Some(self.0.as_bytes())
-            }
-            ValueRef::Real(n) => {
-                self.0 = n.to_string();
-                Some(self.0.as_bytes())
-            }
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
-        }
+/// The value of a field, or `NULL` where it is longer. SQLite knows a column's size without reading it.
+fn bounded(field: &Field, most: usize) -> String {
+    match field.size.as_str() {
+        "0" => field.sql.clone(),
+        size => format!("CASE WHEN {size} <= {most} THEN {} END", field.sql),
     }
 }

@@ -8,45 +8,36 @@
 //! How it fails: not there yet → waits; seen and gone, or another one → halts with the remedy. Where to start reading: [`reader`].
 
 mod checkpointed;
+pub mod declared;
+mod decode;
 pub mod filter;
+mod fit;
+pub mod json_path;
 mod listing;
 pub mod mapping;
-pub mod preset;
+pub mod marking;
+pub mod plan;
 pub mod reader;
 mod rows;
 pub mod scan;
 mod wake;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use declared::Declared;
 
 /// A resolved `[sources.X]` section.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub name: String,
     pub path: PathBuf,
-    pub preset: Preset,
-    pub read: Read,
+    /// Whose tables these are, when that is known by name.
+    pub preset: Option<String>,
+    /// How they are read: of several declarations the first that fits the file. Never empty.
+    pub tables: Arc<[Declared]>,
     pub durability: Durability,
     pub state: StatePlace,
-}
-
-/// A known set of tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preset {
-    Outboxd,
-    EventsourcePy,
-}
-
-impl Preset {
-    pub const ALL: [(&'static str, Preset); 2] =
-        [("outboxd", Preset::Outboxd), ("eventsource-py", Preset::EventsourcePy)];
-}
-
-/// Which of the preset's two tables is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    Outbox,
-    Events,
 }
 
 /// Whether what was read is made durable before it is sent.
@@ -69,7 +60,7 @@ pub enum StatePlace {
 impl Settings {
     /// Progress is written into the rows themselves, in the application's file.
     pub fn is_by_row(&self) -> bool {
-        matches!((self.preset, self.read), (Preset::EventsourcePy, Read::Outbox))
+        self.tables.iter().any(|table| table.rows.is_some())
     }
 
     /// The file that checkpoints and held events stand in.

@@ -20,6 +20,7 @@ use self::desk::Desk;
 use super::Settings;
 use super::filter::Filter;
 use super::mapping::Mapping;
+use super::plan::Plan;
 pub use super::rows::RowsUpdate;
 use super::wake::{Bell, Wake};
 use crate::event::{Batch, Position, RowKey};
@@ -44,6 +45,12 @@ impl Halt {
 pub enum ReadFault {
     Halt(Halt),
     Sqlite(rusqlite::Error),
+}
+
+impl From<Halt> for ReadFault {
+    fn from(halt: Halt) -> Self {
+        ReadFault::Halt(halt)
+    }
 }
 
 impl From<rusqlite::Error> for ReadFault {
@@ -71,7 +78,7 @@ pub enum Head {
 }
 
 /// A first look at a source that is ready.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Look {
     /// Everything that the table holds comes after it.
     pub before_first: Position,
@@ -79,6 +86,7 @@ pub struct Look {
     pub head_id: String,
     pub has_events: bool,
     pub mapping: Mapping,
+    pub plan: Plan,
 }
 
 /// What stood at a position when it was read.

@@ -13,18 +13,19 @@
 //!    flight behind the refused one stays pending.
 //! 4. What was told ([`RowsUpdate`]) outlives the connection.
 
-use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rusqlite::functions::{Context, FunctionFlags};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Statement, named_params};
 
+use super::decode::Field;
 use super::filter::Filter;
+use super::fit::quoted;
 use super::listing::{self, Scope};
 use super::mapping::{Mapping, RowMapping};
+use super::plan::Plan;
 use super::reader::{Halt, Look, ReadFault, ReadRequest};
 use crate::clock;
 use crate::controls::{self, Protection};
@@ -112,6 +113,8 @@ pub struct Excluded {
     released_keys: HashSet<Box<[u8]>>,
     /// Dead rows: found pending, the application asks for a retry.
     dead: HashSet<RowKey>,
+    /// Nothing in a row tells that it is dead: it stays pending.
+    dead_rows_stay: bool,
     revived: Vec<RowKey>,
     /// Rows stand in the table that no list but a full one finds.
     wants_full_pass: bool,
@@ -159,6 +162,10 @@ impl Excluded {
     }
 
     fn is_free(&mut self, row: &RowKey, key: &[u8], kind: &str) -> bool {
+        if self.dead_rows_stay && self.dead.contains(row) {
+            self.passed_over += 1;
+            return false;
+        }
         if self.filter.admits(kind) && self.dead.remove(row) {
             // The engine releases it; until then it is not read like another.
             self.in_flight.insert(row.clone());
@@ -203,11 +210,18 @@ struct FullPass {
 impl Rows {
     pub fn new(connection: &Connection, mapping: Mapping, excluded: Shared) -> Result<Self, ReadFault> {
         let shared = excluded.clone();
+        let Mapping { key, id, kind, .. } = mapping.clone();
+        let stays = mapping.rows.as_ref().is_some_and(|rows| rows.on_rejected.is_empty());
         connection.create_scalar_function("outboxd_free", 5, FunctionFlags::SQLITE_UTF8, move |call| {
             let mut excluded = shared.lock().expect("no panic happens under this lock");
-            Ok(is_free(&mut excluded, call))
+            excluded.dead_rows_stay = stays;
+            Ok(is_free(&mut excluded, call, [&key, &id, &kind]))
         })?;
         Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0, listed_pending: 0 })
+    }
+
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
@@ -215,12 +229,14 @@ impl Rows {
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE {})", self.mapping.from, rows.pending);
         let has_events = connection.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
         let mapping = self.mapping.clone();
+        let plan = Plan::of(connection, &mapping)?;
         Ok(Look {
             before_first: Position::default(),
             head: Position::default(),
             head_id: String::new(),
             has_events,
             mapping,
+            plan,
         })
     }
 
@@ -228,7 +244,7 @@ impl Rows {
     pub fn pending(&self, connection: &Connection) -> Result<u64, ReadFault> {
         let sql = format!(
             "SELECT count(*) FROM (SELECT 1 FROM {} o WHERE {} LIMIT {PASS_ROWS_MAX})",
-            self.mapping.table,
+            quoted(&self.mapping.table),
             self.rows().pending
         );
         let counted = connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))? as u64;
@@ -312,7 +328,7 @@ impl Rows {
         let mapping = &self.mapping;
         let (row, key) = (mapping.row_bounded(), mapping.key_bounded());
         let (id, kind) = (mapping.id_bounded(), mapping.kind_bounded());
-        let RowMapping { pending, position, .. } = self.rows();
+        let (pending, position) = (&self.rows().pending, &mapping.position);
         format!("{pending} AND CASE WHEN {pending} THEN outboxd_free({row}, {key}, {id}, {kind}, {position}) END")
     }
 
@@ -380,25 +396,15 @@ fn by_name<'a>(statement: &'a mut Statement<'_>, row: &RowKey) -> rusqlite::Resu
     statement.query(named_params! { ":row": row })
 }
 
-/// `outboxd_free(row, key, id, type)`.
-fn is_free(excluded: &mut Excluded, call: &Context<'_>) -> bool {
+/// `outboxd_free(row, key, id, type, position)`, each as the batch will hold it.
+fn is_free(excluded: &mut Excluded, call: &Context<'_>, [key, id, kind]: [&Field; 3]) -> bool {
     // One without a name is listed, and said to be one.
     let Some(row) = RowKey::of(call.get_raw(0)) else { return true };
-    let key = bytes_of(call.get_raw(1));
-    let id = bytes_of(call.get_raw(2)).unwrap_or_default();
-    let kind = bytes_of(call.get_raw(3)).unwrap_or_default();
+    // What is wrong is told when the row is read.
+    let mut told = None;
+    let key = key.bytes(call.get_raw(1), "key", &mut told);
+    let id = id.text(call.get_raw(2), "id", &mut told).unwrap_or_default();
+    let kind = kind.text(call.get_raw(3), "type", &mut told).unwrap_or_default();
     let position = Position(call.get_raw(4).as_i64().unwrap_or_default());
-    // An id that is no text is held in the form in which people can read it.
-    let id = String::from_utf8_lossy(&id);
-    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes(), position), &String::from_utf8_lossy(&kind))
-}
-
-/// As the batch will hold it: text and blobs byte for byte, numbers in decimal.
-fn bytes_of(value: ValueRef<'_>) -> Option<Cow<'_, [u8]>> {
-    match value {
-        ValueRef::Null => None,
-        ValueRef::Integer(n) => Some(n.to_string().into_bytes().into()),
-        ValueRef::Real(n) => Some(n.to_string().into_bytes().into()),
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.into()),
-    }
+    excluded.is_free(&row, &hold_key(key.as_deref(), id.as_bytes(), position), &kind)
 }

@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
+use super::fit::{self, Misfit, quoted};
 use super::mapping::Mapping;
-use super::preset::{self, Misfit};
 use crate::event::{Batch, BatchBuilder, Position};
 use crate::sqlite::open;
 
@@ -50,7 +50,7 @@ impl Scan {
                 "it is in journal mode {mode}: reading it would lock the application out"
             )));
         }
-        match preset::mapping(&connection, settings.preset, settings.read)? {
+        match fit::mapping(&connection, &settings.tables)? {
             Ok(mapping) => Ok(Self { connection, mapping }),
             Err(Misfit::NoTable(what) | Misfit::Unusable(what)) => Err(ScanError::Unusable(what)),
         }
@@ -61,18 +61,18 @@ impl Scan {
     }
 
     pub fn count(&self) -> Result<u64, ScanError> {
-        let sql = format!("SELECT count(*) FROM {}", self.mapping.table);
+        let sql = format!("SELECT count(*) FROM {}", quoted(&self.mapping.table));
         Ok(self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
     }
 
     /// How many positions were given out whose rows are not there; `None` where the table does not tell.
     pub fn rows_gone(&self) -> Result<Option<u64>, ScanError> {
-        if self.is_by_row() {
+        if self.is_by_row() || self.mapping.newest.is_some() {
             return Ok(None);
         }
         let sql = "SELECT seq FROM sqlite_sequence WHERE name = ?1";
         let given_out: Option<i64> =
-            self.connection.query_row(sql, [self.mapping.table], |row| row.get(0)).optional()?;
+            self.connection.query_row(sql, [&self.mapping.table], |row| row.get(0)).optional()?;
         Ok(Some((given_out.unwrap_or(0) as u64).saturating_sub(self.count()?)))
     }
 
@@ -81,8 +81,10 @@ impl Scan {
         let (place, settled) = match (&self.mapping.rows, which) {
             (Some(rows), Which::Settled(_)) => ("o.rowid", format!(" AND {}", rows.delivered)),
             (Some(_), Which::All) => ("o.rowid", String::new()),
-            (None, Which::Settled(position)) => (self.mapping.row, format!(" AND {} <= {position}", self.mapping.row)),
-            (None, Which::All) => (self.mapping.row, String::new()),
+            (None, Which::Settled(position)) => {
+                (self.mapping.row.as_str(), format!(" AND {} <= {position}", self.mapping.row))
+            }
+            (None, Which::All) => (self.mapping.row.as_str(), String::new()),
         };
         let filter = format!("{place} > :after{settled}");
         let sql = self.mapping.select(EVENT_BYTES_MAX, &filter, &format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}"));
@@ -100,7 +102,7 @@ impl Scan {
         drop(rows);
         let Some(last) = last else { return Ok(None) };
         let nameless = || {
-            let row = self.mapping.row;
+            let row = &self.mapping.row;
             ScanError::Unusable(format!(
                 "a row of {} has no {row} by which it could be told from others",
                 self.mapping.table
@@ -110,7 +112,8 @@ impl Scan {
         let next = match (self.is_by_row(), batch.end()) {
             (false, Some((position, _))) => position.0,
             _ => {
-                let sql = format!("SELECT o.rowid FROM {} o WHERE {} = ?1", self.mapping.table, self.mapping.row);
+                let sql =
+                    format!("SELECT o.rowid FROM {} o WHERE {} = ?1", quoted(&self.mapping.table), self.mapping.row);
                 self.connection.prepare_cached(&sql)?.query_row([&last], |row| row.get(0))?
             }
         };

@@ -14,7 +14,7 @@ pub enum Kind {
     Permission,
     /// The file is damaged or no database.
     Corrupt,
-    /// A table or column that should be there is not, or any other refusal by SQL.
+    /// A table or column that should be there is not, SQL does what it may not, or any other refusal by SQL.
     Sql,
 }
 
@@ -30,7 +30,7 @@ pub fn classify(error: &rusqlite::Error) -> (Kind, i32) {
         ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED | ffi::SQLITE_PROTOCOL => Kind::Busy,
         ffi::SQLITE_FULL | ffi::SQLITE_IOERR | ffi::SQLITE_NOMEM => Kind::Storage,
         ffi::SQLITE_CANTOPEN => Kind::CannotOpen,
-        ffi::SQLITE_READONLY | ffi::SQLITE_PERM | ffi::SQLITE_AUTH => Kind::Permission,
+        ffi::SQLITE_READONLY | ffi::SQLITE_PERM => Kind::Permission,
         ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB => Kind::Corrupt,
         _ => Kind::Sql,
     };

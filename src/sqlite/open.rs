@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags};
 
 /// Reads an application's file. Never writes, never waits for a lock, never checkpoints.
@@ -11,6 +13,37 @@ pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8000;")?;
     Ok(connection)
+}
+
+/// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
+/// and load nothing. (Nothing could be written before either.)
+pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
+    const PRAGMAS: [&str; 7] =
+        ["data_version", "journal_mode", "schema_version", "table_info", "table_xinfo", "index_list", "index_info"];
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, 1 << 20)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_COMPOUND_SELECT, 50)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, 500)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)?;
+    connection.authorizer(Some(|context: AuthContext<'_>| match context.action {
+        AuthAction::Select
+        | AuthAction::Read { .. }
+        | AuthAction::Recursive
+        | AuthAction::Transaction { .. }
+        // Statements that mark rows are looked at here, and run elsewhere.
+        | AuthAction::Insert { .. }
+        | AuthAction::Update { .. }
+        | AuthAction::Delete { .. } => Authorization::Allow,
+        AuthAction::Function { function_name } if function_name != "load_extension" => Authorization::Allow,
+        AuthAction::Pragma { pragma_name, pragma_value } => {
+            let reads = pragma_name != "journal_mode" || pragma_value.is_none();
+            match PRAGMAS.contains(&pragma_name) && reads {
+                true => Authorization::Allow,
+                false => Authorization::Deny,
+            }
+        }
+        _ => Authorization::Deny,
+    }))
 }
 
 /// How a writer's commits reach the disk.

@@ -83,21 +83,23 @@ fn mark_row(
     mark: &RowMark,
     now: &str,
 ) -> Result<(), JobError> {
-    let (sql, error) = match mark {
-        RowMark::Delivered => (mapping.on_delivered, None),
-        RowMark::Released => (mapping.on_released, None),
-        RowMark::Retry(error) => (mapping.on_retry, Some(error)),
-        RowMark::Rejected(error) => (mapping.on_rejected, Some(error)),
+    let (statements, error) = match mark {
+        RowMark::Delivered => (&mapping.on_delivered, None),
+        RowMark::Released => (&mapping.on_released, None),
+        RowMark::Retry(error) => (&mapping.on_retry, Some(error)),
+        RowMark::Rejected(error) => (&mapping.on_rejected, Some(error)),
     };
     let guarded = !controls::is_off(Protection::RowGuard);
-    let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
-    let mut statement = connection.prepare_cached(sql)?;
-    for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
-        if let Some(index) = statement.parameter_index(name)? {
-            statement.raw_bind_parameter(index, value)?;
+    for sql in statements {
+        let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
+        let mut statement = connection.prepare_cached(sql)?;
+        for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
+            if let Some(index) = statement.parameter_index(name)? {
+                statement.raw_bind_parameter(index, value)?;
+            }
         }
+        statement.raw_execute()?;
     }
-    statement.raw_execute()?;
     controls::reach(Seam::Mark);
     Ok(())
 }

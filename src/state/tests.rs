@@ -219,16 +219,22 @@ fn dead_letters_are_found_selected_and_revived() {
     }
 }
 
-const ROWS: RowMapping = RowMapping {
-    pending: "o.status = 'pending'",
-    number: "NULL",
-    delivered: "o.status = 'done'",
-    position: "o.rowid",
-    on_delivered: "UPDATE work SET status = 'done', at = :now WHERE id = :row AND status = 'pending'",
-    on_released: "UPDATE work SET status = 'late', at = :now WHERE id = :row AND status IN ('pending', 'failed')",
-    on_retry: "UPDATE work SET tries = tries + 1, error = :error WHERE id = :row AND status = 'pending'",
-    on_rejected: "UPDATE work SET status = 'failed', error = :error WHERE id = :row AND status = 'pending'",
-};
+fn marking() -> RowMapping {
+    let one = |sql: &str| vec![sql.to_owned()];
+    RowMapping {
+        pending: "o.status = 'pending'".into(),
+        order: Vec::new(),
+        walk: None,
+        delivered: "o.status = 'done'".into(),
+        on_delivered: one("UPDATE work SET status = 'done', at = :now WHERE id = :row AND status = 'pending'"),
+        on_released: one(
+            "UPDATE work SET status = 'late', at = :now WHERE id = :row AND status IN ('pending', 'failed')",
+        ),
+        on_retry: one("UPDATE work SET tries = tries + 1, error = :error WHERE id = :row AND status = 'pending'"),
+        on_rejected: one("UPDATE work SET status = 'failed', error = :error WHERE id = :row AND status = 'pending'"),
+        index: Vec::new(),
+    }
+}
 
 #[test]
 fn a_settlement_changes_what_it_says_and_nothing_else() {
@@ -280,7 +286,7 @@ fn rows_are_marked_by_what_became_of_them_and_only_as_they_were_read() {
     };
     let is = |status: &str, at: bool, error: &str, tries: i64| (status.to_owned(), at, error.to_owned(), tries);
     assert_eq!(state(&1), is("pending", false, "", 0), "without a mapping there is nothing to mark");
-    settlement.apply(&connection, Some(&ROWS)).unwrap();
+    settlement.apply(&connection, Some(&marking())).unwrap();
     assert_eq!(state(&1), is("done", true, "", 0));
     assert_eq!(state(&"two"), is("failed", false, "no", 0));
     assert_eq!(state(&3), is("pending", false, "not yet", 1));

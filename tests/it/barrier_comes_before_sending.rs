@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use outboxd::source::Read;
+use crate::support::fleet::Read;
 
 use crate::support::daemon::{Daemon, lines, one_relay, relay};
 use crate::support::eventsource;

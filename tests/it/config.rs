@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use outboxd::config::preset;
 use outboxd::config::{self, Error, Loaded, LogFormat, WhenLocked};
 use outboxd::consumer::{Bounds, OnReject, Start};
 use outboxd::sink;
-use outboxd::source::{Durability, Preset, Read, StatePlace};
+use outboxd::source::{Durability, StatePlace};
 use tempfile::TempDir;
 
 /// A folder with a configuration in it.
@@ -83,7 +84,8 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(config.daemon.log_level, "info");
     let source = &config.sources["shop"];
     assert_eq!(source.path, folder.path("shop.db"));
-    assert_eq!((source.preset, source.read), (Preset::Outboxd, Read::Outbox));
+    assert_eq!(source.preset.as_deref(), Some("outboxd"));
+    assert_eq!(source.tables, preset::tables("outboxd", "outbox").unwrap());
     assert_eq!((source.durability, &source.state), (Durability::Strict, &StatePlace::Beside));
     let relay = &config.relays[0];
     assert_eq!((relay.name.as_str(), relay.source.as_str()), ("shop_to_lines", "shop"));

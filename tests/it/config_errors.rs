@@ -271,18 +271,18 @@ token_file = "t"
             &(small(
                 r#"path = "shop.db""#,
                 r#"path = "shop.db"
-table = "my_outbox""#
+feed = "my_outbox""#
             ))
         ),
-        r#"error: sources.shop.table  (outboxd.toml, line 4)
-       a table mapped by hand is not in this version; use a `preset`
+        r#"error: sources.shop.feed  (outboxd.toml, line 4)
+       feed tables are not in this version
   fix: leave it out"#
     );
     assert_eq!(
         errors(&small(r#"preset = "outboxd""#, r#"preset = "flightdeck""#)),
         r#"error: sources.shop.preset  (outboxd.toml, line 4)
        "flightdeck" is not a choice here
-  fix: write `outboxd` or `eventsource-py`"#
+  fix: write `outboxd`, `eventsource-py`, `debezium`, `emmett`, `django-outbox-pattern` or `eventsourcing`"#
     );
 }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::fleet::Read;
 use outboxd::sink::format::Format;
-use outboxd::source::Read;
 use serde_json::Value;
 
 use crate::sink_contract::{amqp, kafka};

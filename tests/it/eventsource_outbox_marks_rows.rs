@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::fleet::Read;
 use outboxd::consumer::control::Operation;
 use outboxd::consumer::{Bounds, OnReject, Settings};
 use outboxd::event::{Reason, Rejection};
-use outboxd::source::Read;
 use outboxd::state::held::Selection;
 use rusqlite::Connection;
 

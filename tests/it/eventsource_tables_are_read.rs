@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::support::fleet::Read;
 use outboxd::consumer::status::State;
 use outboxd::sink::file;
 use outboxd::sink::format::Format;
-use outboxd::source::Read;
 use rusqlite::Connection;
 
 use crate::support::eventsource;

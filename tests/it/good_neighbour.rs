@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use outboxd::source::Read;
+use crate::support::fleet::Read;
 use rusqlite::Connection;
 
 use crate::support::daemon::{Daemon, one_relay};

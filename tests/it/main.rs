@@ -43,6 +43,7 @@ mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod power_cuts_send_nothing_that_is_undone;
+mod presets_carry_real_files;
 mod pruning_is_safe_below_the_safe_position;
 #[path = "../referee/mod.rs"]
 mod referee;
@@ -52,6 +53,8 @@ mod reloads_lose_nothing;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;
+mod tables_are_marked_by_hand;
+mod tables_are_read_by_hand;
 mod the_admin_tells_the_truth;
 mod the_application_hardly_notices;
 #[cfg(feature = "controls")]

@@ -8,8 +8,8 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::fleet::Read;
 use outboxd::config;
-use outboxd::source::Read;
 use serde_json::Value;
 
 use crate::sink_contract::rig::unique;

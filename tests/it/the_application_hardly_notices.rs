@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use outboxd::source::Read;
+use crate::support::fleet::Read;
 use rusqlite::Connection;
 
 use crate::support::dice::number;

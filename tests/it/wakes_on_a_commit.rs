@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outboxd::source::Read;
+use crate::support::fleet::Read;
 
 use crate::support::daemon::{Daemon, lines, one_relay};
 use crate::support::eventsource;

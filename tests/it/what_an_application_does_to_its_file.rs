@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use outboxd::consumer::control::Command;
 use outboxd::consumer::status::State;
-use outboxd::source::{self, Read};
+use outboxd::source;
 use rusqlite::Connection;
 
 use crate::support::eventsource::{self, enqueue};
 use crate::support::fake_sink::FarSide;
-use crate::support::fleet::{self, Relays, until};
+use crate::support::fleet::{self, Read, Relays, until};
 use crate::support::proof::Proof;
 use crate::support::rig;
 

@@ -5,6 +5,7 @@ mod amqp;
 #[cfg(any(feature = "kafka", feature = "amqp"))]
 mod broker;
 mod daemon;
+pub(super) mod declared;
 mod http;
 mod kafka;
 mod relay;

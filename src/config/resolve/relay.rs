@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::sink::{for_relay, format_of};
-use super::source::is_read_by_row;
 use super::{Bytes, Checker, Nanos};
 use crate::config::file;
 use crate::config::problem::{KeyPath, either, nearest};
@@ -13,7 +12,8 @@ use crate::config::read::Raw;
 use crate::config::value::{Size, Span};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
 use crate::sink::format::Format;
-use crate::source::{self, Preset, Read};
+use crate::source;
+use crate::source::declared::From;
 use crate::{config, sink};
 
 const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
@@ -155,7 +155,7 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    if format_of(&relay.sink) == Format::EventsourcePy && source.preset != Preset::EventsourcePy {
+    if format_of(&relay.sink) == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
         checker.refuse(
             KeyPath::of(["sinks", &relay.sink_name, "format"]),
             format!(
@@ -165,7 +165,7 @@ fn check_against_source(relay: &Settings, source: &source::Settings, checker: &m
             "write format = \"plain\" or \"envelope\"",
         );
     }
-    if relay.start == Some(Start::Head) && is_read_by_row(source) {
+    if relay.start == Some(Start::Head) && source.is_by_row() {
         let reason =
             format!("[sources.{}] is read by row: its rows say themselves what is still to be sent", source.name);
         checker.refuse(key("start"), reason, "leave `start` out");
@@ -174,10 +174,11 @@ fn check_against_source(relay: &Settings, source: &source::Settings, checker: &m
 
 /// The mark in a row tells that it was delivered, not to whom.
 fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Settings>, checker: &mut Checker<'_>) {
-    let mut first: BTreeMap<(PathBuf, bool), &str> = BTreeMap::new();
+    let mut first: BTreeMap<(PathBuf, String), &str> = BTreeMap::new();
     for relay in relays {
-        let Some(source) = sources.get(&relay.source).filter(|source| is_read_by_row(source)) else { continue };
-        let table = (config::same_file(&source.path), source.read == Read::Outbox);
+        let Some(source) = sources.get(&relay.source).filter(|source| source.is_by_row()) else { continue };
+        let From::Table { name, .. } = &source.tables[0].from else { continue };
+        let table = (config::same_file(&source.path), name.to_lowercase());
         let Some(other) = first.insert(table, &relay.name) else { continue };
         let reason = format!(
             "relay `{other}` reads the same table, whose rows are marked when they are delivered: each event would reach only \

@@ -1,32 +1,78 @@
 //! `[sources.X]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Checker;
-use crate::config::file;
-use crate::config::problem::{KeyPath, nearest};
-use crate::source::{Durability, Preset, Read, Settings, StatePlace};
+use super::declared::declared;
+use crate::config::problem::{KeyPath, either, nearest};
+use crate::config::{file, preset};
+use crate::source::declared::Declared;
+use crate::source::{Durability, Settings, StatePlace};
 
-const READS: [(&str, Read); 2] = [("outbox", Read::Outbox), ("events", Read::Events)];
 const DURABILITIES: [(&str, Durability); 2] = [("strict", Durability::Strict), ("fast", Durability::Fast)];
-
-/// Whether progress is marked in the application's own rows.
-pub(super) fn is_read_by_row(settings: &Settings) -> bool {
-    settings.preset == Preset::EventsourcePy && settings.read == Read::Outbox
-}
 
 pub(super) fn resolve(name: &str, raw: &file::Source, checker: &mut Checker<'_>) -> Option<Settings> {
     let key = |part: &str| KeyPath::of(["sources", name, part]);
     let path = checker.require(&key("path"), raw.path.as_ref()).map(|path| database(&path, &key("path"), checker));
-    let preset = checker
-        .require(&key("preset"), raw.preset.as_ref())
-        .map(|word| checker.choose(&key("preset"), &word, &Preset::ALL));
-    let read = checker.require(&key("read"), raw.read.as_ref()).map(|word| checker.choose(&key("read"), &word, &READS));
+    let tables = tables(name, raw, checker);
     let durability = checker.choose_or(&key("durability"), raw.durability.as_ref(), &DURABILITIES, Durability::Strict);
-    let (path, preset, read) = (path?, preset?, read?);
-    let mut settings = Settings { name: name.to_owned(), path, preset, read, durability, state: StatePlace::Beside };
+    let (path, tables) = (path?, tables?);
+    let preset = raw.preset.clone();
+    let mut settings = Settings { name: name.to_owned(), path, preset, tables, durability, state: StatePlace::Beside };
     settings.state = state(raw.state.as_deref(), &settings, &key("state"), checker);
     Some(settings)
+}
+
+/// The table as it is described, or a preset's with what is said over it.
+fn tables(name: &str, raw: &file::Source, checker: &mut Checker<'_>) -> Option<Arc<[Declared]>> {
+    let key = |part: &str| KeyPath::of(["sources", name, part]);
+    let Some(preset) = &raw.preset else {
+        if raw.table.is_none() && raw.query.is_none() {
+            checker.require(&key("preset"), raw.preset.as_ref());
+            return None;
+        }
+        if raw.read.is_some() && (raw.table.is_some() || raw.query.is_some()) {
+            checker.refuse(key("read"), "this chooses among a preset's tables, and there is no preset", "leave it out");
+        }
+        return described(name, raw, checker).map(|declared| Arc::from([declared]));
+    };
+    let Some(mut sections) = preset::sections(preset) else {
+        let choices: Vec<(&str, ())> = preset::names().map(|name| (name, ())).collect();
+        checker.choose(&key("preset"), preset, &choices);
+        return None;
+    };
+    let reads: Vec<String> = sections.keys().cloned().collect();
+    let read = match (&raw.read, reads.as_slice()) {
+        (None, [only]) => only.clone(),
+        (None, _) => {
+            checker.require(&key("read"), raw.read.as_ref());
+            return None;
+        }
+        (Some(read), _) => read.clone(),
+    };
+    let Some(generations) = sections.remove(&read) else {
+        let remedy = match nearest(&read, reads.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("write {}", either(reads.iter().map(String::as_str))),
+        };
+        checker.refuse(key("read"), format!("{read:?} is not a choice here"), remedy);
+        return None;
+    };
+    let mut tables = Vec::new();
+    for generation in generations {
+        tables.push(described(name, &raw.clone().or(generation), checker)?);
+    }
+    Some(tables.into())
+}
+
+fn described(name: &str, section: &file::Source, checker: &mut Checker<'_>) -> Option<Declared> {
+    declared(section, &mut |part, reason, remedy| {
+        let key = KeyPath::of(["sources", name, part]);
+        if !checker.is_refused(&key) {
+            checker.refuse(key, reason, remedy);
+        }
+    })
 }
 
 fn database(path: &crate::config::value::FilePath, key: &KeyPath, checker: &mut Checker<'_>) -> PathBuf {
@@ -43,7 +89,7 @@ fn database(path: &crate::config::value::FilePath, key: &KeyPath, checker: &mut 
 }
 
 fn state(said: Option<&str>, settings: &Settings, key: &KeyPath, checker: &mut Checker<'_>) -> StatePlace {
-    let always_inside = if is_read_by_row(settings) {
+    let always_inside = if settings.is_by_row() {
         Some(
             "this table is read by row: progress is marked in the application's own file, and so state stands there too",
         )

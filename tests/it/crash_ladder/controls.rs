@@ -7,12 +7,12 @@ use std::process::{Command as Process, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::support::fleet::Read;
 use outboxd::consumer::Bounds;
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::status::State;
 use outboxd::controls::{self, Protection, Seam};
 use outboxd::event::{Reason, Rejection};
-use outboxd::source::Read;
 
 use super::course::{BESIDE, COURSES, Course, named};
 use super::truth::{Count, count};

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use outboxd::config::preset;
 use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::status::State;
@@ -12,7 +13,7 @@ use outboxd::consumer::{Bounds, OnReject, Settings};
 use outboxd::controls::{self, Seam};
 use outboxd::sink::format::Format;
 use outboxd::sink::{self, file};
-use outboxd::source::{self, Durability, Preset, Read, StatePlace};
+use outboxd::source::{self, Durability, StatePlace};
 use outboxd::state::held::Selection;
 use outboxd::state::{self, SCHEMA_VERSION};
 use rusqlite::Connection;
@@ -147,7 +148,11 @@ impl Course {
         let state = if self.progress == Progress::Beside { StatePlace::Beside } else { StatePlace::Inside };
         let settings = source::Settings { state, durability: self.durability, ..settings };
         match self.is_by_row() {
-            true => source::Settings { preset: Preset::EventsourcePy, read: Read::Outbox, ..settings },
+            true => source::Settings {
+                preset: Some("eventsource-py".into()),
+                tables: preset::tables("eventsource-py", "outbox").unwrap(),
+                ..settings
+            },
             false => settings,
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outboxd::config::preset;
 use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
@@ -12,11 +13,18 @@ use outboxd::consumer::status::Status;
 use outboxd::consumer::{Bounds, OnReject, Settings, Start};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink::{self, Maker};
-use outboxd::source::{self, Durability, Preset, Read, StatePlace};
+use outboxd::source::{self, Durability, StatePlace};
 
 use super::fake_sink::{FakeSink, FarSide};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which of eventsource-py's tables is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    Outbox,
+    Events,
+}
 
 /// A source of eventsource-py's tables.
 pub fn source(name: &str, path: &Path, read: Read) -> source::Settings {
@@ -24,8 +32,8 @@ pub fn source(name: &str, path: &Path, read: Read) -> source::Settings {
     source::Settings {
         name: name.into(),
         path: path.to_owned(),
-        preset: Preset::EventsourcePy,
-        read,
+        preset: Some("eventsource-py".into()),
+        tables: preset::tables("eventsource-py", if read == Read::Outbox { "outbox" } else { "events" }).unwrap(),
         durability: Durability::Strict,
         state,
     }

@@ -2,6 +2,7 @@
 
 pub mod application;
 pub mod broker;
+pub mod by_hand;
 pub mod daemon;
 pub mod dice;
 pub mod disk;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outboxd::config::preset;
 use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
@@ -13,7 +14,7 @@ use outboxd::consumer::{Bounds, OnReject, Settings, Start};
 use outboxd::event::{Event, Reason, Rejection};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink::{self, Maker};
-use outboxd::source::{self, Durability, Preset, Read, StatePlace};
+use outboxd::source::{self, Durability, StatePlace};
 use outboxd::state::held::Selection;
 use rusqlite::Connection;
 use serde_json::Value;
@@ -255,8 +256,8 @@ pub fn source_of(name: &str, path: &Path) -> source::Settings {
     source::Settings {
         name: name.into(),
         path: path.into(),
-        preset: Preset::Outboxd,
-        read: Read::Outbox,
+        preset: Some("outboxd".into()),
+        tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
         durability: Durability::Strict,
         state: StatePlace::Beside,
     }

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 use super::{Desk, Halt, Open, ReadFault, Table};
 use crate::controls::{self, Protection};
 use crate::source::checkpointed::Checkpointed;
-use crate::source::preset::{self, Misfit};
+use crate::source::fit::{self, Misfit};
+use crate::source::plan::Plan;
 use crate::source::rows::Rows;
 use crate::sqlite::{fault, open};
 use crate::telemetry::metric;
@@ -82,25 +83,39 @@ impl Desk {
                     fault::Kind::Corrupt => Err(Halt::new(format!(
                         "{what}: not a database, or damaged. Nothing was written to it. Remedy: restore it from a backup"
                     ))),
-                    fault::Kind::Sql => {
-                        Err(Halt::new(format!("{what}. Remedy: compare the table with what the preset expects")))
-                    }
+                    fault::Kind::Sql => Err(Halt::new(format!(
+                        "{what}. Remedy: compare what is said of this source with the application's tables; SQL of your own may only read"
+                    ))),
                 }
             }
         }
     }
 
+    /// A look that costs more the longer the table is told once, with its remedy.
+    fn warn_of_plan(&self, connection: &Connection, table: &Table) -> Result<(), ReadFault> {
+        let mapping = match table {
+            Table::Checkpointed(table) => table.mapping(),
+            Table::Rows(table) => table.mapping(),
+        };
+        for detail in Plan::of(connection, mapping)?.warnings {
+            tracing::warn!(event = "slow_plan", source = %self.settings.name, %detail);
+        }
+        Ok(())
+    }
+
     fn open_file(&self, path: &Path, inode: (u64, u64)) -> Result<Result<Open, Misfit>, ReadFault> {
         let connection = open::reader(path)?;
-        let mapping = match preset::mapping(&connection, self.settings.preset, self.settings.read)? {
+        open::restrict(&connection)?;
+        let mapping = match fit::mapping(&connection, &self.settings.tables)? {
             Ok(mapping) => mapping,
             Err(misfit) => return Ok(Err(misfit)),
         };
         check_journal(&connection, path)?;
         let table = match mapping.rows {
-            None => Table::Checkpointed(Checkpointed::new(&connection, mapping)?),
+            None => Table::Checkpointed(Checkpointed::new(mapping)),
             Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone())?),
         };
+        self.warn_of_plan(&connection, &table)?;
         Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None, headed_version: None }))
     }
 }

@@ -1,0 +1,58 @@
+//! The tables that are known by name. A preset is data: a file in `config/presets`, in the words that a person's own table is described in.
+//!
+//! `[[outbox]]` and `[[events]]` are the tables that `read` chooses from; several of one name are its generations, the newest first: the
+//! first that fits the file is taken. A new preset is one file, and one line here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::file;
+use super::resolve::declared::declared;
+use crate::source::declared::Declared;
+
+/// Every preset's name and text.
+pub const ALL: [(&str, &str); 6] = [
+    ("outboxd", include_str!("../../config/presets/outboxd.toml")),
+    ("eventsource-py", include_str!("../../config/presets/eventsource-py.toml")),
+    ("debezium", include_str!("../../config/presets/debezium.toml")),
+    ("emmett", include_str!("../../config/presets/emmett.toml")),
+    ("django-outbox-pattern", include_str!("../../config/presets/django-outbox-pattern.toml")),
+    ("eventsourcing", include_str!("../../config/presets/eventsourcing.toml")),
+];
+
+pub fn names() -> impl Iterator<Item = &'static str> + Clone {
+    ALL.iter().map(|(name, _)| *name)
+}
+
+pub fn text(name: &str) -> Option<&'static str> {
+    ALL.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+/// The sections of a preset, by what `read` calls them.
+pub(super) fn sections(name: &str) -> Option<BTreeMap<String, Vec<file::Source>>> {
+    let text = text(name)?;
+    Some(toml::from_str(text).unwrap_or_else(|error| panic!("config/presets/{name}.toml: {error}")))
+}
+
+/// How a preset's table is read.
+pub fn tables(name: &str, read: &str) -> Option<Arc<[Declared]>> {
+    let generations = sections(name)?.remove(read)?;
+    let generations = generations.iter().map(|section| {
+        declared(section, &mut |key, reason, _| panic!("config/presets/{name}.toml, {read}, {key}: {reason}"))
+    });
+    generations.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_whole() {
+        for name in names() {
+            for read in sections(name).unwrap().keys() {
+                assert!(!tables(name, read).unwrap().is_empty(), "{name} {read}");
+            }
+        }
+    }
+}

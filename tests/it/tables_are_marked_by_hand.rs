@@ -1,0 +1,257 @@
+//! A table of any application whose rows are marked: which are pending, in which order, and what becomes of each.
+
+use outboxd::consumer::status::State;
+use outboxd::consumer::{Bounds, OnReject};
+use outboxd::event::{Reason, Rejection};
+use outboxd::source::Settings;
+
+use crate::support::by_hand::{Table, described};
+use crate::support::fake_sink::FarSide;
+use crate::support::fleet::{self, Relays, arrived};
+use crate::support::rig::eventually;
+
+const JOBS: &str = "CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, tries INTEGER DEFAULT 0, note TEXT, at TEXT, who TEXT, body TEXT);
+                    CREATE TABLE sent_jobs (id, status, tries, note, at, who, body);";
+const FIELDS: &str =
+    "table = \"jobs\"\nrow = \"id\"\nid = \"id\"\nkey = \"who\"\ntype = { constant = \"Job\" }\npayload = \"body\"\n";
+const PENDING: &str = "pending = { status = [\"new\", \"again\"] }\n";
+const SENT: &str = "on_delivered = { set = { status = \"sent\", at = \"{now}\", tries = \"{+1}\" } }\n";
+
+fn add(table: &Table, id: &str, who: &str) {
+    let sql = "INSERT INTO jobs (id, status, who, body) VALUES (?1, 'new', ?2, ?1)";
+    table.app.execute(sql, [id, who]).unwrap();
+}
+
+fn told(table: &Table, sql: &str) -> String {
+    table.app.query_row(sql, [], |row| row.get::<_, Option<String>>(0)).unwrap().unwrap_or_default()
+}
+
+fn start(source: &Settings, far_side: &FarSide, attempts_max: u32) -> Relays {
+    let mut relay = fleet::relay("r", &source.name, fleet::fake(far_side));
+    relay.on_reject = OnReject::Hold;
+    let retry_min = std::time::Duration::from_millis(20);
+    relay.bounds = Bounds { attempts_max, retry_min, ..Bounds::default() };
+    Relays::start(std::slice::from_ref(source), vec![relay])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivered_row_is_set_deleted_or_archived() {
+    for (mark, left) in [
+        (SENT, "a=sent1,b=sent1"),
+        ("on_delivered = \"delete\"\n", ""),
+        ("on_delivered = { archive = \"sent_jobs\" }\n", "archived:a,b"),
+    ] {
+        let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{mark}"));
+        add(&table, "a", "k");
+        add(&table, "b", "k");
+        table.app.execute_batch("INSERT INTO jobs (id, status, body) VALUES ('c', 'other', 'x')").unwrap();
+        let far_side = FarSide::default();
+        let relays = start(&table.source, &far_side, 3);
+        relays.reaches("r", |status| status.delivered == 2 && status.backlog == 0).await;
+        relays.stop().await;
+        let sql = "SELECT group_concat(id || '=' || status || tries) FROM jobs WHERE id <> 'c'";
+        let archived = told(&table, "SELECT 'archived:' || group_concat(id) FROM sent_jobs");
+        assert_eq!(if archived.is_empty() { told(&table, sql) } else { archived }, left);
+        assert_eq!(told(&table, "SELECT status FROM jobs WHERE id = 'c'"), "other");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_the_application_changed_meanwhile_stays_as_it_is() {
+    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}"));
+    let far_side = FarSide::default();
+    far_side.delay(std::time::Duration::from_millis(500));
+    add(&table, "a", "k");
+    let relays = start(&table.source, &far_side, 3);
+    relays.reaches("r", |status| status.in_flight > 0).await;
+    table.app.execute_batch("UPDATE jobs SET status = 'cancelled'").unwrap();
+    arrived(&far_side, 1).await;
+    relays.reaches("r", |status| status.in_flight == 0).await;
+    relays.stop().await;
+    assert_eq!(told(&table, "SELECT status || tries FROM jobs"), "cancelled0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_row_is_marked_at_each_try_and_at_the_last() {
+    let marks = "on_retry = { set = { tries = \"{+1}\", note = \"{error}\" } }\non_rejected = { set = { status = \"failed\", note = \"{error}\" } }\n";
+    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}{marks}"));
+    let far_side = FarSide::default();
+    far_side.reject(|event| (event.id == "a").then(|| Rejection::new(Reason::Refused, "not today")));
+    add(&table, "a", "k");
+    add(&table, "b", "other");
+    let relays = start(&table.source, &far_side, 3);
+    relays.reaches("r", |status| status.dead == 1 && status.delivered == 1).await;
+    assert_eq!(told(&table, "SELECT status || tries FROM jobs WHERE id = 'a'"), "failed2");
+    assert!(told(&table, "SELECT note FROM jobs WHERE id = 'a'").contains("not today"));
+    // Pending again: the application asks for another try.
+    far_side.mend();
+    table.app.execute_batch("UPDATE jobs SET status = 'again' WHERE id = 'a'").unwrap();
+    relays.reaches("r", |status| status.delivered == 2 && status.dead == 0).await;
+    assert_eq!(told(&table, "SELECT status FROM jobs WHERE id = 'a'"), "sent");
+    relays.stop().await;
+}
+
+/// A table without a place for it: the dead letter stands among ours, and its row is passed over, also after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_row_without_a_mark_is_passed_over() {
+    let table = Table::new(JOBS, &format!("{FIELDS}pending_sql = \"o.status = 'new'\"\non_delivered = \"delete\"\n"));
+    let far_side = FarSide::default();
+    far_side.reject(|event| (event.id == "a").then(|| Rejection::new(Reason::Refused, "never")));
+    add(&table, "a", "k");
+    let mut relays = start(&table.source, &far_side, 1);
+    relays.reaches("r", |status| status.dead == 1).await;
+    for (id, count) in [("b", 1), ("c", 2)] {
+        add(&table, id, "other");
+        eventually("another flows", || far_side.arrivals().len() == count).await;
+        relays.stop().await;
+        relays = start(&table.source, &far_side, 1);
+    }
+    relays.reaches("r", |status| status.state == State::Running && status.dead == 1).await;
+    assert_eq!(told(&table, "SELECT group_concat(id || status) FROM jobs"), "anew");
+    assert_eq!(far_side.refused().len(), 1, "it was tried once");
+    relays.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_go_in_the_declared_order_and_then_as_inserted() {
+    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}order = [\"note\", \"at\"]\ntime = \"at\"\n"));
+    for (id, note, at) in [
+        ("e", "2", "2026-01-01T00:00:00Z"),
+        ("d", "1", "2026-01-02 00:00:00"),
+        ("c", "1", "2026-01-02T00:00:00"),
+        ("b", "1", "2026-01-01T23:00:00"),
+        ("a", "1", "2026-01-02 00:00:00"),
+    ] {
+        let sql = "INSERT INTO jobs (id, status, note, at, body) VALUES (?1, 'new', ?2, ?3, '{}')";
+        table.app.execute(sql, [id, note, at]).unwrap();
+    }
+    table.app.execute_batch("INSERT INTO jobs (id, status, at, body) VALUES ('last', 'new', '', '')").unwrap();
+    let batch = table.read(0, 10).await.unwrap();
+    let ids: Vec<&str> = batch.events().map(|event| event.id).collect();
+    assert_eq!(ids, ["b", "d", "c", "a", "e", "last"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_test_of_pending() {
+    let sql = "CREATE TABLE t (id INTEGER PRIMARY KEY, v, x TEXT DEFAULT 'x');
+               INSERT INTO t (v) VALUES (NULL), (0), (1), (2), ('a'), ('2000-01-01T00:00:00'), ('2999-01-01T00:00:00');";
+    for (pending, ids) in [
+        ("{ v = 1 }", "3"),
+        ("{ v = true }", "3"),
+        ("{ v = \"a\" }", "5"),
+        ("{ v = [1, \"a\"] }", "3,5"),
+        ("{ v = { null = true } }", "1"),
+        ("{ v = { null = false } }", "2,3,4,5,6,7"),
+        ("{ v = { not = 1 } }", "1,2,4,5,6,7"),
+        ("{ v = { at_most = 1 } }", "2,3"),
+        ("{ v = { below = 1 } }", "2"),
+        ("{ v = { below = \"{now}\", }, x = \"x\" }", "2,3,4,6"),
+        ("{ v = { at_least = \"{now}\" } }", "5,7"),
+    ] {
+        let keys = format!(
+            "table = \"t\"\nrow = \"id\"\nid = \"id\"\ntype = \"x\"\npayload = \"x\"\npending = {pending}\non_delivered = \"delete\"\n"
+        );
+        let table = Table::new(sql, &keys);
+        let batch = table.read(0, 10).await.unwrap();
+        let found: Vec<&str> = batch.events().map(|event| event.id).collect();
+        assert_eq!(found.join(","), ids, "{pending}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_not_unique_or_an_archive_that_does_not_fit_is_refused() {
+    for (sql, keys, said) in [
+        ("CREATE TABLE jobs (id TEXT, status, who, body)", SENT, "id is not unique in table jobs"),
+        (
+            "CREATE TABLE jobs (id TEXT, status, who, body)",
+            SENT,
+            "CREATE UNIQUE INDEX \"jobs_id\" ON \"jobs\" (\"id\")",
+        ),
+        (
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, status, who, body); CREATE TABLE old (id)",
+            "on_delivered = { archive = \"old\" }\n",
+            "table old has not the columns of jobs",
+        ),
+        (
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, status, who, body)",
+            "on_delivered = { set = { status = \"sent\", sent_on = \"{now}\" } }\n",
+            "there is no column sent_on in table jobs",
+        ),
+        (
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, state, who, body, at, tries)",
+            SENT,
+            "there is no column status in table jobs. Remedy: did you mean state?",
+        ),
+    ] {
+        let halt = Table::new(sql, &format!("{FIELDS}{PENDING}{keys}")).look().await.unwrap_err();
+        assert!(halt.detail.contains(said), "{said:?} is not said in {:?}", halt.detail);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_index_is_told() {
+    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}order = [\"at\"]\n"));
+    let told = table.look().await.unwrap().plan.warnings;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("CREATE INDEX \"jobs_pending\" ON \"jobs\" (\"status\", \"at\")"), "{told:?}");
+    table.app.execute_batch("CREATE INDEX \"jobs_pending\" ON \"jobs\" (\"status\", \"at\")").unwrap();
+    assert_eq!(table.look().await.unwrap().plan.warnings, Vec::<String>::new());
+}
+
+/// What a configuration alone shows.
+#[test]
+fn mistakes_of_a_description_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let by_row = format!("{FIELDS}{PENDING}{SENT}");
+    let log = "table = \"t\"\nposition = \"n\"\nid = \"id\"\ntype = \"k\"\npayload = \"p\"\n";
+    for (keys, said) in [
+        (by_row.replace(SENT, ""), "on_delivered"),
+        (by_row.replace(PENDING, ""), "which rows are to be sent"),
+        (by_row.replace("row = \"id\"\n", ""), "by it a row is known when it is marked"),
+        (
+            by_row.replace(SENT, "on_delivered = { set = { note = \"x\" } }\n"),
+            "this changes nothing that `pending` looks at",
+        ),
+        (
+            format!("{by_row}on_rejected = {{ set = {{ note = \"x\" }} }}\n"),
+            "this changes nothing that `pending` looks at",
+        ),
+        (format!("{by_row}on_retry = \"delete\"\n"), "an event that is tried again needs its row"),
+        (format!("{by_row}pending_sql = \"1\"\n"), "`pending` and `pending_sql` are both said"),
+        (by_row.replace("table = \"jobs\"", "query = \"SELECT 1\""), "marked row by row is read itself"),
+        (by_row.replace(SENT, "on_delivered = \"drop\"\n"), "\"drop\" is not known here"),
+        (
+            by_row.replace(SENT, "on_delivered = { set = { status = \"{noww}\" } }\n"),
+            "\"{noww}\" is not a word known here",
+        ),
+        (by_row.replace(PENDING, "pending = { status = { over = 1 } }\n"), "`over` is not a test"),
+        (
+            by_row.replace(PENDING, "pending = { status = \"{error}\", tries = { below = \"{error}\" } }\n"),
+            "are for marking rows",
+        ),
+        (format!("{by_row}state = \"beside\"\n"), "this table is read by row"),
+        (log.replace("position = \"n\"\n", ""), "the column whose values grow from commit to commit"),
+        (log.replace("id = \"id\"\n", ""), "sources.app.id"),
+        (log.replace("table = \"t\"\n", ""), "sources.app.preset"),
+        (log.replace("\"n\"", "\"{n}\""), "this must be a column, as it is"),
+        (log.replace("\"p\"", "{ column = \"p\", path = \"p\" }"), "is not a path"),
+        (log.replace("\"p\"", "{ column = \"p\", as = \"xml\" }"), "\"xml\" is not a form"),
+        (log.replace("\"p\"", "{ column = \"p\", as = \"epoch_s\" }"), "makes no sense here"),
+        (log.replace("\"p\"", "{ colum = \"p\" }"), "`colum` is not known here"),
+        (log.replace("\"p\"", "{ path = \"$.a\" }"), "say one of `column`"),
+        (log.replace("id = \"id\"", "id = \"{a\""), "is not a template"),
+        (log.replace("id = \"id\"", "id = { fields = { a = \"b\" } }"), "`fields` make an object"),
+        (log.replace("id = \"id\"", "id = 5"), "sources.app.id"),
+        (format!("{log}order = [\"x\"]\n"), "this table is read by checkpoint"),
+        (format!("{log}read = \"outbox\"\n"), "there is no preset"),
+        (format!("{log}query = \"SELECT 1\"\n"), "`table` and `query` are both said"),
+        (format!("{log}refuse_if = \"SELECT 1\"\n"), "refuse_because"),
+        ("preset = \"emmet\"\n".to_owned(), "did you mean \"emmett\"?"),
+        ("preset = \"outboxd\"\n".to_owned(), "sources.app.read"),
+        ("preset = \"outboxd\"\nread = \"outbx\"\n".to_owned(), "did you mean \"outbox\"?"),
+        (format!("{log}tabel = \"x\"\n"), "did you mean `table`?"),
+    ] {
+        let told = described(folder.path(), &keys).expect_err(&keys);
+        assert!(told.contains(said), "{said:?} is not said in {told}");
+    }
+}

@@ -101,7 +101,7 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         if let Some(what) = marking::archive_misfit(connection, &table, declared)? {
             return Ok(Err(Misfit::Unusable(what)));
         }
-        if !rows.walk.as_ref().is_some_and(|column| never_null.contains(column)) {
+        if !rows.walk.as_ref().is_some_and(|walk| never_null.iter().any(|column| walk.eq_ignore_ascii_case(column))) {
             rows.walk = None;
         }
         for statement in rows.statements() {
@@ -362,8 +362,9 @@ impl Maker {
             return if self.by_row { "o.rowid".into() } else { "rowid".into() };
         }
         match name.split_once('.') {
-            Some((alias, column)) if self.by_row => format!("{}.{}", quoted(alias), quoted(column)),
-            _ if self.by_row && !name.contains('.') => format!("o.{}", quoted(name)),
+            Some((alias, column)) if self.by_row && alias != "o" => format!("{}.{}", quoted(alias), quoted(column)),
+            Some((_, column)) if self.by_row => format!("o.{}", quoted(column)),
+            None if self.by_row => format!("o.{}", quoted(name)),
             _ => quoted(name),
         }
     }

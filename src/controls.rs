@@ -111,6 +111,10 @@ listed! {
         Overtaking,
         /// A stop lets what is in flight come back, and settles it.
         Drain,
+        /// Nothing is read by a feed whose trigger is gone, or that misses a row.
+        Feed,
+        /// A fed row that is deleted before it was read becomes a dead letter.
+        Gone,
     }
 }
 

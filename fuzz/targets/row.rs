@@ -91,6 +91,7 @@ fn by_hand(forms: &[Option<u8>; 8], path: Option<&str>) -> Declared {
         tombstones: forms[5].is_none(),
         rows: None,
         refuse: None,
+        sql_time_max: std::time::Duration::from_secs(10),
     }
 }
 

@@ -68,7 +68,7 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
         let relays: Vec<_> = loaded.config.relays.iter().filter(|relay| relay.source == *name).collect();
         let subject = format!("source {name}");
         match look_at(source, args.payloads).await {
-            Ok(Some((look, first))) => {
+            Ok(Looked::At(look, first)) => {
                 let how = if look.mapping.rows.is_some() { "by row" } else { "by checkpoint" };
                 let detail = format!(
                     "{}: table {} is read {how}, head {}",
@@ -95,9 +95,8 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
                 }));
                 findings.extend(relays.iter().map(|relay| relay_finding(relay, source, &look)));
             }
-            Ok(None) => {
-                let detail =
-                    format!("{}: the file or the table is not there yet; `run` waits for it", source.path.display());
+            Ok(Looked::Waiting(what)) => {
+                let detail = format!("{what}; `run` waits for it");
                 findings.push(Finding { subject, verdict: "wait", detail, exit: Exit::Ok });
             }
             Err(halt) => findings.push(Finding { subject, verdict: "problem", detail: halt.detail, exit: Exit::Data }),
@@ -109,20 +108,30 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
     findings
 }
 
-/// `None`: not there yet. Otherwise also the first messages, as far as they can be read.
-async fn look_at(
-    source: &source::Settings,
-    payloads: bool,
-) -> Result<Option<(Look, Vec<(&'static str, String)>)>, Halt> {
+enum Looked {
+    /// Also the first messages, as far as they can be read.
+    At(Box<Look>, Vec<(&'static str, String)>),
+    /// What is not there yet.
+    Waiting(String),
+}
+
+async fn look_at(source: &source::Settings, payloads: bool) -> Result<Looked, Halt> {
     // Nothing is sent: what is read need not be made durable.
     let reading = source::Settings { durability: Durability::Fast, ..source.clone() };
     let reader = Reader::start(reading).map_err(|error| Halt::new(error.to_string()))?;
-    match tokio::time::timeout(LOOK_WAIT, reader.look()).await {
-        Ok(look) => Ok(Some((look?, first_messages(&reader, payloads).await))),
-        Err(_) => match &*reader.state.borrow() {
-            SourceState::Halted(halt) => Err(halt.clone()),
-            _ => Ok(None),
-        },
+    // A look that is stopped says so when its time is over.
+    let wait = LOOK_WAIT + source.tables.iter().map(|table| table.sql_time_max).max().unwrap_or_default();
+    let mut state = reader.state.clone();
+    let is_waiting = async {
+        tokio::time::sleep(LOOK_WAIT).await;
+        let seen = |state: &SourceState| matches!(state, SourceState::Waiting(_));
+        state.wait_for(seen).await.map(|state| state.clone()).ok()
+    };
+    tokio::select! {
+        biased;
+        look = reader.look() => Ok(Looked::At(Box::new(look?), first_messages(&reader, payloads).await)),
+        Some(SourceState::Waiting(what)) = is_waiting => Ok(Looked::Waiting(what)),
+        () = tokio::time::sleep(wait) => Err(Halt::new(format!("{}: no answer within {wait:?}", source.path.display()))),
     }
 }
 

@@ -73,7 +73,7 @@ pub enum Command {
     Run(run::Args),
     /// Show the main job at work, with nothing to set up: an application, a relay and a file
     Demo(demo::Args),
-    /// Make outboxd's tables in an application's file, and print a configuration to start from
+    /// Make outboxd's tables in an application's file, and print a configuration to start from; or make a feed for a table of its own
     Init(init::Args),
     /// Tell what `run` would do, and what would keep it from doing it; change nothing
     Check(check::Args),

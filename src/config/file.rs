@@ -63,13 +63,18 @@ section! {
         table: String, Absent("the preset's"), r#""my_events""#;
         /// A SELECT in place of a table: for joins and conditions. Its columns are what the other keys name. Read by checkpoint only.
         query: String, Absent("`table` is read"), r#""SELECT m.*, s.name FROM messages m JOIN streams s ON s.id = m.stream""#;
-        /// SQL that joins others to `table`, which is called `o` in it; columns are then `"o.id"`. Read by row only.
+        /// SQL that joins others to `table`, which is called `o` in it; columns are then `"o.id"`. Read by row or by feed only.
         join: String, Absent("nothing is joined"), r#""LEFT JOIN events e ON e.id = o.event_id""#;
         /// By checkpoint: the column whose values are unique and grow from commit to commit. By row: a number that grows, if there is one.
         position: Take, Absent("the preset's"), r#""seq""#;
         /// Takes a position that SQLite may give out again after the newest rows were deleted (no AUTOINCREMENT). Say so only when
         /// the newest rows are never deleted.
         allow_reused_positions: bool, Absent("false, or the preset's"), "true";
+        /// Reads the table by its feed, for one that has no safe position: `outboxd init --feed TABLE FILE` makes that, and a trigger
+        /// that fills it.
+        feed: bool, Absent("false, or the preset's"), "true";
+        /// Read by feed: the table into which the application itself moves rows. It is called `a` in `join`.
+        archive: String, Absent("none"), r#""archived_events""#;
         /// The event's id: what duplicates are recognised by.
         id: Take, Absent("the preset's"), r#""{stream_id}:{version}""#;
         /// What order is kept by.
@@ -97,6 +102,9 @@ section! {
         pending: Pending, Absent("the preset's"), r#"{ status = "new", due_at = { at_most = "{now}" } }"#;
         /// The same as SQL, where that is not enough; the table is called `o`.
         pending_sql: String, Absent("`pending` tells"), r#""o.status = 1 AND o.tries < o.tries_max""#;
+        /// How long one look may take where `query`, `join`, `pending_sql` or `refuse_if` is said. What runs for longer is stopped, and
+        /// the relay halts.
+        sql_time_max: Span, Value(r#""10s""#), r#""1m""#;
         /// Read by row: the columns that rows are sent in order of; ties are in order of insertion.
         order: List, Absent("order of insertion"), r#"["created_at"]"#;
         /// Read by row: what becomes of a row that was delivered: `{ set = { ... } }`, `"delete"` or `{ archive = "table" }`. Words in `set`:

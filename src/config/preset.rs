@@ -11,12 +11,13 @@ use super::resolve::declared::declared;
 use crate::source::declared::Declared;
 
 /// Every preset's name and text.
-pub const ALL: [(&str, &str); 6] = [
+pub const ALL: [(&str, &str); 7] = [
     ("outboxd", include_str!("../../config/presets/outboxd.toml")),
     ("eventsource-py", include_str!("../../config/presets/eventsource-py.toml")),
     ("debezium", include_str!("../../config/presets/debezium.toml")),
     ("emmett", include_str!("../../config/presets/emmett.toml")),
     ("django-outbox-pattern", include_str!("../../config/presets/django-outbox-pattern.toml")),
+    ("flightdeck", include_str!("../../config/presets/flightdeck.toml")),
     ("eventsourcing", include_str!("../../config/presets/eventsourcing.toml")),
 ];
 

@@ -16,11 +16,40 @@ use crate::sqlite::open;
 #[derive(Debug)]
 pub struct Checkpointed {
     mapping: Mapping,
+    /// Of a table read by its feed: the version of the schema under which the feed was found whole.
+    whole_at: Option<i64>,
 }
 
 impl Checkpointed {
     pub fn new(mapping: Mapping) -> Self {
-        Self { mapping }
+        Self { mapping, whole_at: None }
+    }
+
+    /// Sees that every row is in the feed, at first and whenever the schema has changed: without a change of the schema the trigger
+    /// cannot have gone. To be called outside of a transaction: each slice of rows has its own.
+    pub fn prepare(&mut self, connection: &Connection) -> Result<(), ReadFault> {
+        let Some(feed) = self.mapping.feed.as_ref().filter(|_| !controls::is_off(Protection::Feed)) else {
+            return Ok(());
+        };
+        loop {
+            let version = open::schema_version(connection)?;
+            if self.whole_at == Some(version) {
+                return Ok(());
+            }
+            let (trigger, unfed) = (feed.check(connection)?, feed.unfed(connection)?);
+            if open::schema_version(connection)? != version {
+                continue;
+            }
+            let what = match (trigger, unfed) {
+                (Ok(()), 0) => {
+                    self.whole_at = Some(version);
+                    return Ok(());
+                }
+                (Ok(()), unfed) => format!("{unfed} rows of {} are not in its feed", feed.table),
+                (Err(what), unfed) => format!("{what}; {unfed} rows are not in the feed"),
+            };
+            return Err(Halt::new(format!("{what}. Nothing was passed over. {}", feed.remedy(connection))).into());
+        }
     }
 
     pub fn mapping(&self) -> &Mapping {
@@ -85,7 +114,8 @@ impl Checkpointed {
                 or_pruned = if self.mapping.newest.is_some() { ", or its newest rows were deleted" } else { "" },
             ))));
         }
-        let sql = format!("SELECT {} FROM {from} WHERE {position} = ?1", self.mapping.id_bounded());
+        let there = self.mapping.and_there();
+        let sql = format!("SELECT {} FROM {from} WHERE {position} = ?1{there}", self.mapping.id_bounded());
         let mut statement = connection.prepare_cached(&sql)?;
         for mark in marks.iter().filter(|mark| !mark.event_id.is_empty()) {
             let found = statement.query_row([mark.position.0], |row| self.mapping.id_of(row)).optional()?;
@@ -103,6 +133,10 @@ impl Checkpointed {
 
     /// The next events after `request.after`; `None` at the head.
     pub fn read(&self, connection: &Connection, request: &ReadRequest) -> Result<Option<Batch>, ReadFault> {
+        // A schema that has changed since `prepare` is a commit, after which everything is asked anew.
+        if self.whole_at.is_some_and(|version| open::schema_version(connection).is_ok_and(|now| now != version)) {
+            return Ok(None);
+        }
         self.verify(connection, std::slice::from_ref(&request.mark))?;
         let filter = format!("{} > :after", self.mapping.row);
         let tail = format!("ORDER BY {} LIMIT :most", self.mapping.row);
@@ -128,7 +162,7 @@ impl Checkpointed {
         }
         drop(rows);
         let Some((end, end_id)) = passed_over.or_else(|| batch.end()) else { return Ok(None) };
-        if self.mapping.is_query {
+        if self.mapping.is_joined {
             self.check_unique(connection, end)?;
         }
         let mut batch = batch.finish(end, clock::now_micros());
@@ -158,7 +192,8 @@ impl Checkpointed {
         positions: &[i64],
         event_bytes_max: usize,
     ) -> Result<Batch, ReadFault> {
-        let sql = self.mapping.select(event_bytes_max, &format!("{} = :row", self.mapping.row), "");
+        let filter = format!("{} = :row{}", self.mapping.row, self.mapping.and_there());
+        let sql = self.mapping.select(event_bytes_max, &filter, "");
         let mut statement = connection.prepare_cached(&sql)?;
         let mut batch = BatchBuilder::default();
         for position in positions {

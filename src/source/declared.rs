@@ -5,6 +5,7 @@
 mod read;
 
 use std::fmt;
+use std::time::Duration;
 
 use super::json_path::JsonPath;
 
@@ -28,12 +29,16 @@ pub struct Declared {
     pub tombstones: bool,
     pub rows: Option<DeclaredRows>,
     pub refuse: Option<Refuse>,
+    /// How long one look may take that runs SQL of a person's own.
+    pub sql_time_max: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum From {
     /// A table or a view, and SQL that joins others to it, in which it is called `o`.
     Table { name: String, join: Option<String> },
+    /// The same, read by its feed; and the application's own archive of it, which is called `a`.
+    Fed { table: String, archive: Option<String>, join: Option<String> },
     /// SQL of a person's own.
     Query(String),
 }
@@ -201,13 +206,46 @@ impl Take {
     }
 }
 
+impl From {
+    /// The table's name, where one is named.
+    pub fn table(&self) -> Option<&str> {
+        match self {
+            From::Table { name, .. } | From::Fed { table: name, .. } => Some(name),
+            From::Query(_) => None,
+        }
+    }
+}
+
 impl Declared {
+    /// The SQL of a person's own that runs when this is read, and the keys that it stands under.
+    pub fn own_sql(&self) -> Vec<(&'static str, &str)> {
+        let (query, join) = match &self.from {
+            From::Query(sql) => (Some(sql), None),
+            From::Table { join, .. } | From::Fed { join, .. } => (None, join.as_ref()),
+        };
+        let pending = self.rows.as_ref().and_then(|rows| match &rows.pending {
+            Pending::Sql(sql) => Some(sql),
+            Pending::All(_) => None,
+        });
+        let refuse = self.refuse.as_ref().map(|refuse| &refuse.when);
+        [("query", query), ("join", join), ("pending_sql", pending), ("refuse_if", refuse)]
+            .into_iter()
+            .filter_map(|(key, sql)| sql.map(|sql| (key, sql.as_str())))
+            .collect()
+    }
+
     /// Field by field, for people.
     pub fn told(&self) -> Vec<(String, String)> {
         let mut told = Vec::new();
         match &self.from {
             From::Table { name, join } => {
                 told.push(("table".to_owned(), name.clone()));
+                told.extend(join.iter().map(|join| ("join".to_owned(), join.trim().to_owned())));
+            }
+            From::Fed { table, archive, join } => {
+                told.push(("table".to_owned(), table.clone()));
+                told.push(("position".to_owned(), "its feed's".to_owned()));
+                told.extend(archive.iter().map(|archive| ("archive".to_owned(), archive.clone())));
                 told.extend(join.iter().map(|join| ("join".to_owned(), join.trim().to_owned())));
             }
             From::Query(sql) => told.push(("query".to_owned(), sql.split_whitespace().collect::<Vec<_>>().join(" "))),

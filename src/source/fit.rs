@@ -2,11 +2,16 @@
 //!
 //! Of several declarations (a preset's, for the generations of its tables) the first fits whose every name is there.
 
-use rusqlite::{Connection, OptionalExtension};
+mod key;
+mod maker;
 
-use super::declared::{Declared, DeclaredRows, FormWord, From, Piece, Take};
-use super::decode::{Field, Form, Member};
-use super::mapping::{EXTRA, Mapping, RowMapping};
+use rusqlite::Connection;
+
+use self::key::Key;
+use self::maker::Maker;
+use super::declared::{Declared, From};
+use super::feed::Feed;
+use super::mapping::Mapping;
 use super::marking;
 use crate::sqlite::open;
 
@@ -42,11 +47,23 @@ fn refused(connection: &Connection, declared: &Declared) -> Fitted<()> {
 }
 
 fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
-    let made = Maker { by_row: declared.rows.is_some(), extra: Vec::new(), long: Vec::new() }.make(declared);
+    let feed = match &declared.from {
+        From::Fed { table, archive, .. } => match Feed::of(connection, table, archive.as_deref())? {
+            Ok(feed) => Some(feed),
+            Err(misfit) => return Ok(Err(misfit)),
+        },
+        _ => None,
+    };
+    if let Some(feed) = &feed
+        && let Err(what) = feed.check(connection)?
+    {
+        return Ok(Err(Misfit::Unusable(format!("{what}. Nothing was passed over. {}", feed.remedy(connection)))));
+    }
+    let made = Maker::new(declared, feed.as_ref()).make(declared);
     let sql = made.select(0, "1", "LIMIT 0");
     let alone = match &declared.from {
         From::Query(query) => query.as_str(),
-        From::Table { .. } => sql.as_str(),
+        From::Table { .. } | From::Fed { .. } => sql.as_str(),
     };
     match statements(connection, alone) {
         Ok(1) => {}
@@ -71,10 +88,7 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         }
         Err(error) => return missing(connection, declared, error),
     };
-    let named = match &declared.from {
-        From::Table { name, .. } => name.clone(),
-        From::Query(_) => String::new(),
-    };
+    let named = declared.from.table().unwrap_or_default().to_owned();
     let Some((table, column)) = origins else {
         return Ok(Err(Misfit::Unusable(format!(
             "{} is no column of a table, and so nothing tells whether it is unique. Remedy: name the column as the table has it, \
@@ -104,6 +118,7 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         if !rows.walk.as_ref().is_some_and(|walk| never_null.iter().any(|column| walk.eq_ignore_ascii_case(column))) {
             rows.walk = None;
         }
+        rows.index = marking::index(declared, rows.walk.as_deref());
         for statement in rows.statements() {
             if let Err(error) = connection.prepare(statement) {
                 return Ok(Err(Misfit::Unusable(told(&error, connection, &table)?)));
@@ -145,8 +160,8 @@ fn missing<T>(connection: &Connection, declared: &Declared, error: rusqlite::Err
         return Ok(Err(Misfit::NoTable(format!("there is no table {table} yet"))));
     }
     let table = match &declared.from {
-        From::Table { name, .. } => name.as_str(),
-        From::Query(_) => "",
+        From::Fed { archive: Some(archive), .. } if msg.starts_with("no such column: a.") => archive,
+        from => from.table().unwrap_or_default(),
     };
     Ok(Err(Misfit::Unusable(told(&error, connection, table)?)))
 }
@@ -189,77 +204,6 @@ fn told(error: &rusqlite::Error, connection: &Connection, table: &str) -> rusqli
     Ok(format!("there is no column {column}{place}. Remedy: {remedy}"))
 }
 
-/// What SQLite promises of a column.
-struct Key {
-    autoincrement: bool,
-    /// It is the rowid, by a name that keeps it over VACUUM.
-    integer_key: bool,
-    unique: bool,
-}
-
-impl Key {
-    fn of(connection: &Connection, table: &str, column: &str) -> rusqlite::Result<Self> {
-        let sql: Option<String> = connection
-            .query_row(
-                "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
-                [table],
-                |row| row.get(0),
-            )
-            .optional()?
-            .flatten();
-        let sql = sql.unwrap_or_default().to_uppercase();
-        let integer_key: bool = connection.query_row(
-            "SELECT count(*) = 1 AND max(name = ?2 COLLATE NOCASE AND upper(type) = 'INTEGER') \
-             FROM pragma_table_info(?1) WHERE pk > 0",
-            [table, column],
-            |row| Ok(row.get::<_, Option<bool>>(0)?.unwrap_or(false)),
-        )?;
-        let integer_key = integer_key && !sql.contains("WITHOUT ROWID");
-        let unique: bool = connection.query_row(
-            "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) l WHERE l.\"unique\" AND NOT l.partial \
-             AND (SELECT count(*) = 1 AND max(name = ?2 COLLATE NOCASE) FROM pragma_index_info(l.name)))",
-            [table, column],
-            |row| row.get(0),
-        )?;
-        Ok(Self { autoincrement: integer_key && sql.contains("AUTOINCREMENT"), integer_key, unique })
-    }
-
-    fn refusal_by_row(&self, table: &str, column: &str) -> Option<String> {
-        (!self.integer_key && !self.unique).then(|| {
-            format!(
-                "{column} is not unique in table {table}, and a row is known by it when it is marked. Remedy: name a column with a \
-                 PRIMARY KEY or a UNIQUE index, or make one: CREATE UNIQUE INDEX {} ON {} ({})",
-                quoted(&format!("{table}_{column}")),
-                quoted(table),
-                quoted(column),
-            )
-        })
-    }
-
-    fn refusal_by_checkpoint(&self, table: &str, column: &str, allow_reused: bool) -> Option<String> {
-        if self.autoincrement {
-            return None;
-        }
-        if !allow_reused {
-            return Some(format!(
-                "table {table} has no AUTOINCREMENT key {column}: SQLite reuses the ids of deleted rows, and events behind a checkpoint \
-                 would be passed over. Remedy: rebuild the table with INTEGER PRIMARY KEY AUTOINCREMENT; or, when the newest rows are \
-                 never deleted, say allow_reused_positions = true"
-            ));
-        }
-        let is_rowid = ["rowid", "_rowid_", "oid"].contains(&column.to_lowercase().as_str());
-        (!self.integer_key && !self.unique && !is_rowid).then(|| {
-            format!(
-                "the position {column} is not unique in table {table}: events with one position could be cut apart, and the second \
-                 be passed over. Remedy: CREATE UNIQUE INDEX {} ON {} ({})",
-                quoted(&format!("{table}_{column}")),
-                quoted(table),
-                quoted(column),
-            )
-        })
-    }
-}
-
 /// A name as SQL takes it, whatever it holds.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -268,232 +212,4 @@ pub fn quoted(name: &str) -> String {
 /// Text as SQL takes it.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
-}
-
-/// Makes SQL of a declaration.
-struct Maker {
-    by_row: bool,
-    /// Columns beyond one a field.
-    extra: Vec<String>,
-    /// Columns that may be long: their sizes are asked first.
-    long: Vec<String>,
-}
-
-impl Maker {
-    fn make(mut self, declared: &Declared) -> Mapping {
-        let from = match &declared.from {
-            From::Query(sql) => format!("({}\n)", sql.trim().trim_end_matches(';')),
-            From::Table { name, join } => {
-                let alias = if self.by_row || join.is_some() { " o" } else { "" };
-                let join = join.as_ref().map_or(String::new(), |join| format!(" {join}"));
-                format!("{}{alias}{join}", quoted(name))
-            }
-        };
-        let absent = |maker: &mut Self, take: Option<&Take>, usual: Form| {
-            take.map_or_else(Field::absent, |take| maker.field(take, usual))
-        };
-        let payload = self.field(&declared.payload, Form::Plain);
-        if !matches!(payload.form, Form::Object(_)) {
-            let columns = self.columns_of(&declared.payload);
-            self.long.splice(0..0, columns);
-        }
-        let headers = absent(&mut self, declared.headers.as_ref(), Form::JsonObject);
-        let id = self.field(&declared.id, Form::Text);
-        let key = absent(&mut self, declared.key.as_ref(), Form::Text);
-        let stream_id = absent(&mut self, declared.stream_id.as_ref(), Form::Text);
-        let stream_type = absent(&mut self, declared.stream_type.as_ref(), Form::Text);
-        let version = absent(&mut self, declared.version.as_ref(), Form::Text);
-        let kind = self.field(&declared.kind, Form::Text);
-        let time = absent(&mut self, declared.time.as_ref(), Form::Text);
-        let position = declared.position.as_ref().map(|take| self.sql(take));
-        let (row, position) = match &declared.rows {
-            Some(rows) => (self.column(&rows.row), position.unwrap_or_else(|| "o.rowid".into())),
-            None => {
-                let position = position.unwrap_or_else(|| "rowid".into());
-                (position.clone(), position)
-            }
-        };
-        Mapping {
-            table: String::new(),
-            from,
-            row,
-            position,
-            id,
-            key,
-            stream_id,
-            stream_type,
-            version,
-            kind,
-            payload,
-            headers,
-            time,
-            size: self.size(),
-            extra: self.extra,
-            tombstones: declared.tombstones,
-            newest: None,
-            is_query: matches!(declared.from, From::Query(_)),
-            definition: definition(declared),
-            told: declared.told(),
-            rows: declared.rows.as_ref().map(|rows| row_mapping(declared, rows)),
-        }
-    }
-
-    /// How many bytes the columns have that may be long.
-    fn size(&self) -> String {
-        let mut columns: Vec<&String> = Vec::new();
-        for column in &self.long {
-            if !columns.contains(&column) {
-                columns.push(column);
-            }
-        }
-        match columns.as_slice() {
-            [] => "0".into(),
-            [one] => format!("octet_length({one})"),
-            many => {
-                let each: Vec<String> =
-                    many.iter().map(|column| format!("coalesce(octet_length({column}), 0)")).collect();
-                each.join(" + ")
-            }
-        }
-    }
-
-    fn column(&self, name: &str) -> String {
-        if name.eq_ignore_ascii_case("rowid") {
-            return if self.by_row { "o.rowid".into() } else { "rowid".into() };
-        }
-        match name.split_once('.') {
-            Some((alias, column)) if self.by_row && alias != "o" => format!("{}.{}", quoted(alias), quoted(column)),
-            Some((_, column)) if self.by_row => format!("o.{}", quoted(column)),
-            None if self.by_row => format!("o.{}", quoted(name)),
-            _ => quoted(name),
-        }
-    }
-
-    fn columns_of(&self, take: &Take) -> Vec<String> {
-        match take {
-            Take::Column { name, .. } => vec![self.column(name)],
-            Take::First(names) => names.iter().map(|name| self.column(name)).collect(),
-            Take::Template(pieces) => pieces
-                .iter()
-                .filter_map(|piece| match piece {
-                    Piece::Column(name) => Some(self.column(name)),
-                    Piece::Literal(_) => None,
-                })
-                .collect(),
-            Take::Constant(_) | Take::Fields(_) => Vec::new(),
-        }
-    }
-
-    fn sql(&self, take: &Take) -> String {
-        match take {
-            Take::Column { name, form: Some(FormWord::Jsonb), .. } => {
-                let column = self.column(name);
-                format!(
-                    "CASE WHEN typeof({column}) = 'blob' AND json_valid({column}, 8) THEN json({column}) ELSE {column} END"
-                )
-            }
-            Take::Column { name, .. } => self.column(name),
-            Take::First(names) => {
-                let columns: Vec<String> = names.iter().map(|name| self.column(name)).collect();
-                if let [one] = columns.as_slice() { one.clone() } else { format!("coalesce({})", columns.join(", ")) }
-            }
-            Take::Constant(text) => literal(text),
-            Take::Template(pieces) => {
-                let pieces: Vec<String> = pieces
-                    .iter()
-                    .map(|piece| match piece {
-                        Piece::Literal(text) => literal(text),
-                        Piece::Column(name) => self.column(name),
-                    })
-                    .collect();
-                format!("('' || {})", pieces.join(" || "))
-            }
-            Take::Fields(_) => "NULL".into(),
-        }
-    }
-
-    /// `usual` is the form of what stands at a path, and of headers, when none is said.
-    fn field(&mut self, take: &Take, usual: Form) -> Field {
-        let form = match take {
-            Take::Fields(fields) => Form::Object(fields.iter().map(|(name, take)| self.member(name, take)).collect()),
-            Take::Column { form: Some(word), .. } => form(*word),
-            Take::Column { path: Some(_), .. } => usual,
-            _ if usual == Form::JsonObject => usual,
-            _ => Form::Plain,
-        };
-        let path = match take {
-            Take::Column { path, .. } => path.clone(),
-            _ => None,
-        };
-        if path.is_some() {
-            let columns = self.columns_of(take);
-            self.long.extend(columns);
-        }
-        Field { sql: self.sql(take), size: self.size_of(take), label: take.to_string(), path, form }
-    }
-
-    fn size_of(&self, take: &Take) -> String {
-        let columns = self.columns_of(take);
-        match take {
-            Take::First(_) => columns
-                .iter()
-                .rev()
-                .fold("0".to_owned(), |size, column| format!("ifnull(octet_length({column}), {size})")),
-            _ if columns.is_empty() => "0".to_owned(),
-            _ => {
-                let each: Vec<String> =
-                    columns.iter().map(|column| format!("ifnull(octet_length({column}), 0)")).collect();
-                each.join(" + ")
-            }
-        }
-    }
-
-    fn member(&mut self, name: &str, take: &Take) -> Member {
-        let field = self.field(take, Form::Plain);
-        self.extra.push(field.sql.clone());
-        let columns = self.columns_of(take);
-        self.long.extend(columns);
-        Member { name: name.to_owned(), index: EXTRA + self.extra.len() - 1, field }
-    }
-}
-
-fn form(word: FormWord) -> Form {
-    match word {
-        FormWord::Text => Form::Text,
-        FormWord::Integer => Form::Integer,
-        FormWord::Blob => Form::Blob,
-        FormWord::Uuid => Form::Uuid,
-        FormWord::UuidMixed => Form::UuidMixed,
-        FormWord::Hex => Form::Hex,
-        FormWord::Json => Form::Json,
-        FormWord::Jsonb => Form::Jsonb,
-        FormWord::Iso => Form::Iso,
-        FormWord::Seconds => Form::Epoch(1),
-        FormWord::Millis => Form::Epoch(1_000),
-        FormWord::Micros => Form::Epoch(1_000_000),
-    }
-}
-
-/// `table=` is filled in when the table is known.
-fn definition(declared: &Declared) -> String {
-    let of = |take: Option<&Take>| take.map_or_else(|| "NULL".to_owned(), Take::definition);
-    let row = match &declared.rows {
-        Some(rows) => rows.row.clone(),
-        None => of(declared.position.as_ref()),
-    };
-    let mut text = format!(
-        "table= row={row} id={} key={} payload={}",
-        of(Some(&declared.id)),
-        of(declared.key.as_ref()),
-        of(Some(&declared.payload))
-    );
-    if let From::Query(sql) = &declared.from {
-        text.push_str(&format!(" query={}", sql.trim()));
-    }
-    text
-}
-
-fn row_mapping(declared: &Declared, rows: &DeclaredRows) -> RowMapping {
-    let maker = Maker { by_row: true, extra: Vec::new(), long: Vec::new() };
-    marking::row_mapping(declared, rows, &|name| maker.column(name))
 }

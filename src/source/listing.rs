@@ -16,8 +16,11 @@ use super::fit::quoted;
 use super::mapping::{Mapping, RowMapping};
 use super::reader::ReadFault;
 use crate::event::RowKey;
+use crate::sqlite::open::{self, TimeLimit};
 
 const SLICE_ROWS: usize = 2_000;
+/// What `pending` is where every row is.
+pub const ALL_PENDING: &str = "(true)";
 
 /// Which rows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,17 +154,19 @@ impl Ord for Listed {
     }
 }
 
-/// Lists the first `most` rows. `free` is an SQL condition, asked of each pending row once.
+/// Lists the first `most` rows. `free` is an SQL condition, asked of each pending row once; `limit` is for each slice anew.
 pub fn list(
     connection: &Connection,
     mapping: &Mapping,
     free: &str,
     scope: Scope,
     most: usize,
+    limit: &TimeLimit,
 ) -> Result<Listing, ReadFault> {
     loop {
         let mut walk = Walk::new(connection, mapping, free, scope, most)?;
         while walk.progress == Progress::Goes {
+            limit.begin();
             connection.prepare_cached("BEGIN")?.execute([])?;
             let looked = walk.slice();
             connection.prepare_cached("COMMIT")?.execute([])?;
@@ -186,13 +191,14 @@ struct Walk<'a> {
     table: String,
     /// How many columns rows are sorted by.
     columns: usize,
-    /// The first slice, and those that follow: the rest of one time, then later times. By rowid both are the same.
+    way: Way,
+    /// The first slice, and those that follow: the rest of one value, then greater values. By rowid both are the same.
     first: String,
     rest: String,
     later: String,
     most: usize,
     /// The last row that was looked at.
-    time: Option<Rank>,
+    value: Option<Rank>,
     rowid: i64,
     /// The greatest rowid that is looked at, and the schema's version; known from the first slice on.
     top: Option<i64>,
@@ -212,29 +218,47 @@ impl<'a> Walk<'a> {
         scope: Scope,
         most: usize,
     ) -> Result<Self, ReadFault> {
-        let RowMapping { pending, order, walk: by, .. } =
+        let RowMapping { pending, walk: time, tested, .. } =
             mapping.rows.as_ref().expect("a table read by row has a row mapping");
-        let time = by.as_deref().unwrap_or("NULL");
-        let sorted: String = order.iter().map(|column| format!(", {column}")).collect();
-        let select = |condition: &str, order: &str| {
-            format!(
-                "SELECT {row}, o.rowid, {time}, {pending}, CASE WHEN o.rowid <= :top THEN {free} END{sorted} \
-                 FROM {from} WHERE {condition} ORDER BY {order} LIMIT {SLICE_ROWS}",
-                row = mapping.row_bounded(),
-                from = mapping.from,
-            )
+        let by_rowid = |rows: &str, from: i64| {
+            let sql = select(mapping, free, "NULL", &format!("{rows}o.rowid > :rowid"), "o.rowid");
+            Self { first: sql.clone(), rest: sql, rowid: from, ..Self::over(connection, mapping, most) }
         };
-        let by_time = format!("{time}, o.rowid");
-        let first = select(pending, &by_time);
-        let walk = Self {
+        if let Scope::NewerThan(rowid) = scope {
+            return Ok(by_rowid("", rowid));
+        }
+        let by_column = |column: &String| {
+            let order = format!("{column}, o.rowid");
+            let same = format!("{pending} AND {column} = :value AND o.rowid > :rowid");
+            Self {
+                first: select(mapping, free, column, pending, &order),
+                rest: select(mapping, free, column, &same, "o.rowid"),
+                later: select(mapping, free, column, &format!("{pending} AND {column} > :value"), &order),
+                ..Self::over(connection, mapping, most)
+            }
+        };
+        let by_time = time.iter().map(|time| Self { way: Way::ByTime, ..by_column(time) });
+        let by_pending = Self { way: Way::ByIndex, ..by_rowid(&format!("{pending} AND "), i64::MIN) };
+        let by_test = tested.iter().map(|column| Self { way: Way::ByIndex, ..by_column(column) });
+        for walk in by_time.chain([by_pending]).chain(by_test) {
+            if finds(connection, mapping, &walk.first)? {
+                return Ok(walk);
+            }
+        }
+        Ok(by_rowid("", i64::MIN))
+    }
+
+    fn over(connection: &'a Connection, mapping: &Mapping, most: usize) -> Self {
+        Self {
             connection,
+            way: Way::Whole,
             table: quoted(&mapping.table),
-            columns: order.len(),
-            first,
-            rest: select(&format!("{pending} AND {time} = :time AND o.rowid > :rowid"), "o.rowid"),
-            later: select(&format!("{pending} AND {time} > :time"), &by_time),
+            columns: mapping.rows.as_ref().map_or(0, |rows| rows.order.len()),
+            first: String::new(),
+            rest: String::new(),
+            later: String::new(),
             most,
-            time: None,
+            value: None,
             rowid: i64::MIN,
             top: None,
             schema: None,
@@ -243,27 +267,20 @@ impl<'a> Walk<'a> {
             newest: 0,
             pending: 0,
             nameless: None,
-        };
-        let from = match scope {
-            Scope::Pending if by.is_some() && has_index(connection, &walk.first)? => return Ok(walk),
-            Scope::Pending => i64::MIN,
-            Scope::NewerThan(rowid) => rowid,
-        };
-        let by_rowid = select("o.rowid > :rowid", "o.rowid");
-        Ok(Self { first: by_rowid.clone(), rest: by_rowid, later: String::new(), rowid: from, ..walk })
+        }
     }
 
     fn slice(&mut self) -> Result<(), ReadFault> {
         let sql = format!("SELECT coalesce(max(rowid), 0) FROM {}", self.table);
         let top = self.connection.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0))?;
         self.top = Some(self.top.map_or(top, |before| before.min(top)));
-        let schema = self.connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?;
+        let schema = open::schema_version(self.connection)?;
         if *self.schema.get_or_insert(schema) != schema {
             self.progress = Progress::Void;
             return Ok(());
         }
-        let mut seen = self.look(if self.time.is_none() { |walk| &walk.first } else { |walk| &walk.rest })?;
-        if seen == 0 && self.time.is_some() && !self.later.is_empty() {
+        let mut seen = self.look(if self.value.is_none() { |walk| &walk.first } else { |walk| &walk.rest })?;
+        if seen == 0 && self.value.is_some() && !self.later.is_empty() {
             seen = self.look(|walk| &walk.later)?;
         }
         if seen == 0 {
@@ -274,7 +291,8 @@ impl<'a> Walk<'a> {
 
     fn look(&mut self, sql: fn(&Self) -> &String) -> Result<usize, ReadFault> {
         let mut statement = self.connection.prepare_cached(sql(self))?;
-        let parameters: [(&str, &dyn ToSql); 3] = [(":top", &self.top), (":rowid", &self.rowid), (":time", &self.time)];
+        let parameters: [(&str, &dyn ToSql); 3] =
+            [(":top", &self.top), (":rowid", &self.rowid), (":value", &self.value)];
         for (name, value) in parameters {
             if let Some(index) = statement.parameter_index(name)? {
                 statement.raw_bind_parameter(index, value)?;
@@ -291,7 +309,7 @@ impl<'a> Walk<'a> {
 
     fn take(&mut self, row: &Row<'_>) -> Result<(), ReadFault> {
         self.rowid = row.get(1)?;
-        self.time = Some(Rank::of(row.get_ref(2)?));
+        self.value = Some(Rank::of(row.get_ref(2)?));
         self.pending += u64::from(row.get::<_, Option<bool>>(3)?.unwrap_or(false));
         if row.get::<_, Option<bool>>(4)?.unwrap_or(false) {
             let mut order = Vec::with_capacity(self.columns);
@@ -320,159 +338,64 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether an index brings the rows in the order of the statement: then a slice of them costs a slice.
-fn has_index(connection: &Connection, sql: &str) -> Result<bool, ReadFault> {
+/// How all pending rows are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By an index, in the declared order of time.
+    ByTime,
+    /// By an index, in another order.
+    ByIndex,
+    /// Every row of the table is looked at.
+    Whole,
+}
+
+/// The way, and SQLite's plan for it.
+pub fn way(connection: &Connection, mapping: &Mapping) -> Result<(Way, Vec<String>), ReadFault> {
+    let walk = Walk::new(connection, mapping, "1", Scope::Pending, 0)?;
+    Ok((walk.way, plan(connection, &walk.first)?))
+}
+
+/// A slice, with the column by whose value the next one is found.
+fn select(mapping: &Mapping, free: &str, value: &str, condition: &str, order: &str) -> String {
+    let rows = mapping.rows.as_ref().expect("a table read by row has a row mapping");
+    let sorted: String = rows.order.iter().map(|column| format!(", {column}")).collect();
+    format!(
+        "SELECT {row}, o.rowid, {value}, {pending}, CASE WHEN o.rowid <= :top THEN {free} END{sorted} \
+         FROM {from} WHERE {condition} ORDER BY {order} LIMIT {SLICE_ROWS}",
+        row = mapping.row_bounded(),
+        pending = rows.pending,
+        from = mapping.from,
+    )
+}
+
+fn plan(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare_cached(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-    let plan = statement.query_map(named_params! { ":top": 0 }, |row| row.get::<_, String>(3))?;
-    let steps = plan.collect::<Result<Vec<_>, _>>()?;
-    Ok(!steps.iter().any(|step| step.contains("TEMP B-TREE")))
+    statement.query_map(named_params! { ":top": 0 }, |row| row.get(3))?.collect()
+}
+
+/// Whether an index brings pending rows, and no others, in the order of the statement: then a slice of them costs a slice.
+fn finds(connection: &Connection, mapping: &Mapping, sql: &str) -> rusqlite::Result<bool> {
+    let steps = plan(connection, sql)?;
+    let is_sorted = !steps.iter().any(|step| step.contains("TEMP B-TREE"));
+    let all_pending = mapping.rows.as_ref().is_some_and(|rows| rows.pending == ALL_PENDING);
+    let Some((kind, index)) = steps.iter().find_map(|step| index_of(step)) else {
+        return Ok(is_sorted && all_pending && sql.contains(":rowid"));
+    };
+    let is_narrow = kind == "SEARCH"
+        || all_pending
+        || connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE name = ?2 AND partial)")?
+            .query_row([&mapping.table, index], |row| row.get(0))?;
+    Ok(is_sorted && is_narrow)
+}
+
+/// `SEARCH` or `SCAN`, and the index, of the step that reads the table itself.
+fn index_of(step: &str) -> Option<(&str, &str)> {
+    let (kind, rest) = step.split_once(" o USING ")?;
+    let (_, index) = rest.split_once("INDEX ").filter(|(before, _)| before.is_empty() || *before == "COVERING ")?;
+    Some((kind, index.split_once(" (").map_or(index, |(name, _)| name)))
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "this plays the application")]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use rusqlite::functions::FunctionFlags;
-
-    use super::*;
-    use crate::source::declared::{Declared, DeclaredRows, From, Mark, Pending, Take};
-    use crate::source::fit;
-
-    const ROWS: usize = 7_000;
-    const TABLES: &str = include_str!("../../tests/tools/eventsource_generations/g4.sql");
-
-    /// A table with ties, both ways of writing a time, rows without an event, and rows that are not pending; inserted in disorder.
-    fn table(folder: &tempfile::TempDir) -> Connection {
-        let connection = Connection::open(folder.path().join("app.db")).unwrap();
-        connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF").unwrap();
-        connection.execute_batch(TABLES).unwrap();
-        let transaction = connection.unchecked_transaction().unwrap();
-        for n in (0..ROWS).map(|n| n * 4_999 % ROWS) {
-            let separator = if n % 2 == 0 { ' ' } else { 'T' };
-            insert(&transaction, n, &format!("2026-11-21{separator}03:15:{:02}", n * 31 % 3));
-            if n % 3 > 0 {
-                let event = "INSERT INTO events (event_id, aggregate_id, aggregate_type, event_type, version, timestamp, payload)
-                             VALUES ('e' || ?1, 'k', 'A', 'T', ?1, '', '{}')";
-                transaction.prepare_cached(event).unwrap().execute([n as i64]).unwrap();
-            }
-        }
-        transaction.execute("UPDATE event_outbox SET status = 'published' WHERE rowid % 11 = 0", []).unwrap();
-        transaction.commit().unwrap();
-        connection
-    }
-
-    fn insert(connection: &Connection, n: usize, time: &str) {
-        let row =
-            "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
-                   VALUES ('r' || ?1, 'e' || ?1, 'T', 'k', 'A', '{}', ?2)";
-        connection.prepare_cached(row).unwrap().execute(rusqlite::params![n as i64, time]).unwrap();
-    }
-
-    fn mapping(connection: &Connection) -> Mapping {
-        let column = |name: &str| Take::column(name);
-        let declared = Declared {
-            from: From::Table {
-                name: "event_outbox".into(),
-                join: Some("LEFT JOIN events e ON e.event_id = o.event_id".into()),
-            },
-            position: Some(Take::First(vec!["e.global_position".into(), "rowid".into()])),
-            allow_reused_positions: false,
-            id: column("o.event_id"),
-            key: Some(column("o.aggregate_id")),
-            stream_id: None,
-            stream_type: None,
-            version: None,
-            kind: column("o.event_type"),
-            payload: column("o.event_data"),
-            headers: None,
-            time: Some(column("o.created_at")),
-            tombstones: false,
-            rows: Some(DeclaredRows {
-                row: "o.id".into(),
-                pending: Pending::Sql("o.status = 'pending'".into()),
-                order: vec!["e.global_position".into(), "o.created_at".into()],
-                on_delivered: Mark::Delete,
-                on_retry: None,
-                on_rejected: None,
-            }),
-            refuse: None,
-        };
-        fit::mapping(connection, &[declared]).unwrap().unwrap()
-    }
-
-    fn sorted(connection: &Connection, condition: &str, most: usize) -> VecDeque<RowKey> {
-        let sql = format!(
-            "SELECT o.id FROM event_outbox o LEFT JOIN events e ON e.event_id = o.event_id WHERE o.status = 'pending' AND {condition}
-             ORDER BY e.global_position IS NULL, e.global_position, replace(o.created_at, ' ', 'T'), o.rowid LIMIT {most}"
-        );
-        let mut statement = connection.prepare(&sql).unwrap();
-        let rows = statement.query_map([], Mapping::row_key).unwrap();
-        rows.map(|key| key.unwrap().unwrap()).collect()
-    }
-
-    #[test]
-    fn slices_list_what_one_statement_would() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = table(&folder);
-        let mapping = mapping(&connection);
-        let free = "CASE WHEN o.status = 'pending' THEN o.rowid % 7 > 0 END";
-        let lists_all = || {
-            for most in [1, 3_000, 100_000] {
-                let listing = list(&connection, &mapping, free, Scope::Pending, most).unwrap();
-                assert_eq!(listing.rows, sorted(&connection, "o.rowid % 7 > 0", most));
-                assert_eq!(listing.pending, sorted(&connection, "true", ROWS).len() as u64);
-            }
-            let listing = list(&connection, &mapping, free, Scope::NewerThan(2_500), 4_000).unwrap();
-            assert_eq!(listing.rows, sorted(&connection, "o.rowid % 7 > 0 AND o.rowid > 2500", 4_000));
-        };
-        lists_all();
-        connection
-            .execute_batch(
-                "DROP INDEX idx_outbox_status_created; DROP INDEX idx_outbox_pending; DROP INDEX idx_outbox_event_id",
-            )
-            .unwrap();
-        lists_all();
-    }
-
-    /// Whatever stands behind the look or before it.
-    #[test]
-    fn what_is_committed_meanwhile_is_left_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = table(&folder);
-        let before = sorted(&connection, "true", ROWS);
-        let other = Connection::open(folder.path().join("app.db")).unwrap();
-        let asked = AtomicU32::new(0);
-        connection
-            .create_scalar_function("meanwhile", 0, FunctionFlags::SQLITE_UTF8, move |_| {
-                match asked.fetch_add(1, Ordering::Relaxed) {
-                    2_500 => insert(&other, ROWS, "2026-11-21T03:15:00"),
-                    2_600 => insert(&other, ROWS + 1, "2026-11-21T03:15:09"),
-                    _ => {}
-                }
-                Ok(true)
-            })
-            .unwrap();
-        let listing = list(&connection, &mapping(&connection), "meanwhile()", Scope::Pending, 100_000).unwrap();
-        assert_eq!(sorted(&connection, "true", 100_000).len(), before.len() + 2);
-        assert_eq!(listing.rows, before);
-    }
-
-    #[test]
-    fn rows_that_are_renumbered_meanwhile_are_listed_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = table(&folder);
-        let other = Connection::open(folder.path().join("app.db")).unwrap();
-        let asked = AtomicU32::new(0);
-        connection
-            .create_scalar_function("meanwhile", 0, FunctionFlags::SQLITE_UTF8, move |_| {
-                if asked.fetch_add(1, Ordering::Relaxed) == 2_500 {
-                    other.execute_batch("DELETE FROM event_outbox WHERE rowid < 1000; VACUUM").unwrap();
-                }
-                Ok(true)
-            })
-            .unwrap();
-        let listing = list(&connection, &mapping(&connection), "meanwhile()", Scope::Pending, 100_000).unwrap();
-        assert_eq!(listing.rows, sorted(&connection, "true", 100_000));
-    }
-}
+mod tests;

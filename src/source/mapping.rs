@@ -5,7 +5,9 @@
 use rusqlite::types::ValueRef;
 
 use super::decode::{self, Field, Form};
+use super::feed::Feed;
 use crate::clock;
+use crate::controls::{self, Protection};
 use crate::event::{BatchBuilder, Columns, Position, Reason, Rejection, RowKey};
 
 /// What names an event or says when it happened is read only up to this size.
@@ -40,13 +42,23 @@ pub struct Mapping {
     /// The greatest position that is there, where SQLite may give one out again; otherwise `sqlite_sequence` knows it.
     pub newest: Option<String>,
     /// Several rows with one position are possible: a query may join what it likes.
-    pub is_query: bool,
+    pub is_joined: bool,
+    /// Of a table read by its feed: rows that are only in the feed.
+    pub gone: Option<Gone>,
+    pub feed: Option<Feed>,
     /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
     pub definition: String,
     /// Field by field, for people.
     pub told: Vec<(String, String)>,
     /// For a table read by row.
     pub rows: Option<RowMapping>,
+}
+
+/// Which rows are gone, and what is said of one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gone {
+    pub sql: String,
+    pub detail: String,
 }
 
 /// Which rows are pending, in which order, and how what became of them is written. The statements know `:row`, `:now` (ISO),
@@ -58,6 +70,8 @@ pub struct RowMapping {
     pub order: Vec<String>,
     /// One of them that an index may bring in order: a column that is never `NULL`.
     pub walk: Option<String>,
+    /// Columns of the table that `pending` compares, and that are not `NULL` in a pending row.
+    pub tested: Vec<String>,
     /// Which were delivered, as far as the table says.
     pub delivered: String,
     pub on_delivered: Vec<String>,
@@ -66,8 +80,18 @@ pub struct RowMapping {
     pub on_retry: Vec<String>,
     /// Empty: a dead row stays as it is.
     pub on_rejected: Vec<String>,
-    /// The columns of an index that finds pending rows in order, as far as that can be seen.
-    pub index: Vec<String>,
+    /// The index that finds pending rows in order; none where that cannot be seen, or cannot be.
+    pub index: Option<Index>,
+    /// `pending` is SQL of a person's own.
+    pub is_own_sql: bool,
+}
+
+/// An index that could be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    pub columns: Vec<String>,
+    /// Which rows it has.
+    pub only: Option<String>,
 }
 
 /// The columns of a statement made by [`Mapping::select`], by index.
@@ -85,6 +109,7 @@ mod column {
     pub const HEADERS: usize = 10;
     pub const TIME: usize = 11;
     pub const TOO_LARGE: usize = 12;
+    pub const GONE: usize = 13;
 }
 
 impl Mapping {
@@ -122,13 +147,19 @@ impl Mapping {
         }
         format!(
             "SELECT {row}, {position}, {id}, {key}, {stream_id}, {stream_type}, {version}, {kind}, {size}, {payload}, {headers}, \
-             {time}, {too_large}{extra} FROM {from} WHERE {filter} {tail}",
+             {time}, {too_large}, {gone}{extra} FROM {from} WHERE {filter} {tail}",
             row = self.row_bounded(),
             position = self.position,
             size = self.size,
             payload = whole(&self.payload.sql),
+            gone = self.gone.as_ref().map_or("0", |gone| &gone.sql),
             from = self.from,
         )
+    }
+
+    /// Leaves out rows that are only in the feed.
+    pub fn and_there(&self) -> String {
+        self.gone.as_ref().map_or(String::new(), |gone| format!(" AND NOT ({})", gone.sql))
     }
 
     /// The row's name as it is read; `NULL` where it has none, or too long a one.
@@ -166,9 +197,16 @@ impl Mapping {
             ValueRef::Integer(position) => Position(position),
             _ => Position(0),
         };
+        let gone = match &self.gone {
+            Some(gone) if row.get(column::GONE)? => Some(Rejection::new(Reason::SourceRowGone, gone.detail.clone())),
+            _ => None,
+        };
+        if gone.is_some() && controls::is_off(Protection::Gone) {
+            return Ok(Pushed::PassedOver { position, id: String::new() });
+        }
         let mut defect = match row.get_ref(column::TOO_LARGE)? {
             ValueRef::Text(detail) => Some(Rejection::new(Reason::TooLarge, String::from_utf8_lossy(detail))),
-            _ => None,
+            _ => gone,
         };
         let bytes = match row.get_ref(column::SIZE)? {
             ValueRef::Integer(bytes) => bytes.max(0) as usize,
@@ -272,7 +310,7 @@ impl Mapping {
 }
 
 /// The index of the first of the columns that a payload or headers are built from.
-pub const EXTRA: usize = 13;
+pub const EXTRA: usize = 14;
 
 impl RowMapping {
     /// Every statement that marks a row.

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::declared::{Declared, DeclaredRows, From, Literal, Mark, Pending, Take, Test, Word};
 use super::fit::{literal, quoted};
-use super::mapping::RowMapping;
+use super::mapping::{Index, RowMapping};
 
 /// The statements know `:row`, `:now`, `:error`.
 pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&str) -> String) -> RowMapping {
@@ -59,16 +59,6 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
         None if matches!(rows.on_delivered, Mark::Set(_)) => format!("NOT ({guard})"),
         None => "0".to_owned(),
     };
-    let tested = match &rows.pending {
-        Pending::All(tests) => tests.iter().map(|(name, _)| name).collect(),
-        Pending::Sql(_) => Vec::new(),
-    };
-    let mut index: Vec<String> = Vec::new();
-    for name in tested.into_iter().chain(&rows.order).filter(|name| !unaliased(name).contains('.')) {
-        if !index.contains(&own(name)) && !name.eq_ignore_ascii_case("rowid") {
-            index.push(own(name));
-        }
-    }
     RowMapping {
         pending: predicate(&rows.pending, column),
         order,
@@ -78,8 +68,45 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
         on_released: statements(&rows.on_delivered, &released),
         on_retry: rows.on_retry.as_ref().map(|mark| statements(mark, &guard)).unwrap_or_default(),
         on_rejected: rows.on_rejected.as_ref().map(|mark| statements(mark, &guard)).unwrap_or_default(),
-        index,
+        tested: compared(&rows.pending).into_iter().map(column).collect(),
+        index: None,
+        is_own_sql: matches!(rows.pending, Pending::Sql(_)),
     }
+}
+
+/// The table's own columns that `pending` compares with something.
+fn compared(pending: &Pending) -> Vec<&str> {
+    let Pending::All(tests) = pending else { return Vec::new() };
+    let compares = |test: &Test| !matches!(test, Test::Null(_) | Test::Compare("<>", _));
+    let own = tests.iter().filter(|(name, test)| compares(test) && !unaliased(name).contains('.'));
+    own.map(|(name, _)| name.as_str()).collect()
+}
+
+/// The index by which pending rows are found in order: first what is asked for one value, then the time. Where neither is there, what
+/// is compared will do. Other conditions go into the index's own.
+pub fn index(rows: &DeclaredRows, walk: Option<&str>) -> Option<Index> {
+    let tests = match &rows.pending {
+        Pending::All(tests) => tests.as_slice(),
+        Pending::Sql(sql) if sql == "true" => &[],
+        Pending::Sql(_) => return None,
+    };
+    let own = |name: &str| quoted(unaliased(name));
+    let (mut columns, mut only) = (Vec::new(), Vec::new());
+    for (name, test) in tests.iter().filter(|(name, _)| !unaliased(name).contains('.')) {
+        match test {
+            Test::Null(true) => columns.push(own(name)),
+            Test::In(values) if values.len() == 1 => columns.push(own(name)),
+            // What the time of day decides can be no condition of an index.
+            Test::Compare(_, Literal::Word(_)) => {}
+            test => only.push(test_sql(&own(name), test)),
+        }
+    }
+    columns.extend(walk.map(|walk| unaliased(walk).to_owned()));
+    if columns.is_empty() {
+        columns.extend(compared(&rows.pending).first().map(|name| own(name)));
+        only.clear();
+    }
+    (!columns.is_empty()).then(|| Index { columns, only: (!only.is_empty()).then(|| only.join(" AND ")) })
 }
 
 /// A marked table's own column: `o.status` is `status`.

@@ -3,13 +3,15 @@
 //! Invariants, each named by a test in `tests/it`:
 //! 1. An application's table is read in bounded batches, on a read-only connection, and never with a statement left open.
 //! 2. What is handed out is durable first ([`reader`], G4).
-//! 3. A table read by checkpoint is never written ([`checkpointed`]); one read by row is marked by the file's writer alone ([`rows`]).
+//! 3. A table that is read by its feed is read only while the feed is whole ([`feed`]).
+//! 4. A table read by checkpoint is never written ([`checkpointed`]); one read by row is marked by the file's writer alone ([`rows`]).
 //!
 //! How it fails: not there yet → waits; seen and gone, or another one → halts with the remedy. Where to start reading: [`reader`].
 
 mod checkpointed;
 pub mod declared;
 mod decode;
+pub mod feed;
 pub mod filter;
 pub mod fit;
 pub mod json_path;

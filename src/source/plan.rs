@@ -3,7 +3,9 @@
 use rusqlite::Connection;
 
 use super::fit::quoted;
-use super::mapping::Mapping;
+use super::listing::{self, ALL_PENDING, Way};
+use super::mapping::{Mapping, RowMapping};
+use super::reader::ReadFault;
 
 /// `EXPLAIN QUERY PLAN`, and what is wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -14,52 +16,75 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn of(connection: &Connection, mapping: &Mapping) -> rusqlite::Result<Self> {
-        let sql = match &mapping.rows {
-            None => mapping.select(0, &format!("{} > 0", mapping.row), &format!("ORDER BY {} LIMIT 1000", mapping.row)),
-            Some(rows) => format!("SELECT {} FROM {} WHERE {} LIMIT 1000", mapping.row, mapping.from, rows.pending),
+    pub fn of(connection: &Connection, mapping: &Mapping) -> Result<Self, ReadFault> {
+        let (steps, own) = match &mapping.rows {
+            None => {
+                let row = &mapping.row;
+                let sql = mapping.select(0, &format!("{row} > 0"), &format!("ORDER BY {row} LIMIT 1000"));
+                let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+                let steps: Vec<String> = statement.query_map([], |row| row.get(3))?.collect::<Result<_, _>>()?;
+                let slow = steps.iter().find(|step| is_slow(step)).map(|step| slow_position(step, mapping));
+                (steps, slow)
+            }
+            Some(rows) => {
+                let (way, steps) = listing::way(connection, mapping)?;
+                let slow = slow_rows(way, mapping, rows);
+                (steps, slow)
+            }
         };
-        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-        let steps: Vec<String> = statement.query_map([], |row| row.get(3))?.collect::<Result<_, _>>()?;
-        let mut warnings: Vec<String> = steps.iter().filter_map(|step| warning(step, mapping)).collect();
-        warnings.dedup();
+        let joined = steps.iter().filter_map(|step| index_made_each_time(step));
+        let warnings = own.into_iter().chain(joined).collect();
         Ok(Self { steps, warnings })
     }
 }
 
-fn warning(step: &str, mapping: &Mapping) -> Option<String> {
-    let table = quoted(&mapping.table);
-    if step.contains("AUTOMATIC") {
-        let column = step.split_once('(').map_or("...", |(_, rest)| rest.split(['=', '>', '<']).next().unwrap_or(rest));
-        let joined = step.split_whitespace().nth(1).unwrap_or("...");
-        return Some(format!(
-            "every batch builds an index over {joined}, to find rows in it by {column}. Remedy: CREATE INDEX {} ON {joined} ({})",
-            quoted(&format!("{joined}_{column}")),
-            quoted(column)
-        ));
-    }
-    let Some(rows) = &mapping.rows else {
-        let slow =
-            (step.starts_with("SCAN") && !step.contains("CONSTANT ROW")) || step.contains("TEMP B-TREE FOR ORDER BY");
-        return slow.then(|| {
-            format!(
-                "every batch reads all of it ({step}). Remedy: see that the position is the table's own key, or CREATE INDEX {} ON {table} \
-                 ({})",
-                quoted(&format!("{}_position", mapping.table)),
-                mapping.row
-            )
-        });
+/// It reads or sorts everything.
+fn is_slow(step: &str) -> bool {
+    (step.starts_with("SCAN") && !step.contains("CONSTANT ROW")) || step.contains("TEMP B-TREE FOR ORDER BY")
+}
+
+fn slow_position(step: &str, mapping: &Mapping) -> String {
+    format!(
+        "every batch reads all of it ({step}). Remedy: see that the position is the table's own key, or {}",
+        create_index(mapping, "position", std::slice::from_ref(&mapping.row), None)
+    )
+}
+
+fn slow_rows(way: Way, mapping: &Mapping, rows: &RowMapping) -> Option<String> {
+    let what = match way {
+        Way::ByTime => return None,
+        Way::ByIndex if rows.walk.is_none() => return None,
+        Way::Whole if rows.pending == ALL_PENDING => return None,
+        Way::ByIndex => {
+            "every look for pending rows sorts all of them, since no index brings them in the declared order"
+        }
+        Way::Whole => "every look for pending rows reads the whole table, since no index finds them in order",
     };
-    let all = rows.pending == "(true)";
-    let slow = step.starts_with("SCAN") && !step.contains("USING") && !all;
-    slow.then(|| {
-        let index = match rows.index.as_slice() {
-            [] => "an index over what `pending_sql` asks of".to_owned(),
-            columns => {
-                let name = quoted(&format!("{}_pending", mapping.table));
-                format!("CREATE INDEX {name} ON {table} ({})", columns.join(", "))
-            }
-        };
-        format!("every look for pending rows reads the whole table ({step}). Remedy: {index}")
-    })
+    let remedy = match &rows.index {
+        Some(index) => create_index(mapping, "pending", &index.columns, index.only.as_deref()),
+        None if rows.is_own_sql => {
+            "an index over what `pending_sql` asks of, best CREATE INDEX ... WHERE with the same words, or say `pending`".to_owned()
+        }
+        None => "let `pending` ask for a value of a column, such as status = \"new\", and make an index of that".to_owned(),
+    };
+    Some(format!("{what}. Remedy: {remedy}"))
+}
+
+fn create_index(mapping: &Mapping, name: &str, columns: &[String], only: Option<&str>) -> String {
+    let only = only.map_or(String::new(), |only| format!(" WHERE {only}"));
+    let name = quoted(&format!("{}_{name}", mapping.table));
+    format!("CREATE INDEX {name} ON {} ({}){only}", quoted(&mapping.table), columns.join(", "))
+}
+
+fn index_made_each_time(step: &str) -> Option<String> {
+    if !step.contains("AUTOMATIC") {
+        return None;
+    }
+    let column = step.split_once('(').map_or("...", |(_, rest)| rest.split(['=', '>', '<']).next().unwrap_or(rest));
+    let joined = step.split_whitespace().nth(1).unwrap_or("...");
+    Some(format!(
+        "every batch builds an index over {joined}, to find rows in it by {column}. Remedy: CREATE INDEX {} ON {joined} ({})",
+        quoted(&format!("{joined}_{column}")),
+        quoted(column)
+    ))
 }

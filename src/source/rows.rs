@@ -30,7 +30,7 @@ use super::reader::{Halt, Look, ReadFault, ReadRequest};
 use crate::clock;
 use crate::controls::{self, Protection};
 use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
-use crate::sqlite::open;
+use crate::sqlite::open::{self, TimeLimit};
 
 const PASS_ROWS_MAX: usize = 50_000;
 const FULL_PASS_EVERY: Duration = Duration::from_secs(5);
@@ -198,6 +198,7 @@ pub struct Rows {
     seen_rowid: i64,
     /// How many rows were pending then.
     listed_pending: u64,
+    limit: TimeLimit,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -208,7 +209,12 @@ struct FullPass {
 }
 
 impl Rows {
-    pub fn new(connection: &Connection, mapping: Mapping, excluded: Shared) -> Result<Self, ReadFault> {
+    pub fn new(
+        connection: &Connection,
+        mapping: Mapping,
+        excluded: Shared,
+        limit: TimeLimit,
+    ) -> Result<Self, ReadFault> {
         let shared = excluded.clone();
         let Mapping { key, id, kind, .. } = mapping.clone();
         let stays = mapping.rows.as_ref().is_some_and(|rows| rows.on_rejected.is_empty());
@@ -217,7 +223,15 @@ impl Rows {
             excluded.dead_rows_stay = stays;
             Ok(is_free(&mut excluded, call, [&key, &id, &kind]))
         })?;
-        Ok(Self { mapping, excluded, pass: VecDeque::new(), last_full_pass: None, seen_rowid: 0, listed_pending: 0 })
+        Ok(Self {
+            mapping,
+            excluded,
+            pass: VecDeque::new(),
+            last_full_pass: None,
+            seen_rowid: 0,
+            listed_pending: 0,
+            limit,
+        })
     }
 
     pub fn mapping(&self) -> &Mapping {
@@ -352,7 +366,7 @@ impl Rows {
         let scope = if full { Scope::Pending } else { Scope::NewerThan(self.seen_rowid) };
         self.pass.clear();
         let data_version = open::data_version(connection)?;
-        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS_ROWS_MAX)?;
+        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS_ROWS_MAX, &self.limit)?;
         if let Some(rowid) = listing.nameless {
             return Err(ReadFault::Halt(self.nameless(rowid)));
         }

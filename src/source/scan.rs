@@ -61,7 +61,10 @@ impl Scan {
     }
 
     pub fn count(&self) -> Result<u64, ScanError> {
-        let sql = format!("SELECT count(*) FROM {}", quoted(&self.mapping.table));
+        let sql = match &self.mapping.gone {
+            None => format!("SELECT count(*) FROM {}", quoted(&self.mapping.table)),
+            Some(gone) => format!("SELECT count(*) FROM {} WHERE NOT ({})", self.mapping.from, gone.sql),
+        };
         Ok(self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
     }
 
@@ -86,7 +89,7 @@ impl Scan {
             }
             (None, Which::All) => (self.mapping.row.as_str(), String::new()),
         };
-        let filter = format!("{place} > :after{settled}");
+        let filter = format!("{place} > :after{settled}{}", self.mapping.and_there());
         let sql = self.mapping.select(EVENT_BYTES_MAX, &filter, &format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}"));
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(named_params! { ":after": after })?;

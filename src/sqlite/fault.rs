@@ -14,6 +14,8 @@ pub enum Kind {
     Permission,
     /// The file is damaged or no database.
     Corrupt,
+    /// It ran for longer than it may.
+    Stopped,
     /// A table or column that should be there is not, SQL does what it may not, or any other refusal by SQL.
     Sql,
 }
@@ -32,6 +34,7 @@ pub fn classify(error: &rusqlite::Error) -> (Kind, i32) {
         ffi::SQLITE_CANTOPEN => Kind::CannotOpen,
         ffi::SQLITE_READONLY | ffi::SQLITE_PERM => Kind::Permission,
         ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB => Kind::Corrupt,
+        ffi::SQLITE_INTERRUPT => Kind::Stopped,
         _ => Kind::Sql,
     };
     (kind, code)
@@ -54,6 +57,7 @@ mod tests {
         assert_eq!(kind(1032), Kind::Permission);
         assert_eq!(kind(267), Kind::Corrupt);
         assert_eq!(kind(26), Kind::Corrupt);
+        assert_eq!(kind(9), Kind::Stopped);
         assert_eq!(kind(1), Kind::Sql);
     }
 }

@@ -1,7 +1,9 @@
 //! Connections: how each is opened, and what it may do.
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -18,8 +20,16 @@ pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
 /// and load nothing. (Nothing could be written before either.)
 pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
-    const PRAGMAS: [&str; 7] =
-        ["data_version", "journal_mode", "schema_version", "table_info", "table_xinfo", "index_list", "index_info"];
+    const PRAGMAS: [&str; 8] = [
+        "data_version",
+        "journal_mode",
+        "schema_version",
+        "table_info",
+        "table_xinfo",
+        "index_list",
+        "index_info",
+        "index_xinfo",
+    ];
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, 1 << 20)?;
     connection.set_limit(Limit::SQLITE_LIMIT_COMPOUND_SELECT, 50)?;
@@ -44,6 +54,37 @@ pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
         }
         _ => Authorization::Deny,
     }))
+}
+
+/// How long one look may take. Clones are of the same connection.
+#[derive(Clone, Debug)]
+pub struct TimeLimit {
+    base: Instant,
+    began_micros: Arc<AtomicU64>,
+}
+
+impl TimeLimit {
+    /// SQLite asks so often, in steps of its machine, whether to go on: about every 100 us.
+    const STEPS: i32 = 10_000;
+
+    /// From now on a statement of the connection is interrupted that runs for longer than `most` after the last [`TimeLimit::begin`].
+    pub fn of(connection: &Connection, most: Duration) -> rusqlite::Result<Self> {
+        let limit = Self::none();
+        let (base, began) = (limit.base, limit.began_micros.clone());
+        let is_over = move || base.elapsed() > Duration::from_micros(began.load(Relaxed)) + most;
+        connection.progress_handler(Self::STEPS, Some(is_over))?;
+        Ok(limit)
+    }
+
+    /// No limit.
+    pub fn none() -> Self {
+        Self { base: Instant::now(), began_micros: Arc::default() }
+    }
+
+    /// A look begins.
+    pub fn begin(&self) {
+        self.began_micros.store(self.base.elapsed().as_micros() as u64, Relaxed);
+    }
 }
 
 /// How a writer's commits reach the disk.
@@ -90,6 +131,11 @@ pub fn journal_mode(connection: &Connection) -> rusqlite::Result<String> {
 /// Changes whenever another connection committed; comparable on one connection only.
 pub fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+/// Changes whenever a table, an index or a trigger does.
+pub fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))
 }
 
 /// The columns of a table or view, in order; empty when there is none.

@@ -54,6 +54,7 @@ mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;
 mod tables_are_marked_by_hand;
+mod tables_are_read_by_feed;
 mod tables_are_read_by_hand;
 mod the_admin_tells_the_truth;
 mod the_application_hardly_notices;

@@ -3,10 +3,16 @@
 use std::path::PathBuf;
 
 use outboxd::config::preset;
+use outboxd::source::feed;
 
+use crate::cli::{code, outboxd, printed, told};
+use crate::config::Folder;
 use crate::support::by_hand::Table;
+use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, arrived};
+use crate::support::rig::{self, open};
+use crate::tables_are_read_by_feed::FLIGHTDECK;
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/libraries").join(name)
@@ -105,6 +111,74 @@ async fn debezium() {
         [("1", "{\"id\":1}"), ("2", "{\"id\":2}"), ("1", "{}")].map(|(k, b)| (k.to_owned(), b.to_owned()))
     );
     assert_eq!(table.app.query_row("SELECT count(*) FROM outboxevent", [], |row| row.get::<_, i64>(0)), Ok(0));
+}
+
+/// A file as whoever the preset is for has it.
+async fn real_file(preset: &str, folder: &Folder) {
+    let path = folder.path("app.db");
+    match preset {
+        "outboxd" => {
+            outboxd::store::init(&path).await.unwrap();
+            let app = open(&path);
+            rig::insert(&app, "e1", "k1");
+            let event = "INSERT INTO events (stream_id, stream_type, version, type, data) VALUES ('s', 'Order', 1, 'Placed', '{}')";
+            app.execute_batch(event).unwrap();
+        }
+        "eventsource-py" => {
+            let app = eventsource::make(&path, "g4");
+            eventsource::enqueue(&app, &[("1", "a")]);
+            eventsource::append(&app, 1);
+        }
+        "debezium" => {
+            let sql = "CREATE TABLE outboxevent (id TEXT NOT NULL PRIMARY KEY, aggregatetype VARCHAR(255), aggregateid VARCHAR(255),
+                                                 type VARCHAR(255), payload JSONB);
+                       INSERT INTO outboxevent VALUES ('1', 'Order', '1', 'OrderCreated', '{}');";
+            open(&path).execute_batch(sql).unwrap();
+        }
+        "flightdeck" => {
+            let sql = "INSERT INTO streams VALUES ('c', 'Content', 1, '', '');
+                       INSERT INTO events VALUES ('1', 'c', 1, 'ContentCreated', '{}', '{}', '2026-11-21T03:15:20.1234567+00:00');";
+            open(&path).execute_batch(&format!("{FLIGHTDECK}{sql}")).unwrap();
+            feed::make(&path, "events", Some("archived_events"), feed::Run::Make).unwrap();
+        }
+        written => {
+            std::fs::copy(file(&format!("{}.db", written.replace('-', "_"))), &path).unwrap();
+            // It was committed without its `-wal`.
+            open(&path);
+        }
+    }
+}
+
+/// What whoever takes a preset is shown first.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_shows_mapping_plan_and_first_messages_of_every_preset() {
+    for (preset, text) in preset::ALL {
+        for read in toml::from_str::<toml::Table>(text).unwrap().keys() {
+            let folder = Folder::with(&format!(
+                "[sources.app]\npath = \"app.db\"\npreset = \"{preset}\"\nread = \"{read}\"\n[sinks.out]\ntype = \"file\"\n\
+                 path = \"out.ndjson\"\n[relays.r]\nsource = \"app\"\nsink = \"out\"\n{}",
+                if *read == "events" || preset == "outboxd" { "start = \"first\"\n" } else { "" }
+            ));
+            real_file(preset, &folder).await;
+            let output = outboxd(&folder, &["check", "--json"]);
+            assert_eq!(code(&output), 0, "{preset} {read}: {}{}", printed(&output), told(&output));
+            let told: serde_json::Value = serde_json::from_str(&printed(&output)).unwrap();
+            let findings = told["findings"].as_array().unwrap();
+            let of = |subject: &str| -> Vec<(&str, &str)> {
+                let found = findings.iter().filter(|finding| finding["subject"] == format!("source app{subject}"));
+                found
+                    .map(|finding| (finding["verdict"].as_str().unwrap(), finding["detail"].as_str().unwrap()))
+                    .collect()
+            };
+            let wanted = [("", " is read by "), (" mapping", "payload = "), (" plan", "S"), (" message", "id ")];
+            for (subject, said) in wanted {
+                let found = of(subject);
+                let is_told = !found.is_empty()
+                    && found.iter().all(|(verdict, detail)| *verdict == "ok" && detail.contains(said));
+                assert!(is_told, "{preset} {read}{subject}: {found:?}");
+            }
+        }
+    }
 }
 
 /// What a preset says can be said by a person: its text, pasted into a configuration, is the preset.

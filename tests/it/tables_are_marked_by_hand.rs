@@ -188,14 +188,80 @@ async fn a_row_that_is_not_unique_or_an_archive_that_does_not_fit_is_refused() {
     }
 }
 
+/// The statement that is told, made, ends the warning.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_index_is_told() {
-    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}order = [\"at\"]\n"));
-    let told = table.look().await.unwrap().plan.warnings;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("CREATE INDEX \"jobs_pending\" ON \"jobs\" (\"status\", \"at\")"), "{told:?}");
-    table.app.execute_batch("CREATE INDEX \"jobs_pending\" ON \"jobs\" (\"status\", \"at\")").unwrap();
-    assert_eq!(table.look().await.unwrap().plan.warnings, Vec::<String>::new());
+async fn a_missing_index_is_told_and_it_is_the_right_one() {
+    const ORDERED: &str = "time = \"at\"\norder = [\"at\"]\n";
+    let always = JOBS.replace("at TEXT", "at TEXT NOT NULL").replacen("tries INTEGER", "due TEXT, tries INTEGER", 1);
+    let with = |more: &str| format!("{always}{more}");
+    let index = |columns: &str| format!("CREATE INDEX \"jobs_pending\" ON \"jobs\" ({columns})");
+    let (whole, sorts) = ("reads the whole table", "sorts all of them");
+    for (sql, pending, order, what, told) in [
+        (JOBS.to_owned(), "{ status = \"new\" }", "", whole, index("\"status\"")),
+        (JOBS.to_owned(), "{ status = [\"new\", \"again\"] }", "", whole, index("\"status\"")),
+        // A time that may be NULL brings no order.
+        (JOBS.to_owned(), "{ status = \"new\" }", ORDERED, whole, index("\"status\"")),
+        (JOBS.to_owned(), "{ note = { null = true } }", "", whole, index("\"note\"")),
+        (JOBS.to_owned(), "{ tries = { above = 0 } }", "", whole, index("\"tries\"")),
+        (with(""), "{ status = \"new\", due = { at_most = \"{now}\" } }", ORDERED, whole, index("\"status\", \"at\"")),
+        (with(""), "{ status = \"new\" }", ORDERED, whole, index("\"status\", \"at\"")),
+        // An index that finds the rows, and not their order.
+        (with("CREATE INDEX s ON jobs (status);"), "{ status = \"new\" }", ORDERED, sorts, index("\"status\", \"at\"")),
+        // One in their order, which finds all others, too.
+        (with("CREATE INDEX a ON jobs (at);"), "{ status = \"new\" }", ORDERED, whole, index("\"status\", \"at\"")),
+        (
+            with(""),
+            "{ status = [\"new\", \"again\"] }",
+            ORDERED,
+            whole,
+            format!("{} WHERE \"status\" IN ('new', 'again')", index("\"at\"")),
+        ),
+    ] {
+        let mark = "on_delivered = { set = { status = \"sent\", note = \"x\", tries = 0 } }\n";
+        let table = Table::new(&sql, &format!("{FIELDS}pending = {pending}\n{mark}{order}"));
+        let warnings = table.look().await.unwrap().plan.warnings;
+        assert_eq!(warnings.len(), 1, "{pending} {order}: {warnings:?}");
+        let (why, statement) = warnings[0].split_once(". Remedy: ").unwrap();
+        assert!(why.contains(what), "{pending} {order}: {why}");
+        assert_eq!(statement, told, "{pending} {order}");
+        table.app.execute_batch(statement).unwrap();
+        let look = table.look().await.unwrap();
+        assert_eq!(look.plan.warnings, Vec::<String>::new(), "{pending} {order}: {:?}", look.plan.steps);
+        // And it is found by it.
+        table
+            .app
+            .execute_batch(
+                "INSERT INTO jobs (id, status, tries, at, who, body) VALUES ('a', 'new', 1, '2026', 'w', 'b')",
+            )
+            .unwrap();
+        let columns = if sql == JOBS { "" } else { "UPDATE jobs SET due = '2026'" };
+        table.app.execute_batch(columns).unwrap();
+        assert_eq!(table.read(0, 10).await.unwrap().len(), 1, "{pending} {order}");
+    }
+    let own = Table::new(JOBS, &format!("{FIELDS}pending_sql = \"o.status = 'new'\"\n{SENT}"));
+    let warnings = own.look().await.unwrap().plan.warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("`pending_sql`"), "{warnings:?}");
+    let all = Table::new(JOBS, &format!("{FIELDS}pending_sql = \"true\"\non_delivered = \"delete\"\n"));
+    assert_eq!(all.look().await.unwrap().plan.warnings, Vec::<String>::new());
+}
+
+/// A backlog of several slices is listed whole, in order, by whatever index there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_listed_whole_by_whatever_index_there_is() {
+    for index in ["", "CREATE INDEX s ON jobs (status);", "CREATE INDEX s ON jobs (status, at);"] {
+        let sql = format!(
+            "{JOBS}{index} WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 5999)
+             INSERT INTO jobs (id, status, at, who, body) SELECT 'j' || i, CASE WHEN i % 3 = 0 THEN 'sent' WHEN i % 3 = 1 THEN 'new' ELSE 'again' END,
+             printf('%05d', i * 4999 % 6000), 'w' || i % 7, 'b' FROM n;"
+        );
+        let table = Table::new(&sql, &format!("{FIELDS}{PENDING}{SENT}order = [\"at\"]\n"));
+        let batch = table.read(0, 10_000).await.unwrap();
+        let listed: Vec<String> = batch.events().map(|event| event.id.to_owned()).collect();
+        let mut statement =
+            table.app.prepare("SELECT id FROM jobs WHERE status IN ('new', 'again') ORDER BY at, rowid").unwrap();
+        let expected: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!((listed.len(), &listed == &expected), (4_000, true), "{index}");
+    }
 }
 
 /// What a configuration alone shows.
@@ -250,6 +316,10 @@ fn mistakes_of_a_description_are_told() {
         ("preset = \"outboxd\"\n".to_owned(), "sources.app.read"),
         ("preset = \"outboxd\"\nread = \"outbx\"\n".to_owned(), "did you mean \"outbox\"?"),
         (format!("{log}tabel = \"x\"\n"), "did you mean `table`?"),
+        (format!("{log}feed = true\n"), "this table is read by its feed"),
+        (format!("{by_row}feed = true\n"), "this table is read by its feed"),
+        (format!("{log}archive = \"old\"\n"), "say feed = true"),
+        (format!("{log}sql_time_max = \"0s\"\n"), "in no time"),
     ] {
         let told = described(folder.path(), &keys).expect_err(&keys);
         assert!(told.contains(said), "{said:?} is not said in {told}");

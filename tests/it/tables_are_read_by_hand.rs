@@ -3,11 +3,12 @@
 
 use outboxd::consumer::status::State;
 use outboxd::event::Reason;
+use outboxd::source::feed::{self, Run};
 
-use crate::support::by_hand::{Table, read};
+use crate::support::by_hand::{Table, look, read};
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, arrived};
-use crate::support::rig::eventually;
+use crate::support::rig::{eventually, open};
 
 const FIELDS: &str = "id = \"id\"\ntype = \"kind\"\npayload = \"data\"\n";
 const MESSAGES: &str =
@@ -491,6 +492,41 @@ async fn a_slow_plan_is_told_with_the_index_that_is_missing() {
     assert!(looked.is_err() || !looked.unwrap().plan.warnings.is_empty());
 }
 
+/// SQL that never ends is stopped, and the relay halts with what it was; the thread that reads is free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_that_runs_away_is_stopped_and_named() {
+    const FOR_EVER: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)";
+    let fields = "position = \"offset\"\nid = \"id\"\ntype = \"kind\"\npayload = \"data\"\nsql_time_max = \"200ms\"\n";
+    let rows = "table = \"my messages\"\nrow = \"offset\"\non_delivered = \"delete\"\n";
+    let fine = "SELECT * FROM \\\"my messages\\\"";
+    for (key, text) in [
+        (
+            "query",
+            format!(
+                "query = \"{FOR_EVER} {} m WHERE m.\\\"offset\\\" IN (SELECT i FROM n)\"\n{fields}",
+                fine.replace('*', "m.*")
+            ),
+        ),
+        ("pending_sql", format!("{rows}pending_sql = \"o.\\\"offset\\\" IN ({FOR_EVER} SELECT i FROM n)\"\n{fields}")),
+        (
+            "refuse_if",
+            format!(
+                "query = \"{fine}\"\nrefuse_if = \"{FOR_EVER} SELECT 1 FROM n WHERE i < 0\"\nrefuse_because = \"x\"\n{fields}"
+            ),
+        ),
+    ] {
+        let table = Table::new(MESSAGES, &text);
+        table.app.execute_batch("INSERT INTO \"my messages\" (id, kind, data) VALUES ('a', 'K', '{}')").unwrap();
+        let halt = match table.look().await {
+            Err(halt) => halt,
+            Ok(_) => table.read(0, 10).await.unwrap_err(),
+        };
+        for said in [key, "200ms", "was stopped", "sql_time_max", "RECURSIVE"] {
+            assert!(halt.detail.contains(said), "{said:?} is not said in {}", halt.detail);
+        }
+    }
+}
+
 /// Two readers of one file, each with its own description.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_table_may_be_described_twice() {
@@ -501,7 +537,7 @@ async fn the_same_table_may_be_described_twice() {
     assert_eq!(read(&other, 0, 1).await.unwrap().event(0).payload, Some(&b"1"[..]));
 }
 
-/// docs/SOURCES.md, followed to the letter on tables as the libraries make them.
+/// docs/SOURCES.md, followed to the letter on tables as the libraries make them: its sections, and a file that the events go to.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_guide_works_as_written() {
     let guide = include_str!("../../docs/SOURCES.md");
@@ -515,6 +551,14 @@ async fn the_guide_works_as_written() {
         ),
         (
             "bank",
+            "CREATE TABLE events (aggregate_type TEXT NOT NULL, aggregate_id TEXT NOT NULL, sequence INTEGER NOT NULL, event_type TEXT NOT NULL,
+                                  event_version TEXT NOT NULL, payload TEXT NOT NULL, metadata TEXT NOT NULL,
+                                  PRIMARY KEY (aggregate_type, aggregate_id, sequence)) STRICT;
+             INSERT INTO events VALUES ('account', 'z', 1, 'Opened', '1.0', '{\"n\":1}', '{}'), ('account', 'a', 1, 'Opened', '1.0', '{}', '{\"t\":\"x\"}');",
+            "account:z:1,account:a:1",
+        ),
+        (
+            "bank_fed",
             "CREATE TABLE events (aggregate_type TEXT NOT NULL, aggregate_id TEXT NOT NULL, sequence INTEGER NOT NULL, event_type TEXT NOT NULL,
                                   event_version TEXT NOT NULL, payload TEXT NOT NULL, metadata TEXT NOT NULL,
                                   PRIMARY KEY (aggregate_type, aggregate_id, sequence)) STRICT;
@@ -538,15 +582,32 @@ async fn the_guide_works_as_written() {
     ] {
         let head = format!("[sources.{name}]\n");
         let section = guide.split(&head).nth(1).unwrap_or_else(|| panic!("the guide has no {head}")).split("```").next().unwrap();
-        let keys: Vec<&str> = section.lines().filter(|line| !line.starts_with("path")).collect();
-        let table = Table::new(sql, &keys.join("\n"));
-        let batch = table.read(0, 10).await.unwrap_or_else(|halt| panic!("{name}: {}", halt.detail));
-        let read: Vec<&str> = batch.events().map(|event| event.id).collect();
-        assert_eq!(read.join(","), ids, "{name}");
-        assert!(!batch.has_defects(), "{name}: {:?}", batch.defect(0));
-        let far_side = FarSide::default();
-        let relays = Relays::one(table.source.clone(), fleet::fake(&far_side));
-        arrived(&far_side, read.len()).await;
+        let folder = tempfile::tempdir().unwrap();
+        let (config, out) = (folder.path().join("outboxd.toml"), folder.path().join("out.ndjson"));
+        let relay = format!("[sinks.out]\ntype = \"file\"\npath = \"out.ndjson\"\n[relays.r]\nsource = \"{name}\"\nsink = \"out\"\n");
+        // A relay of a log must say where it begins; one of a queue has nothing to say.
+        let start = if section.contains("\npending") { "" } else { "start = \"first\"\n" };
+        std::fs::write(&config, format!("{head}{section}{relay}{start}")).unwrap();
+        let loaded = outboxd::config::load_with(&config, Vec::new()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let source = &loaded.config.sources[name];
+        open(&source.path).execute_batch(sql).unwrap();
+        if section.contains("\nfeed = true") {
+            feed::make(&source.path, source.tables[0].from.table().unwrap(), None, Run::Make).unwrap();
+        }
+        let look = look(source).await.unwrap_or_else(|halt| panic!("{name}: {}", halt.detail));
+        if name != "jobs" {
+            assert_eq!(look.plan.warnings, Vec::<String>::new(), "{name}");
+        }
+        let relays = Relays::start(std::slice::from_ref(source), loaded.config.relays.clone());
+        let carried = || -> Vec<String> {
+            let text = std::fs::read_to_string(&out).unwrap_or_default();
+            let id = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+            text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(id).collect()
+        };
+        let expected: Vec<&str> = ids.split(',').collect();
+        eventually(&format!("{name}: all is in the file"), || carried().len() >= expected.len()).await;
+        relays.reaches("r", |status| status.delivered == expected.len() as u64 && status.dead == 0).await;
         relays.stop().await;
+        assert_eq!(carried(), expected, "{name}");
     }
 }

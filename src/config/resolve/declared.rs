@@ -1,10 +1,15 @@
 //! A source's section, as far as it describes a table: what belongs together, and what each field may be.
 
+use std::time::Duration;
+
 use crate::config::file::Source;
 use crate::source::declared::{
     Declared, DeclaredRows, FormWord, From, Literal, Mark, Pending, Refuse, Take, Test, Word,
 };
 use crate::source::marking::ends_pending;
+
+/// How long one look may take that runs SQL of a person's own.
+const SQL_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Takes a key, what is wrong with it, and the remedy.
 type Complain<'a> = dyn FnMut(&str, String, String) + 'a;
@@ -18,7 +23,8 @@ pub fn declared(section: &Source, complain: &mut Complain<'_>) -> Option<Declare
     };
     let from = from(section, &mut complain);
     let rows = rows(section, &mut complain);
-    fields(section, rows.is_some() || is_by_row(section), &mut complain);
+    fed(section, &mut complain);
+    fields(section, is_by_row(section) || section.feed == Some(true), &mut complain);
     let refuse = match (&section.refuse_if, &section.refuse_because) {
         (Some(when), Some(because)) => Some(Refuse { when: when.clone(), because: because.clone() }),
         (None, None) => None,
@@ -31,6 +37,10 @@ pub fn declared(section: &Source, complain: &mut Complain<'_>) -> Option<Declare
             None
         }
     };
+    let sql_time_max = section.sql_time_max.map_or(SQL_TIME_MAX, |span| span.0);
+    if sql_time_max.is_zero() {
+        complain("sql_time_max", "nothing could be read in no time", "write something from 1ms on");
+    }
     let declared = Declared {
         from: from?,
         position: section.position.clone(),
@@ -47,15 +57,18 @@ pub fn declared(section: &Source, complain: &mut Complain<'_>) -> Option<Declare
         tombstones: section.tombstones.unwrap_or(false),
         rows,
         refuse,
+        sql_time_max,
     };
     (wrong == 0).then_some(declared)
 }
 
 fn from(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option<From> {
+    let join = section.join.clone();
     match (&section.table, &section.query) {
-        (Some(table), None) if !table.is_empty() => {
-            Some(From::Table { name: table.clone(), join: section.join.clone() })
+        (Some(table), None) if !table.is_empty() && section.feed == Some(true) => {
+            Some(From::Fed { table: table.clone(), archive: section.archive.clone(), join })
         }
+        (Some(table), None) if !table.is_empty() => Some(From::Table { name: table.clone(), join }),
         (None, Some(query)) if !query.trim().is_empty() => Some(From::Query(query.clone())),
         (Some(_), Some(_)) => {
             complain("query", "`table` and `query` are both said", "keep one of them");
@@ -76,6 +89,27 @@ fn from(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
     }
 }
 
+/// What does not go together with a feed.
+fn fed(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) {
+    if section.feed != Some(true) {
+        if section.archive.is_some() {
+            complain("archive", "only a table that is read by its feed is looked for in an archive", "say feed = true");
+        }
+        return;
+    }
+    for (key, is_said) in [
+        ("position", section.position.is_some()),
+        ("allow_reused_positions", section.allow_reused_positions.is_some()),
+        ("query", section.query.is_some()),
+        ("row", is_by_row(section)),
+    ] {
+        if is_said {
+            let remedy = "leave it out, or leave `feed` out";
+            complain(key, "this table is read by its feed, in the order of the feed's own position", remedy);
+        }
+    }
+}
+
 /// Whether anything tells that rows are marked.
 fn is_by_row(section: &Source) -> bool {
     section.row.is_some()
@@ -88,7 +122,8 @@ fn is_by_row(section: &Source) -> bool {
 
 fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option<DeclaredRows> {
     if !is_by_row(section) {
-        for (key, is_said) in [("join", section.join.is_some()), ("order", section.order.is_some())] {
+        let is_fed = section.feed == Some(true);
+        for (key, is_said) in [("join", section.join.is_some() && !is_fed), ("order", section.order.is_some())] {
             if is_said {
                 let remedy = "leave it out; with `query` a SELECT may join what it needs";
                 complain(key, "this table is read by checkpoint, in the order of its position", remedy);
@@ -168,7 +203,7 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
     })
 }
 
-fn fields(section: &Source, by_row: bool, complain: &mut impl FnMut(&str, &str, &str)) {
+fn fields(section: &Source, has_position: bool, complain: &mut impl FnMut(&str, &str, &str)) {
     use FormWord::{Blob, Hex, Integer, Iso, Json, Jsonb, Micros, Millis, Seconds, Text, Uuid, UuidMixed};
     const NAMES: &[FormWord] = &[Text, Integer, Uuid, UuidMixed, Hex];
     let any = [
@@ -208,14 +243,14 @@ fn fields(section: &Source, by_row: bool, complain: &mut impl FnMut(&str, &str, 
         }
     }
     match &section.position {
-        None if by_row => {}
+        None if has_position => {}
         None => complain(
             "position",
             "must be said: the column whose values grow from commit to commit",
             "for example: position = \"id\"; for a table whose rows are marked instead, say `row`, `pending` and `on_delivered`",
         ),
         Some(Take::Column { path: None, form: None, .. }) => {}
-        Some(Take::First(_)) if by_row => {}
+        Some(Take::First(_)) if has_position => {}
         Some(_) => complain("position", "this must be a column, as it is", "name the column"),
     }
 }

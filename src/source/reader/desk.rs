@@ -21,7 +21,8 @@ use crate::source::rows::{self, Rows, RowsUpdate};
 use crate::source::wake::Wake;
 use crate::source::{Durability, Settings};
 use crate::sqlite::barrier::Barrier;
-use crate::sqlite::{fault, open};
+use crate::sqlite::fault;
+use crate::sqlite::open::{self, TimeLimit};
 use crate::telemetry::metric;
 
 /// The poll after activity, doubling to the longest.
@@ -32,6 +33,8 @@ const APPEAR_POLL: Duration = Duration::from_millis(500);
 /// The poll after a change notice that came before the commit could be seen: the file is written first, and perhaps synced, and only
 /// then is the commit there.
 const POLL_HINTED: Duration = Duration::from_micros(500);
+/// How much of SQL is shown where it was stopped.
+const SHOWN_CHARS_MAX: usize = 200;
 /// Pending rows are counted again only after so many times what the last count took.
 const COUNT_FACTOR: u32 = 50;
 
@@ -43,6 +46,7 @@ enum Table {
 
 struct Open {
     connection: Connection,
+    limit: TimeLimit,
     table: Table,
     inode: (u64, u64),
     /// The `data_version` of the newest snapshot that the barrier has made durable.
@@ -216,6 +220,7 @@ impl Desk {
                         }
                         Ok(false)
                     }
+                    fault::Kind::Stopped => Err(self.stopped()),
                     _ => Err(Halt::new(format!(
                         "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
                          file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
@@ -224,6 +229,23 @@ impl Desk {
                 }
             }
         }
+    }
+
+    /// SQL of a person's own ran for too long.
+    fn stopped(&self) -> Halt {
+        let table = &self.settings.tables[0];
+        let own_sql: Vec<String> = table
+            .own_sql()
+            .iter()
+            .map(|(key, sql)| format!("{key} = {:?}", sql.chars().take(SHOWN_CHARS_MAX).collect::<String>()))
+            .collect();
+        Halt::new(format!(
+            "{}: one look ran for more than {:?} (sql_time_max) and was stopped: {}. Nothing was passed over. Remedy: make the index that \
+             `outboxd check` names, write simpler SQL, or raise sql_time_max; then `outboxd resume`",
+            self.settings.path.display(),
+            table.sql_time_max,
+            own_sql.join(", "),
+        ))
     }
 
     fn file_name(&self) -> String {
@@ -265,6 +287,7 @@ impl Desk {
     /// Publishes where the source ends; counting pending rows is put off where it would cost too much.
     fn note_head(&mut self, version: i64) -> Result<(), ReadFault> {
         let open = self.open.as_mut().expect("called with an open file");
+        open.limit.begin();
         let head = match &mut open.table {
             Table::Checkpointed(table) => Head::Position(table.head(&open.connection)?),
             Table::Rows(table) => {
@@ -305,10 +328,13 @@ impl Desk {
     #[expect(clippy::result_large_err, reason = "the request goes back to the queue")]
     fn answer(&mut self, request: Request) -> Result<Option<Request>, (Request, ReadFault)> {
         let open = self.open.as_mut().expect("answer is called with an open file");
+        open.limit.begin();
         match request {
             Request::Look(reply) => {
                 let look = match &mut open.table {
-                    Table::Checkpointed(table) => table.look(&open.connection),
+                    Table::Checkpointed(table) => {
+                        table.prepare(&open.connection).and_then(|()| table.look(&open.connection))
+                    }
                     Table::Rows(table) => table.look(&open.connection),
                 };
                 match look {
@@ -400,9 +426,11 @@ impl Desk {
 /// Reads in one snapshot; says which one it was.
 fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
     let connection = &open.connection;
-    if let Table::Rows(table) = &mut open.table {
-        table.prepare(connection, &request.filter)?;
+    match &mut open.table {
+        Table::Checkpointed(table) => table.prepare(connection)?,
+        Table::Rows(table) => table.prepare(connection, &request.filter)?,
     }
+    open.limit.begin();
     connection.prepare_cached("BEGIN")?.execute([])?;
     let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
         let version = open::data_version(connection)?;

@@ -13,10 +13,12 @@ use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::status::State;
 use outboxd::controls::{self, Protection, Seam};
 use outboxd::event::{Reason, Rejection};
+use outboxd::source::feed;
 
 use super::course::{BESIDE, COURSES, Course, named};
 use super::truth::{Count, count};
 use super::{FOLDER, run};
+use crate::support::by_hand;
 use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays};
@@ -97,6 +99,8 @@ async fn child() {
         "silence" => silence(folder).await,
         "changed row" => changed_row(folder).await,
         "held rows" => held_rows(folder).await,
+        "dropped trigger" => dropped_trigger(folder).await,
+        "row gone" => row_gone(folder).await,
         scene => panic!("no scene {scene}"),
     };
     fs::write(folder.join("end"), end).unwrap();
@@ -272,6 +276,56 @@ async fn held_rows(folder: &Path) -> String {
     let entries: Vec<_> = last.into_iter().collect();
     let overtaken = entries.windows(2).any(|pair| pair[0].0.0 == pair[1].0.0 && pair[0].1 > pair[1].1);
     if overtaken { "overtaken" } else { "in order" }.into()
+}
+
+/// A table by its feed, with two rows that have arrived.
+async fn by_feed(folder: &Path, far_side: &FarSide) -> (rusqlite::Connection, Relays) {
+    let database = folder.join("app.db");
+    let app = open(&database);
+    app.execute_batch("CREATE TABLE t (id TEXT PRIMARY KEY); INSERT INTO t VALUES ('a'), ('b')").unwrap();
+    feed::make(&database, "t", None, feed::Run::Make).unwrap();
+    let keys = "table = \"t\"\nfeed = true\nid = \"id\"\ntype = \"id\"\npayload = \"id\"";
+    let source = by_hand::described(folder, keys).unwrap();
+    let mut relay = fleet::relay("r", "app", fleet::fake(far_side));
+    relay.bounds.attempts_max = 1;
+    let relays = Relays::start(&[source], vec![relay]);
+    eventually("both arrive", || far_side.arrivals().len() == 2).await;
+    (app, relays)
+}
+
+/// A migration rebuilds the table and drops the trigger with it: what is inserted then is in no feed.
+#[test]
+fn control_without_the_look_at_the_feed_rows_after_a_migration_are_passed_over() {
+    assert_eq!(plays("dropped trigger", &[]), "Halted, 2 arrived");
+    assert_eq!(plays("dropped trigger", &[Protection::Feed]), "Running, 2 arrived");
+}
+
+async fn dropped_trigger(folder: &Path) -> String {
+    let far_side = FarSide::default();
+    let (app, relays) = by_feed(folder, &far_side).await;
+    app.execute_batch("BEGIN; CREATE TABLE n (id TEXT PRIMARY KEY); INSERT INTO n SELECT * FROM t; DROP TABLE t; ALTER TABLE n RENAME TO t; COMMIT").unwrap();
+    app.execute_batch("INSERT INTO t VALUES ('c')").unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let end = format!("{:?}, {} arrived", relays.status("r").state, far_side.arrivals().len());
+    relays.stop().await;
+    end
+}
+
+/// An application deletes a row that was not read yet.
+#[test]
+fn control_without_the_look_for_its_row_an_event_that_is_gone_is_passed_over() {
+    assert_eq!(plays("row gone", &[]), "1 dead");
+    assert_eq!(plays("row gone", &[Protection::Gone]), "0 dead");
+}
+
+async fn row_gone(folder: &Path) -> String {
+    let far_side = FarSide::default();
+    let (app, relays) = by_feed(folder, &far_side).await;
+    app.execute_batch("BEGIN; INSERT INTO t VALUES ('c'), ('d'); DELETE FROM t WHERE id = 'c'; COMMIT").unwrap();
+    eventually("the one behind it arrives", || far_side.arrivals().len() == 3).await;
+    let settled = relays.reaches("r", |status| status.position == 4).await;
+    relays.stop().await;
+    format!("{} dead", settled.dead)
 }
 
 /// Starts the other process over a file that has been wrongly changed, and says how it ended.

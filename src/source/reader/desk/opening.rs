@@ -12,7 +12,8 @@ use crate::source::checkpointed::Checkpointed;
 use crate::source::fit::{self, Misfit};
 use crate::source::plan::Plan;
 use crate::source::rows::Rows;
-use crate::sqlite::{fault, open};
+use crate::sqlite::fault;
+use crate::sqlite::open::{self, TimeLimit};
 use crate::telemetry::metric;
 
 impl Desk {
@@ -83,6 +84,7 @@ impl Desk {
                     fault::Kind::Corrupt => Err(Halt::new(format!(
                         "{what}: not a database, or damaged. Nothing was written to it. Remedy: restore it from a backup"
                     ))),
+                    fault::Kind::Stopped => Err(self.stopped()),
                     fault::Kind::Sql => Err(Halt::new(format!(
                         "{what}. Remedy: compare what is said of this source with the application's tables; SQL of your own may only read"
                     ))),
@@ -106,6 +108,10 @@ impl Desk {
     fn open_file(&self, path: &Path, inode: (u64, u64)) -> Result<Result<Open, Misfit>, ReadFault> {
         let connection = open::reader(path)?;
         open::restrict(&connection)?;
+        let limit = match self.settings.tables.iter().find(|table| !table.own_sql().is_empty()) {
+            Some(table) => TimeLimit::of(&connection, table.sql_time_max)?,
+            None => TimeLimit::none(),
+        };
         let mapping = match fit::mapping(&connection, &self.settings.tables)? {
             Ok(mapping) => mapping,
             Err(misfit) => return Ok(Err(misfit)),
@@ -113,10 +119,18 @@ impl Desk {
         check_journal(&connection, path)?;
         let table = match mapping.rows {
             None => Table::Checkpointed(Checkpointed::new(mapping)),
-            Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone())?),
+            Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone(), limit.clone())?),
         };
         self.warn_of_plan(&connection, &table)?;
-        Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None, headed_version: None }))
+        Ok(Ok(Open {
+            connection,
+            limit,
+            table,
+            inode,
+            durable_version: None,
+            served_version: None,
+            headed_version: None,
+        }))
     }
 }
 

@@ -232,7 +232,9 @@ fn marking() -> RowMapping {
         ),
         on_retry: one("UPDATE work SET tries = tries + 1, error = :error WHERE id = :row AND status = 'pending'"),
         on_rejected: one("UPDATE work SET status = 'failed', error = :error WHERE id = :row AND status = 'pending'"),
-        index: Vec::new(),
+        tested: Vec::new(),
+        index: None,
+        is_own_sql: true,
     }
 }
 

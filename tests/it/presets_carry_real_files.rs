@@ -173,8 +173,10 @@ async fn check_shows_mapping_plan_and_first_messages_of_every_preset() {
             let wanted = [("", " is read by "), (" mapping", "payload = "), (" plan", "S"), (" message", "id ")];
             for (subject, said) in wanted {
                 let found = of(subject);
-                let is_told = !found.is_empty()
-                    && found.iter().all(|(verdict, detail)| *verdict == "ok" && detail.contains(said));
+                // django-outbox-pattern has no index for the order of its rows, and is told so.
+                let is_right = |verdict: &str| verdict == "ok" || (verdict == "slow" && subject == " plan");
+                let is_told = found.first().is_some_and(|(verdict, detail)| *verdict == "ok" && detail.contains(said))
+                    && found.iter().all(|(verdict, _)| is_right(verdict));
                 assert!(is_told, "{preset} {read}{subject}: {found:?}");
             }
         }

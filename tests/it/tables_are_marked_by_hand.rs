@@ -260,7 +260,7 @@ async fn a_backlog_is_listed_whole_by_whatever_index_there_is() {
         let mut statement =
             table.app.prepare("SELECT id FROM jobs WHERE status IN ('new', 'again') ORDER BY at, rowid").unwrap();
         let expected: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-        assert_eq!((listed.len(), &listed == &expected), (4_000, true), "{index}");
+        assert_eq!((listed.len(), listed == expected), (4_000, true), "{index}");
     }
 }
 

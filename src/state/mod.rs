@@ -33,7 +33,7 @@ CREATE TABLE outboxd_checkpoint (
     position   INTEGER NOT NULL,
     event_id   TEXT NOT NULL,                 -- of the event at the position
     witnesses  TEXT NOT NULL,                 -- JSON [[position, event id], ...]
-    dirty      INTEGER NOT NULL,              -- 1 while running: what follows the checkpoint may have been sent
+    dirty      INTEGER NOT NULL,              -- 1 while running: what follows the checkpoint may have been sent; 2: and a held one was freed since
     updated_at TEXT NOT NULL
 ) STRICT;
 CREATE TABLE outboxd_held (

@@ -111,6 +111,8 @@ listed! {
         Overtaking,
         /// A stop lets what is in flight come back, and settles it.
         Drain,
+        /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
+        FreshClient,
     }
 }
 

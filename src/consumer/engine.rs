@@ -137,6 +137,7 @@ impl Engine {
         self.say(State::Starting, "");
         controls::reach(Seam::Start);
         let look = self.look().await?;
+        self.status.send_modify(|status| status.warnings = [&look.warnings[..], &look.plan.warnings[..]].concat());
         let writer = self.writer().await?;
         let recorded = self.recorded(&writer).await?;
         let by_row = look.mapping.rows.is_some();

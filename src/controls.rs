@@ -96,6 +96,10 @@ listed! {
         Inode,
         /// The checkpoint moves only from where this daemon believes it to be.
         CompareAndSet,
+        /// A file is not opened where that would lock the application out of it.
+        Permissions,
+        /// A changed schema is compared with what is said of the table.
+        Schema,
         /// A row is marked only as long as it stands as it was read.
         RowGuard,
         /// One daemon a file.
@@ -115,6 +119,8 @@ listed! {
         Feed,
         /// A fed row that is deleted before it was read becomes a dead letter.
         Gone,
+        /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
+        FreshClient,
     }
 }
 

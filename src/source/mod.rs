@@ -14,6 +14,7 @@ mod decode;
 pub mod feed;
 pub mod filter;
 pub mod fit;
+pub mod inspection;
 pub mod json_path;
 mod listing;
 pub mod mapping;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub tables: Arc<[Declared]>,
     pub durability: Durability,
     pub state: StatePlace,
+    /// The file, and the state, may lie where SQLite's locks do not hold between machines.
+    pub allow_network_filesystem: bool,
 }
 
 /// Whether what was read is made durable before it is sent.

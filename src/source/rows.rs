@@ -251,6 +251,7 @@ impl Rows {
             has_events,
             mapping,
             plan,
+            warnings: Vec::new(),
         })
     }
 

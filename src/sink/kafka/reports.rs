@@ -29,6 +29,8 @@ pub(super) struct Reports {
     pub closed: AtomicBool,
     /// This producer is past help.
     pub spoilt: AtomicBool,
+    /// A probe has succeeded once.
+    pub has_answered: AtomicBool,
     /// The last fault of the whole, until a probe succeeds.
     pub fault: watch::Sender<Option<Fault>>,
     // Only ever taken when the client reports a fault of the whole, and by a probe.
@@ -46,6 +48,7 @@ impl Reports {
             reported: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             spoilt: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
             fault: watch::Sender::new(None),
             told: Mutex::new(None),
             aloft: Mutex::default(),
@@ -58,6 +61,7 @@ impl Reports {
 
     /// A probe succeeded: what was told before holds no longer.
     pub fn clear(&self) {
+        self.has_answered.store(true, Ordering::Release);
         self.fault.send_replace(None);
         *self.told.lock().expect("no panic happens under this lock") = None;
     }

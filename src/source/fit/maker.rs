@@ -225,6 +225,7 @@ impl<'a> Maker<'a> {
 
 fn form(word: FormWord) -> Form {
     match word {
+        FormWord::Plain => Form::Plain,
         FormWord::Text => Form::Text,
         FormWord::Integer => Form::Integer,
         FormWord::Blob => Form::Blob,

@@ -13,6 +13,7 @@ use super::declared::{Declared, From};
 use super::feed::Feed;
 use super::mapping::Mapping;
 use super::marking;
+use crate::controls::{self, Protection};
 use crate::sqlite::open;
 
 /// Why a declaration does not fit the file (yet).
@@ -54,7 +55,7 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         },
         _ => None,
     };
-    if let Some(feed) = &feed
+    if let Some(feed) = feed.as_ref().filter(|_| !controls::is_off(Protection::Feed))
         && let Err(what) = feed.check(connection)?
     {
         return Ok(Err(Misfit::Unusable(format!("{what}. Nothing was passed over. {}", feed.remedy(connection)))));

@@ -350,7 +350,7 @@ async fn a_migration_that_drops_the_trigger_halts_until_the_feed_is_mended() {
     table.app.execute_batch("CREATE TABLE another (x); INSERT INTO another VALUES (1)").unwrap();
     rebuild(&table.app);
     let halted = relays.reaches("r", |status| status.state == State::Halted).await.detail;
-    for said in ["outboxd_feed_t_insert", "1 rows are not in the feed", "outboxd init --feed t", "outboxd resume"] {
+    for said in ["outboxd_feed_t_insert", "outboxd init --feed t", "outboxd resume"] {
         assert!(halted.contains(said), "{said:?} is not said in {halted}");
     }
     // A resume without it is in vain; so is a restart.

@@ -45,6 +45,7 @@ pub(super) fn resolve(
     }
     refuse_shared_rows(&relays, sources, checker);
     refuse_shared_files(&relays, checker);
+    refuse_files_of_sources(&relays, sources, checker);
     relays
 }
 
@@ -197,5 +198,27 @@ fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
         let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
         let reason = format!("relay `{other}` writes to the same file {}", path.display());
         checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");
+    }
+}
+
+/// A relay that wrote into what it reads from would destroy it.
+fn refuse_files_of_sources(
+    relays: &[Settings],
+    sources: &BTreeMap<String, source::Settings>,
+    checker: &mut Checker<'_>,
+) {
+    let owned = |source: &source::Settings| {
+        let beside = ["-wal", "-shm", "-journal"].map(|end| PathBuf::from(format!("{}{end}", source.path.display())));
+        [source.path.clone(), source.state_path()].into_iter().chain(beside).map(|path| config::same_file(&path))
+    };
+    for relay in relays {
+        let Some(path) = relay.sink.destination_file() else { continue };
+        let same = config::same_file(path);
+        if let Some(source) = sources.values().find(|source| owned(source).any(|owned| owned == same)) {
+            let reason =
+                format!("{} belongs to [sources.{}]: the sink would write into it", path.display(), source.name);
+            let key = KeyPath::of(["sinks", &relay.sink_name, "path"]);
+            checker.refuse(key, reason, "give the sink a file of its own");
+        }
     }
 }

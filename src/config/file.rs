@@ -5,7 +5,7 @@
 
 use super::key::Fallback::{Absent, Required, Value};
 use super::key::{Section, section};
-use super::value::{FilePath, Flat, List, Size, Span};
+use super::value::{FilePath, Flat, List, Size, Span, Word};
 use crate::secret::Secret;
 use crate::source::declared::{Mark, Pending, Take};
 
@@ -124,6 +124,9 @@ section! {
         topic: String, Required, r#""shop.{stream_type}""#;
         /// The message key; a template over the event's fields.
         key: String, Absent("the event's key"), r#""{stream_id}""#;
+        /// The partition: a number, or a template over the event's fields that gives one, such as a column among `headers`. One that the topic
+        /// does not have makes the event a dead letter; where a number is said here, it halts the relay. Order is kept within a partition.
+        partition: Word, Absent("chosen by the message key, as Kafka's own clients do"), r#""{header.shard}""#;
         /// What the message holds: `"plain"` (the payload's bytes as they are), `"envelope"` or `"eventsource-py"`.
         format: String, Value(r#""plain""#), r#""plain""#;
         /// Headers beyond those that every message carries.
@@ -154,6 +157,8 @@ section! {
         format: String, Value(r#""plain""#), r#""plain""#;
         /// Headers beyond those that every message carries.
         headers: List, Value("[]"), r#"["stream_id", "time"]"#;
+        /// Properties of the message.
+        properties: Properties, Absent("type, content type and timestamp, by the event"), r#"{ correlation_id = "{header.order}", priority = 5 }"#;
         /// Whether the broker writes messages to disk.
         persistent: bool, Value("true"), "true";
         /// Whether a message that no queue takes is refused by the broker, and so held, instead of silently dropped.
@@ -204,7 +209,8 @@ section! {
 }
 
 section! {
-    /// Events go to a file, one JSON object a line. One relay a file.
+    /// Events go to a file, one JSON object a line. One relay a file. Who reads along takes a line only with its end (what has none yet may
+    /// be taken back), reads a file that was renamed to its end, and goes on with the next in the order of names, last of all `path`.
     File, "[sinks.<name>] with type = \"file\"" {
         /// `"file"`.
         r#type: String, Required, r#""file""#;
@@ -212,6 +218,11 @@ section! {
         path: FilePath, Required, r#""events.ndjson""#;
         /// What a line holds: `"envelope"`.
         format: String, Value(r#""envelope""#), r#""envelope""#;
+        /// Before it would grow beyond this, the file is renamed to, say, `events.20261121T024300123456Z.ndjson` (the time, UTC), and a new one
+        /// begun. Only a single line that is larger exceeds it. Names are in the order of the lines; outboxd deletes none of these files.
+        rotate_bytes: Size, Absent("never"), r#""256MiB""#;
+        /// The same before the first line of each new hour, say: periods are counted from 1970 UTC, so that `"1d"` ends at midnight.
+        rotate_every: Span, Absent("never"), r#""1h""#;
     }
 }
 
@@ -222,6 +233,25 @@ section! {
         r#type: String, Required, r#""stdout""#;
         /// What a line holds: `"envelope"`.
         format: String, Value(r#""envelope""#), r#""envelope""#;
+    }
+}
+
+section! {
+    /// Properties of messages, inside an AMQP sink: templates over the event's fields. One that needs what an event does not have is left as if
+    /// it were not said; a value that AMQP cannot take (longer than 255 bytes, no number) makes the event a dead letter.
+    Properties, "properties" {
+        /// The message's `type`.
+        r#type: String, Value(r#""{type}""#), r#""shop.{type}""#;
+        /// What the message belongs to.
+        correlation_id: String, Absent("not sent"), r#""{header.correlation_id}""#;
+        /// The body's content type.
+        content_type: String, Absent("`application/json` where the body looks like it, else `application/octet-stream`"), r#""application/cloudevents+json""#;
+        /// `"event"` (when it happened), `"sent"` (when it was sent) or `"none"`; in whole seconds.
+        timestamp: String, Value(r#""event""#), r#""sent""#;
+        /// After this long the broker drops a message that nobody took: lost on purpose. A duration, or a template that gives whole milliseconds.
+        expiration: String, Absent("never"), r#""1h""#;
+        /// 0 to 255: a number, or a template that gives one. Only queues declared with `x-max-priority` heed it, and then not the order of keys.
+        priority: Word, Absent("not sent"), r#""{header.priority}""#;
     }
 }
 

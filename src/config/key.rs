@@ -14,6 +14,8 @@ pub enum Kind {
     Duration,
     Size,
     Number,
+    /// Text or a whole number.
+    Word,
     Bool,
     List,
     /// A table whose keys are the user's own.
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Duration => "duration",
             Kind::Size => "size",
             Kind::Number => "number",
+            Kind::Word => "text or number",
             Kind::Bool => "true or false",
             Kind::List => "list of text",
             Kind::Field => "column",

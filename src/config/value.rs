@@ -22,6 +22,10 @@ pub struct Size(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(pub String);
 
+/// Text, or a whole number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word(pub String);
+
 /// A list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct List(pub Vec<String>);
@@ -135,6 +139,10 @@ impl Keyed for FilePath {
     const KIND: Kind = Kind::Path;
 }
 
+impl Keyed for Word {
+    const KIND: Kind = Kind::Word;
+}
+
 impl Keyed for List {
     const KIND: Kind = Kind::List;
 }
@@ -191,6 +199,34 @@ impl<T> Visitor<'_> for Text<T> {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         (self.1)(text).map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = Word;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text in quotes or a whole number")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Word, E> {
+                Ok(Word(text.to_owned()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Word, E> {
+                Ok(Word(number.to_string()))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Word, E> {
+                Ok(Word(number.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
     }
 }
 

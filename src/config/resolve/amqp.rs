@@ -24,7 +24,7 @@ mod with_client {
     use crate::consumer::Bounds;
     use crate::secret::Secret;
     use crate::sink::Settings;
-    use crate::sink::amqp;
+    use crate::sink::amqp::{self, Properties, Timestamp};
 
     const HEARTBEAT: Duration = Duration::from_secs(10);
     /// The protocol counts whole seconds, in 16 bits.
@@ -74,6 +74,7 @@ mod with_client {
             routing_key: routing_key?,
             format,
             headers,
+            properties: raw.properties.as_ref().map(|raw| properties(name, raw, checker)).unwrap_or_default(),
             persistent: raw.persistent.unwrap_or(true),
             mandatory: raw.mandatory.unwrap_or(true),
             declare: raw.declare.unwrap_or(false),
@@ -83,6 +84,49 @@ mod with_client {
             ack_timeout: Bounds::default().ack_timeout,
             message_bytes_max: message_bytes_max(&key("message_bytes_max"), raw.message_bytes_max, checker),
         }))
+    }
+
+    fn properties(name: &str, raw: &file::Properties, checker: &mut Checker<'_>) -> Properties {
+        let key = |part: &str| KeyPath(["sinks", name, "properties", part].map(str::to_owned).to_vec());
+        let mut template = |part: &str, said: Option<&String>, is_right: fn(&str) -> bool, wanted: &str| {
+            let template = broker::template(&key(part), said?, checker)?;
+            if let Some(constant) = template.constant().filter(|constant| !is_right(constant)) {
+                let reason = format!("{constant:?} cannot be this property");
+                checker.refuse(key(part), reason, format!("write {wanted}"));
+            }
+            Some(template)
+        };
+        let is_short = |text: &str| text.len() <= NAME_BYTES_MAX;
+        let short = "at most 255 bytes";
+        // In the configuration a duration, on the wire milliseconds.
+        let millis = raw.expiration.as_ref().map(|text| match Span::parse(text) {
+            Ok(span) => span.0.as_millis().to_string(),
+            Err(_) => text.clone(),
+        });
+        let priority = raw.priority.as_ref().map(|word| &word.0);
+        Properties {
+            kind: template("type", raw.r#type.as_ref(), is_short, short),
+            correlation_id: template("correlation_id", raw.correlation_id.as_ref(), is_short, short),
+            content_type: template("content_type", raw.content_type.as_ref(), is_short, short),
+            expiration: template(
+                "expiration",
+                millis.as_ref(),
+                Properties::is_expiration,
+                "a duration of at most 49 days, as in \"1h\", or a template that gives milliseconds",
+            ),
+            priority: template(
+                "priority",
+                priority,
+                |text| text.parse::<u8>().is_ok(),
+                "a number from 0 to 255, or a template that gives one",
+            ),
+            timestamp: checker.choose_or(
+                &key("timestamp"),
+                raw.timestamp.as_ref(),
+                &Timestamp::ALL,
+                Timestamp::default(),
+            ),
+        }
     }
 
     fn message_bytes_max(key: &KeyPath, said: Option<Size>, checker: &mut Checker<'_>) -> usize {

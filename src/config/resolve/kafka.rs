@@ -40,6 +40,13 @@ mod with_client {
             checker.refuse(key("topic"), reason, "write 1 to 249 letters, digits, dots, _ and -");
         }
         let message_key = raw.key.as_ref().and_then(|text| broker::template(&key("key"), text, checker));
+        let partition = raw.partition.as_ref().and_then(|word| broker::template(&key("partition"), &word.0, checker));
+        if let Some(constant) = partition.as_ref().and_then(|template| template.constant())
+            && kafka::partition_of(constant).is_none()
+        {
+            let reason = format!("{constant:?} is no partition");
+            checker.refuse(key("partition"), reason, "write a whole number from 0 on, or a template that gives one");
+        }
         let format = broker::format(&key("format"), raw.format.as_ref(), checker);
         let headers = broker::headers(&key("headers"), raw.headers.as_ref(), checker);
         let properties = properties(&key("properties"), raw, checker);
@@ -55,6 +62,7 @@ mod with_client {
             bootstrap_servers: servers,
             topic: topic?,
             key: message_key,
+            partition,
             format,
             headers,
             properties,

@@ -3,13 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Checker, amqp, http, kafka};
+use super::{Bytes, Checker, Nanos, amqp, http, kafka};
 use crate::config::problem::KeyPath;
-use crate::config::read;
-use crate::config::value::FilePath;
+use crate::config::value::{FilePath, Size, Span};
+use crate::config::{file, read};
 use crate::sink::Settings;
-use crate::sink::file as file_sink;
+use crate::sink::file::{self as file_sink, Rotation};
 use crate::sink::format::Format;
+
+const ROTATE_BYTES_MIN: Size = Size(1 << 10);
+const ROTATE_BYTES_MAX: Size = Size(1 << 40);
+const ROTATE_EVERY_MIN: Span = Span(Duration::from_secs(1));
+const ROTATE_EVERY_MAX: Span = Span(Duration::from_hours(366 * 24));
 
 pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -> Option<Settings> {
     let key = |part: &str| KeyPath::of(["sinks", name, part]);
@@ -20,12 +25,13 @@ pub(super) fn resolve(name: &str, raw: &read::Sink, checker: &mut Checker<'_>) -
         read::Sink::File(raw) => {
             let path = checker.require(&key("path"), raw.path.as_ref());
             let format = line_format(&key("format"), raw.format.as_ref(), checker);
+            let rotation = rotation(name, raw, checker);
             let path = line_file(&key("path"), &path?, checker);
-            Some(Settings::File(file_sink::Settings { path: Some(path), format }))
+            Some(Settings::File(file_sink::Settings { path: Some(path), format, rotation }))
         }
         read::Sink::Stdout(raw) => {
             let format = line_format(&key("format"), raw.format.as_ref(), checker);
-            Some(Settings::File(file_sink::Settings { path: None, format }))
+            Some(Settings::File(file_sink::Settings { path: None, format, ..Default::default() }))
         }
         read::Sink::Unreadable => None,
     }
@@ -59,6 +65,17 @@ pub(super) fn for_relay(settings: &Settings, ack_timeout: Duration) -> Settings 
         Settings::File(_) | Settings::Custom(_) => _ = ack_timeout,
     }
     settings
+}
+
+fn rotation(name: &str, raw: &file::File, checker: &mut Checker<'_>) -> Rotation {
+    let key = |part: &str| KeyPath::of(["sinks", name, part]);
+    if let Some(bytes) = raw.rotate_bytes {
+        checker.within(&key("rotate_bytes"), Bytes(bytes), Bytes(ROTATE_BYTES_MIN), Bytes(ROTATE_BYTES_MAX));
+    }
+    if let Some(every) = raw.rotate_every {
+        checker.within(&key("rotate_every"), Nanos(every), Nanos(ROTATE_EVERY_MIN), Nanos(ROTATE_EVERY_MAX));
+    }
+    Rotation { bytes: raw.rotate_bytes.map(|size| size.0), every: raw.rotate_every.map(|span| span.0) }
 }
 
 fn line_file(key: &KeyPath, path: &FilePath, checker: &mut Checker<'_>) -> PathBuf {

@@ -12,9 +12,9 @@ use figment::{Figment, Metadata, Profile, Provider};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::key::Kind;
-use super::problem::{KeyPath, Origin, Problem, nearest};
 use super::reference;
+use crate::setting::key::Kind;
+use crate::setting::problem::{KeyPath, Origin, Problem, nearest};
 
 /// What a variable of ours begins with.
 const PREFIX: &str = "OUTBOXD_";

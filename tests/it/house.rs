@@ -8,7 +8,7 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 22] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -16,6 +16,7 @@ const RANKS: [(&str, u8); 21] = [
     ("secret", 0),
     ("shutdown", 0),
     ("sqlite", 2),
+    ("setting", 1),
     ("telemetry", 1),
     ("sink", 3),
     ("source", 3),

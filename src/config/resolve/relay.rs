@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::sink::{for_relay, format_of};
 use super::{Bytes, Checker, Nanos};
 use crate::config::file;
-use crate::config::problem::{KeyPath, either, nearest};
 use crate::config::read::Raw;
-use crate::config::value::{Size, Span};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
+use crate::setting::problem::{KeyPath, either, nearest};
+use crate::setting::value::{Size, Span};
 use crate::sink::format::Format;
 use crate::source;
 use crate::source::declared::From;
@@ -82,7 +81,7 @@ fn one(
     let on_reject = checker.choose_or(&key("on_reject"), relay.on_reject.as_ref(), &ON_REJECTS, OnReject::Hold);
     let bounds = bounds(name, relay, checker);
     let (source, sink_name) = (source?, sink_name?);
-    let sink = for_relay(sinks.get(&sink_name)?, bounds.ack_timeout);
+    let sink = sinks.get(&sink_name)?.for_relay(bounds.ack_timeout);
     let paused = relay.paused.unwrap_or(false);
     Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
 }
@@ -156,7 +155,7 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    if format_of(&relay.sink) == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
+    if relay.sink.format() == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
         checker.refuse(
             KeyPath::of(["sinks", &relay.sink_name, "format"]),
             format!(

@@ -11,6 +11,7 @@
 //! It declares no queues and no bindings, and an exchange only when told to. How it fails: see `fault`. While the broker has
 //! publishers blocked, what is in flight waits. Start reading at `lane`.
 
+pub mod config;
 mod fault;
 mod lane;
 mod link;

@@ -13,6 +13,7 @@
 //! *unavailable*; a failed sync is *fatal* for as long as the process lives, because a later sync proves nothing about
 //! pages that the kernel has dropped. Start reading at `writer`.
 
+pub mod config;
 mod rotation;
 mod tail;
 mod writer;

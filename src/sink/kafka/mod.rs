@@ -10,6 +10,7 @@
 //! messages may have been written (duplicates behind an outage). Start reading at [`Kafka::send`](Sink::send).
 
 mod aloft;
+pub mod config;
 mod reports;
 mod settings;
 mod verdict;

@@ -8,7 +8,6 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::key::{Keyed, Kind};
 use crate::secret::Secret;
-use crate::source::declared::{Mark, Pending, Take};
 
 /// `"30s"`, `"5ms"`, `"1h30m"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,18 +148,6 @@ impl Keyed for List {
 
 impl Keyed for Flat {
     const KIND: Kind = Kind::Table;
-}
-
-impl Keyed for Take {
-    const KIND: Kind = Kind::Field;
-}
-
-impl Keyed for Pending {
-    const KIND: Kind = Kind::Rows;
-}
-
-impl Keyed for Mark {
-    const KIND: Kind = Kind::Rows;
 }
 
 impl<'de> Deserialize<'de> for Span {

@@ -113,7 +113,7 @@ mod tests {
         }
         assert_eq!(rotated(&path).unwrap(), made);
         assert!(made.is_sorted());
-        assert_eq!(made[0].file_name().unwrap(), "events.20261118T104640123456Z.ndjson");
+        assert_eq!(made[0].file_name().unwrap(), "events.20261118T110640123456Z.ndjson");
         let bare = folder.path().join("lines");
         assert_eq!(next_name(&bare, 0).unwrap().file_name().unwrap(), "lines.19700101T000000000000Z");
     }

@@ -61,10 +61,18 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
         headers: if table == Table::Outbox { text(&row.headers, event_bytes_max) } else { None },
         ..Event::default()
     };
-    event.version = match row.version {
+    event.version = match (table, &row.version) {
         // eventsource-py's outbox takes it from the log, where the event is not.
-        Cell::Integer(version) if table == Table::Log => Some(version),
-        _ => None,
+        (Table::Outbox | Table::ByRow, _) | (_, Cell::Null) => None,
+        (Table::Log, Cell::Integer(version)) => Some(*version),
+        (Table::Log, other) => {
+            let number = other.bytes().and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok());
+            if number.is_none() {
+                let is_large = other.bytes().is_some_and(|bytes| bytes.len() > NAME_BYTES_MAX);
+                wrong.insert(if is_large { "too_large" } else { "undecodable" });
+            }
+            number
+        }
     };
     event.key = row.stream_id.bytes();
     if table == Table::Outbox {
@@ -87,6 +95,10 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
             Some(payload) => event.payload = Some(payload),
             None => drop(wrong.insert("undecodable")),
         }
+    }
+    // Only our own outbox is asked for tombstones.
+    if table != Table::Outbox && event.payload.is_none() {
+        wrong.insert("undecodable");
     }
     if wrong.is_empty() { Fate::Delivered(event) } else { Fate::Dead(wrong) }
 }

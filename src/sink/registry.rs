@@ -71,9 +71,11 @@ pub struct Type {
     pub name: &'static str,
     /// Its keys.
     pub section: Section,
-    /// Reads them.
-    pub read: fn(&Value) -> Result<Box<dyn Keys>, Box<figment::Error>>,
+    pub read: Read,
 }
+
+/// Reads a type's keys.
+pub type Read = fn(&Value) -> Result<Box<dyn Keys>, Box<figment::Error>>;
 
 /// What a section says, not yet checked.
 pub trait Keys: Debug {

@@ -14,6 +14,7 @@
 
 FROM rust:1.94-bookworm AS build
 WORKDIR /build
+COPY .cargo ./.cargo
 COPY Cargo.toml Cargo.lock ./
 COPY src ./src
 COPY migrations ./migrations

@@ -98,6 +98,10 @@ listed! {
         Inode,
         /// The checkpoint moves only from where this daemon believes it to be.
         CompareAndSet,
+        /// A file is not opened where that would lock the application out of it.
+        Permissions,
+        /// A changed schema is compared with what is said of the table.
+        Schema,
         /// A row is marked only as long as it stands as it was read.
         RowGuard,
         /// One daemon a file.
@@ -113,6 +117,8 @@ listed! {
         Overtaking,
         /// A stop lets what is in flight come back, and settles it.
         Drain,
+        /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
+        FreshClient,
     }
 }
 

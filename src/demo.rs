@@ -104,6 +104,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
         durability: Durability::Strict,
         state: StatePlace::Beside,
+        allow_network_filesystem: false,
     };
     let settings = Settings {
         name: RELAY.into(),

@@ -49,6 +49,7 @@ impl Running {
             tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
             durability: Durability::Strict,
             state,
+            allow_network_filesystem: false,
         };
         let relay = Settings {
             name: "bench".into(),

@@ -1,21 +1,44 @@
-//! `/metrics`, `/livez`, `/readyz`, `/api/v1/...`: read-only.
+//! `/metrics`, `/livez`, `/readyz`, `/api/v1/...`: read-only, and bounded in every way.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::body::HttpBody;
+use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{Refusal, answer};
-use super::request::{DeadLetters, Filter, Request};
+use super::request::{self, DeadLetters, Filter};
 use super::{Board, status_json};
 use crate::consumer::status;
 use crate::telemetry::visible::{visible, visible_json};
+
+/// Probes, a scraper or two, a person: far fewer.
+const CONNECTIONS_MAX: usize = 64;
+/// In which a request must be there, the first as well as one more on the same connection.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+/// Of a request's line and headers.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEADERS_MAX: usize = 64;
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 21\r\nConnection: close\r\n\r\n\
+    too many connections\n";
 
 /// Binds at once, so that an address in use is told at start; serves on its own thread until the process ends.
 pub fn serve(address: SocketAddr, board: Board) -> std::io::Result<SocketAddr> {
@@ -25,16 +48,57 @@ pub fn serve(address: SocketAddr, board: Board) -> std::io::Result<SocketAddr> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("admin".into()).spawn(move || {
         runtime.block_on(async move {
-            let listener = match tokio::net::TcpListener::from_std(listener) {
+            let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,
                 Err(error) => return tracing::error!(event = "admin_failed", detail = %error),
             };
-            if let Err(error) = axum::serve(listener, router(board)).await {
-                tracing::error!(event = "admin_failed", detail = %error);
-            }
+            accept(listener, router(board)).await;
         });
     })?;
     Ok(bound)
+}
+
+/// Takes connections for ever. Each is bounded in time and in what it may send; one too many is told so, and the others are served on.
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match places.clone().try_acquire_owned() {
+                Ok(place) => drop(tokio::spawn(converse(stream, router.clone(), place))),
+                // It is new, so that this fits into its buffer.
+                Err(_) => drop(stream.into_std().map(|mut stream| stream.write(TOO_MANY))),
+            },
+            Err(error) => {
+                // Too many open files, say.
+                tracing::warn!(event = "admin_accept_failed", detail = %error);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// What is malformed or too big is answered by hyper itself: 400, 414, 431.
+async fn converse(stream: TcpStream, router: Router, _place: OwnedSemaphorePermit) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    // Whoever is not well served by this reconnects; there is nobody to tell.
+    if tokio::time::timeout(CONNECTION_TIME_MAX, connection.as_mut()).await.is_err() {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(HEAD_TIME_MAX, connection).await;
+    }
+}
+
+/// Nothing here takes a body, so none is read.
+async fn without_body(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let close = [(header::CONNECTION, "close")];
+    (StatusCode::PAYLOAD_TOO_LARGE, close, "this address takes no request bodies\n").into_response()
 }
 
 fn router(board: Board) -> Router {
@@ -46,6 +110,11 @@ fn router(board: Board) -> Router {
         .route("/api/v1/status", get(api_status))
         .route("/api/v1/consumers", get(api_consumers))
         .route("/api/v1/dead-letters", get(api_dead_letters))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; / lists what there is\n") })
+        .method_not_allowed_fallback(|| async {
+            (StatusCode::METHOD_NOT_ALLOWED, "this address is read-only: GET it\n")
+        })
+        .layer(middleware::from_fn(without_body))
         .with_state(board)
 }
 
@@ -81,6 +150,9 @@ async fn readyz(State(board): State<Board>, Query(query): Query<Readiness>) -> R
     if query.verbose.is_some() {
         for status in &statuses {
             body.push_str(&format!("{}: {} {}\n", status.consumer, status.state.as_str(), visible(&status.detail)));
+            for warning in &status.warnings {
+                body.push_str(&format!("{}: warning: {}\n", status.consumer, visible(warning)));
+            }
         }
     }
     (code, body).into_response()
@@ -112,7 +184,8 @@ pub fn read_query(query: &str) {
 
 async fn api_dead_letters(State(board): State<Board>, Query(query): Query<Which>) -> Response {
     let filter = Filter { consumer: query.consumer, ..Filter::default() };
-    let request = Request::DeadLetters(DeadLetters::List { filter, limit: query.limit.unwrap_or(100).min(10_000) });
+    let request =
+        request::Request::DeadLetters(DeadLetters::List { filter, limit: query.limit.unwrap_or(100).min(10_000) });
     match answer(&board, &request).await {
         Ok(value) => json_response(&value),
         Err(refusal) if refusal.exit == Refusal::USAGE => (StatusCode::NOT_FOUND, refusal.error).into_response(),

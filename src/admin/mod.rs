@@ -109,6 +109,7 @@ pub fn status_json(status: &Status) -> Value {
         "sink": status.sink,
         "state": status.state.as_str(),
         "detail": status.detail,
+        "warnings": status.warnings,
         "position": status.position,
         "head": status.head,
         "lag_seconds": status.lag_seconds(),

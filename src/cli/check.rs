@@ -11,8 +11,8 @@ use crate::consumer::{self, Start};
 use crate::event::{Batch, Position};
 use crate::sink::{self, FaultClass, Port};
 use crate::source::reader::{Halt, Look, Mark, ReadNews, ReadRequest, Reader, RowsUpdate, SourceState};
-use crate::source::{self, Durability};
-use crate::sqlite::open;
+use crate::source::{self, Durability, StatePlace, inspection};
+use crate::sqlite::{open, premises};
 use crate::state::checkpoint::{self, Checkpoint};
 
 const LOOK_WAIT: Duration = Duration::from_secs(2);
@@ -67,8 +67,14 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
     for (name, source) in &loaded.config.sources {
         let relays: Vec<_> = loaded.config.relays.iter().filter(|relay| relay.source == *name).collect();
         let subject = format!("source {name}");
+        let refusals = refused(source);
+        if !refusals.is_empty() {
+            let told = |detail| Finding { subject: subject.clone(), verdict: "problem", detail, exit: Exit::Data };
+            findings.extend(refusals.into_iter().map(told));
+            continue;
+        }
         match look_at(source, args.payloads).await {
-            Ok(Some((look, first))) => {
+            Ok(Seen::Ready(look, first)) => {
                 let how = if look.mapping.rows.is_some() { "by row" } else { "by checkpoint" };
                 let detail = format!(
                     "{}: table {} is read {how}, head {}",
@@ -80,6 +86,13 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
                 let mapped: Vec<String> =
                     look.mapping.told.iter().map(|(field, column)| format!("{field} = {column}")).collect();
                 findings.push(ok(format!("{subject} mapping"), mapped.join("; ")));
+                let told = |detail: &String| Finding {
+                    subject: subject.clone(),
+                    verdict: "warning",
+                    detail: detail.clone(),
+                    exit: Exit::Ok,
+                };
+                findings.extend(look.warnings.iter().map(told));
                 findings.push(ok(format!("{subject} plan"), look.plan.steps.join("; ")));
                 findings.extend(look.plan.warnings.iter().map(|warning| Finding {
                     subject: format!("{subject} plan"),
@@ -95,9 +108,8 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
                 }));
                 findings.extend(relays.iter().map(|relay| relay_finding(relay, source, &look)));
             }
-            Ok(None) => {
-                let detail =
-                    format!("{}: the file or the table is not there yet; `run` waits for it", source.path.display());
+            Ok(Seen::Waits(what)) => {
+                let detail = format!("{what}; `run` waits for it");
                 findings.push(Finding { subject, verdict: "wait", detail, exit: Exit::Ok });
             }
             Err(halt) => findings.push(Finding { subject, verdict: "problem", detail: halt.detail, exit: Exit::Data }),
@@ -109,19 +121,35 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
     findings
 }
 
-/// `None`: not there yet. Otherwise also the first messages, as far as they can be read.
-async fn look_at(
-    source: &source::Settings,
-    payloads: bool,
-) -> Result<Option<(Look, Vec<(&'static str, String)>)>, Halt> {
+/// What keeps its files from being opened, all of it; nothing of a file that is not there yet.
+fn refused(source: &source::Settings) -> Vec<String> {
+    let found = inspection::before_opening(source).into_iter().filter(premises::Finding::is_refusal);
+    let mut told: Vec<String> = found.map(|finding| finding.to_string()).collect();
+    if told.is_empty() && source.state != StatePlace::Inside {
+        // What cannot be read is told of the relay.
+        told.extend(crate::state::foreign(&source.state_path()).ok().flatten().map(|finding| finding.to_string()));
+    }
+    told
+}
+
+/// What can be seen of a source.
+enum Seen {
+    /// It is not there yet.
+    Waits(String),
+    /// With the first messages, as far as they can be read.
+    Ready(Box<Look>, Vec<(&'static str, String)>),
+}
+
+async fn look_at(source: &source::Settings, payloads: bool) -> Result<Seen, Halt> {
     // Nothing is sent: what is read need not be made durable.
     let reading = source::Settings { durability: Durability::Fast, ..source.clone() };
     let reader = Reader::start(reading).map_err(|error| Halt::new(error.to_string()))?;
     match tokio::time::timeout(LOOK_WAIT, reader.look()).await {
-        Ok(look) => Ok(Some((look?, first_messages(&reader, payloads).await))),
+        Ok(look) => Ok(Seen::Ready(Box::new(look?), first_messages(&reader, payloads).await)),
         Err(_) => match &*reader.state.borrow() {
             SourceState::Halted(halt) => Err(halt.clone()),
-            _ => Ok(None),
+            SourceState::Waiting(what) => Ok(Seen::Waits(what.clone())),
+            SourceState::Ready(_) => Ok(Seen::Waits(format!("{} was not looked at in time", source.path.display()))),
         },
     }
 }

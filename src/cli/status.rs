@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::control_client::Request;
 use super::{Context, Exit, Failure, terminal};
+use crate::telemetry::visible::visible;
 
 const REDRAW: Duration = Duration::from_secs(1);
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
@@ -39,6 +40,8 @@ pub struct Consumer {
     #[serde(default)]
     pub dead_letters: u64,
     pub detail: Option<String>,
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
@@ -67,8 +70,16 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 
 fn drawn(answer: Value) -> anyhow::Result<String> {
     let status: Status = serde_json::from_value(answer)?;
+    let warnings: Vec<String> = status
+        .consumers
+        .iter()
+        .flat_map(|consumer| {
+            consumer.warnings.iter().map(|warning| format!("{}: warning: {}\n", consumer.name, visible(warning)))
+        })
+        .collect();
     let rows: Vec<Vec<String>> = status.consumers.into_iter().map(row).collect();
-    Ok(terminal::table(&["CONSUMER", "STATE", "LAG", "BACKLOG", "DELIVERED", "HELD", "DEAD", "DETAIL"], &rows))
+    let head = ["CONSUMER", "STATE", "LAG", "BACKLOG", "DELIVERED", "HELD", "DEAD", "DETAIL"];
+    Ok(terminal::table(&head, &rows) + &warnings.concat())
 }
 
 fn row(consumer: Consumer) -> Vec<String> {

@@ -47,6 +47,9 @@ section! {
         /// path. Not said: beside; inside for a table that is read by row (`eventsource-py`'s outbox) and with `durability = "fast"`,
         /// which both are always inside.
         state: String, Absent("see the meaning"), r#""inside""#;
+        /// Takes a file, and a state, on NFS, SMB, 9p, FUSE and their like, where SQLite's locks cannot be relied on. Say so only when one kernel
+        /// serves everybody who opens the file.
+        allow_network_filesystem: bool, Value("false"), "true";
         /// The table or view, as the application calls it.
         table: String, Absent("the preset's"), r#""my_events""#;
         /// A SELECT in place of a table: for joins and conditions. Its columns are what the other keys name. Read by checkpoint only.

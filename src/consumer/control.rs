@@ -14,7 +14,7 @@ use crate::source;
 use crate::source::reader::{Halt, Look, Mark, Names, Reader};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
-use crate::state::checkpoint::{self, Checkpoint, Witnesses};
+use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use crate::state::files::Files;
 use crate::state::held::{self, HeldRow, HeldState, Selection};
 use crate::state::resolution::{self, Resolution};
@@ -286,7 +286,7 @@ async fn set_position(
                 definition: definition.clone(),
                 mark: mark.clone(),
                 witnesses: Witnesses::default(),
-                dirty: true,
+                sent: Sent::Window,
                 updated_at: String::new(),
             };
             checkpoint::put(connection, &checkpoint)?;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::control::{self, Command};
 use super::delivery::{Publish, StateLedger};
 use super::holds::Holds;
-use super::session::{self, End, Session, Surroundings};
+use super::session::{self, End, SentBefore, Session, Surroundings};
 use super::status::{State, Status};
 use super::{OnReject, Settings, Start};
 use crate::controls::{self, Seam};
@@ -23,7 +23,7 @@ use crate::source::reader::{Halt, Look, Mark, Reader};
 use crate::source::{self, StatePlace};
 use crate::sqlite::lockfile::LockError;
 use crate::sqlite::writer::{JobError, Writer, WriterState};
-use crate::state::checkpoint::{self, Checkpoint, Witnesses};
+use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use crate::state::files::{FileError, Files};
 use crate::state::held::{self, HeldKey, HeldRow};
 use crate::telemetry::logs::Repeats;
@@ -137,6 +137,7 @@ impl Engine {
         self.say(State::Starting, "");
         controls::reach(Seam::Start);
         let look = self.look().await?;
+        self.status.send_modify(|status| status.warnings = [&look.warnings[..], &look.plan.warnings[..]].concat());
         let writer = self.writer().await?;
         let recorded = self.recorded(&writer).await?;
         let by_row = look.mapping.rows.is_some();
@@ -151,7 +152,11 @@ impl Engine {
             None => self.first_checkpoint(&look)?,
         };
         self.check_dead_letters(recorded.first_dead.as_ref())?;
-        let sent_before = recorded.checkpoint.as_ref().filter(|checkpoint| checkpoint.dirty).map(|_| look.head);
+        let sent_before = recorded.checkpoint.as_ref().and_then(|checkpoint| match checkpoint.sent {
+            Sent::Nothing => None,
+            Sent::Anything if by_row => Some(SentBefore { until: look.head, events: usize::MAX }),
+            _ => Some(SentBefore { until: look.head, events: self.settings.bounds.window_events }),
+        });
         self.record_start(&writer, checkpoint.clone(), recorded.checkpoint.is_none()).await?;
 
         let (news_tx, news) = mpsc::unbounded_channel();
@@ -312,7 +317,7 @@ impl Engine {
             definition: look.mapping.definition.clone(),
             mark,
             witnesses: Witnesses::default(),
-            dirty: false,
+            sent: Sent::Nothing,
             updated_at: String::new(),
         })
     }

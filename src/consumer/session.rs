@@ -31,7 +31,7 @@ use super::verdict::{self, Fate};
 use super::window::Window;
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
-use crate::event::Reason;
+use crate::event::{Position, Reason};
 use crate::retry::Pace;
 use crate::shutdown::{self, Phase};
 use crate::sink::{Fault, Flight, News};
@@ -58,6 +58,14 @@ pub enum End {
     Halted(String),
 }
 
+/// What the run before may have sent.
+pub struct SentBefore {
+    /// By checkpoint: up to here.
+    pub until: Position,
+    /// No more than so many.
+    pub events: usize,
+}
+
 /// What a session starts with.
 pub struct Start {
     pub settings: Arc<Settings>,
@@ -74,8 +82,7 @@ pub struct Start {
     pub by_row: bool,
     pub holds: Holds,
     pub dead_rows: Vec<crate::event::RowKey>,
-    /// Events up to this position, and no more than a window of them, may have been sent by the run before.
-    pub sent_before: Option<crate::event::Position>,
+    pub sent_before: Option<SentBefore>,
     pub paused: bool,
 }
 
@@ -180,8 +187,7 @@ pub struct Session {
     reading: bool,
     at_head: bool,
     update: RowsUpdate,
-    sent_before: Option<crate::event::Position>,
-    sent_before_left: usize,
+    sent_before: Option<SentBefore>,
     settling: Option<settle::Settling>,
     release: release::Changes,
     /// An operator's command is under way: nothing is settled meanwhile, so that both see the same rows.
@@ -205,7 +211,6 @@ impl Session {
         start.holds.all_keys().into_iter().for_each(|key| update.hold(key));
         Self {
             filter: Arc::new(Filter::new(&start.settings.types)),
-            sent_before_left: start.settings.bounds.window_events,
             settings: start.settings,
             reader: start.reader,
             writer: start.writer,
@@ -341,8 +346,7 @@ impl Session {
         if matches!(end, End::Shutdown) && clean {
             controls::reach(Seam::Stop);
             let name = self.settings.name.clone();
-            let written =
-                self.writer.perform(move |connection| crate::state::checkpoint::set_dirty(connection, &name, false));
+            let written = self.writer.perform(move |connection| crate::state::checkpoint::set_clean(connection, &name));
             // It only spares what follows a mark that it may come twice: not worth a long wait.
             match tokio::time::timeout(CLOSE_MIN, written).await {
                 Ok(Ok(())) => {}

@@ -37,6 +37,8 @@ pub struct Status {
     pub state: State,
     /// Why it is in that state, with the remedy where there is one.
     pub detail: String,
+    /// What is wrong with its source and does not keep it from running, each with its remedy.
+    pub warnings: Vec<String>,
     pub position: i64,
     pub head: Option<i64>,
     /// An upper bound where it comes from positions.
@@ -64,6 +66,7 @@ impl Status {
             sink: sink.to_owned(),
             state: State::Starting,
             detail: String::new(),
+            warnings: Vec::new(),
             position: 0,
             head: None,
             backlog: 0,

@@ -45,7 +45,8 @@ impl Checkpointed {
         let mapping = self.mapping.clone();
         let plan = Plan::of(connection, &mapping)?;
         let head_id = head_id.unwrap_or_default();
-        Ok(Look { before_first, head: Position(head), head_id, has_events: first.is_some(), mapping, plan })
+        let (head, has_events) = (Position(head), first.is_some());
+        Ok(Look { before_first, head, head_id, has_events, mapping, plan, warnings: Vec::new() })
     }
 
     /// The highest key that was ever given out; where SQLite gives keys out again, the highest that is there.

@@ -84,6 +84,8 @@ pub enum Piece {
 /// How a column's value is to be understood (`as = ...`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FormWord {
+    /// Text and blobs as they are, numbers in decimal.
+    Plain,
     Text,
     Integer,
     Blob,
@@ -99,7 +101,8 @@ pub enum FormWord {
     Micros,
 }
 
-pub const FORMS: [(&str, FormWord); 12] = [
+pub const FORMS: [(&str, FormWord); 13] = [
+    ("plain", FormWord::Plain),
     ("text", FormWord::Text),
     ("integer", FormWord::Integer),
     ("blob", FormWord::Blob),

@@ -459,6 +459,7 @@ impl Maker {
 
 fn form(word: FormWord) -> Form {
     match word {
+        FormWord::Plain => Form::Plain,
         FormWord::Text => Form::Text,
         FormWord::Integer => Form::Integer,
         FormWord::Blob => Form::Blob,

@@ -12,6 +12,7 @@ pub mod declared;
 mod decode;
 pub mod filter;
 pub mod fit;
+pub mod inspection;
 pub mod json_path;
 mod listing;
 pub mod mapping;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub tables: Arc<[Declared]>,
     pub durability: Durability,
     pub state: StatePlace,
+    /// The file, and the state, may lie where SQLite's locks do not hold between machines.
+    pub allow_network_filesystem: bool,
 }
 
 /// Whether what was read is made durable before it is sent.

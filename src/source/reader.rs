@@ -87,6 +87,8 @@ pub struct Look {
     pub has_events: bool,
     pub mapping: Mapping,
     pub plan: Plan,
+    /// What is wrong with the file and does not keep it from being read, each with its remedy.
+    pub warnings: Vec<String>,
 }
 
 /// What stood at a position when it was read.

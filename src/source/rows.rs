@@ -237,6 +237,7 @@ impl Rows {
             has_events,
             mapping,
             plan,
+            warnings: Vec::new(),
         })
     }
 

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
 use super::fit::{self, Misfit, quoted};
+use super::inspection;
 use super::mapping::Mapping;
 use crate::event::{Batch, BatchBuilder, Position};
 use crate::sqlite::open;
@@ -43,12 +44,12 @@ pub struct Page {
 
 impl Scan {
     pub fn open(settings: &Settings) -> Result<Self, ScanError> {
+        if let Some(refusal) = inspection::refusal(settings) {
+            return Err(ScanError::Unusable(refusal.to_string()));
+        }
         let connection = open::reader(&settings.path)?;
-        let mode = open::journal_mode(&connection)?;
-        if mode != "wal" {
-            return Err(ScanError::Unusable(format!(
-                "it is in journal mode {mode}: reading it would lock the application out"
-            )));
+        if let Some(refusal) = inspection::journal(&connection, &settings.path)? {
+            return Err(ScanError::Unusable(refusal.to_string()));
         }
         match fit::mapping(&connection, &settings.tables)? {
             Ok(mapping) => Ok(Self { connection, mapping }),

@@ -7,6 +7,7 @@
 //! 3. No connection checkpoints at close, changes the journal mode of an application's file, or keeps a statement open between calls.
 //!
 //! SQLite runs only on threads of its own: a reader thread per file (`source/`) and a writer thread per written file.
+//! Where a file lies and whom it belongs to is looked at before it is opened: [`premises`].
 //! How it fails: [`fault`] sorts every error into what is waited for, what halts, and what is a bug.
 
 pub mod barrier;
@@ -14,4 +15,5 @@ pub mod fault;
 pub mod lockfile;
 pub mod open;
 pub mod pool;
+pub mod premises;
 pub mod writer;

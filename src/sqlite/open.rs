@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 /// Reads an application's file. Never writes, never waits for a lock, never checkpoints.
 pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
@@ -75,6 +75,12 @@ pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// A database that is nowhere, to try SQL of ours on.
+#[expect(clippy::disallowed_methods, reason = "this is the room that opens database files")]
+pub fn scratch() -> rusqlite::Result<Connection> {
+    Connection::open_in_memory()
+}
+
 pub fn synchronous(connection: &Connection, durable: Durable) -> rusqlite::Result<()> {
     connection.execute_batch(match durable {
         Durable::Full => "PRAGMA synchronous = FULL",
@@ -90,6 +96,22 @@ pub fn journal_mode(connection: &Connection) -> rusqlite::Result<String> {
 /// Changes whenever another connection committed; comparable on one connection only.
 pub fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+/// Changes whenever a table, view, index or trigger is made, changed or dropped.
+pub fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))
+}
+
+/// The SQLite that last wrote the file's first page (as 3051003), which holds its size and its schema; `None` where this cannot be known.
+/// Bytes 96 to 99 of the header, read by SQLite itself: opened and closed beside it, the file would lose this process's locks.
+pub fn last_library(connection: &Connection) -> rusqlite::Result<Option<u32>> {
+    // A SQLite that was built without `sqlite_dbpage` (.cargo/config.toml) does not tell.
+    let Ok(mut statement) = connection.prepare("SELECT substr(data, 97, 4) FROM sqlite_dbpage WHERE pgno = 1") else {
+        return Ok(None);
+    };
+    let bytes: Option<Vec<u8>> = statement.query_row([], |row| row.get(0)).optional()?;
+    Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes))
 }
 
 /// The columns of a table or view, in order; empty when there is none.

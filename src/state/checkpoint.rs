@@ -16,9 +16,29 @@ pub struct Checkpoint {
     pub definition: String,
     pub mark: Mark,
     pub witnesses: Witnesses,
-    /// The last run did not end by a drain.
-    pub dirty: bool,
+    pub sent: Sent,
     pub updated_at: String,
+}
+
+/// What behind the checkpoint may have been sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sent {
+    /// The last run ended by a drain.
+    Nothing = 0,
+    /// No more than a window.
+    Window = 1,
+    /// What was held was freed, and others behind it had been sent long before: by row, their number says nothing.
+    Anything = 2,
+}
+
+impl Sent {
+    fn of(number: i64) -> Self {
+        match number {
+            0 => Sent::Nothing,
+            1 => Sent::Window,
+            _ => Sent::Anything,
+        }
+    }
 }
 
 /// What stood at exponentially growing distances behind the checkpoint: one mark a power of two.
@@ -86,7 +106,7 @@ fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Checkpoint, String)> {
         definition: row.get(2)?,
         mark: Mark { position: Position(row.get(3)?), event_id: row.get(4)? },
         witnesses: Witnesses::default(),
-        dirty: row.get(6)?,
+        sent: Sent::of(row.get(6)?),
         updated_at: row.get(7)?,
     };
     Ok((checkpoint, row.get(5)?))
@@ -113,7 +133,7 @@ pub fn put(connection: &Connection, checkpoint: &Checkpoint) -> Result<(), JobEr
             ":position": checkpoint.mark.position.0,
             ":event_id": checkpoint.mark.event_id,
             ":witnesses": checkpoint.witnesses.to_json(),
-            ":dirty": checkpoint.dirty,
+            ":dirty": checkpoint.sent as i64,
             ":updated_at": clock::iso(clock::now_micros()),
         })?;
     Ok(())
@@ -122,10 +142,10 @@ pub fn put(connection: &Connection, checkpoint: &Checkpoint) -> Result<(), JobEr
 /// A run begins at a checkpoint that stood there when it looked, or at the first one: from now on events behind it may have been sent.
 pub fn begin(connection: &Connection, checkpoint: &Checkpoint, is_first: bool) -> Result<(), JobError> {
     if is_first && load(connection, &checkpoint.consumer)?.is_none() {
-        return put(connection, &Checkpoint { dirty: true, ..checkpoint.clone() });
+        return put(connection, &Checkpoint { sent: Sent::Window, ..checkpoint.clone() });
     }
     let (consumer, position) = (&checkpoint.consumer, checkpoint.mark.position);
-    let sql = "UPDATE outboxd_checkpoint SET dirty = 1 WHERE consumer = ?1 AND (position = ?2 OR ?3)";
+    let sql = "UPDATE outboxd_checkpoint SET dirty = max(dirty, 1) WHERE consumer = ?1 AND (position = ?2 OR ?3)";
     let unchecked = controls::is_off(Protection::CompareAndSet);
     let begun = connection.prepare_cached(sql)?.execute(params![consumer, position.0, unchecked])?;
     if begun == 1 { Ok(()) } else { Err(moved_by_others(consumer, position)) }
@@ -167,11 +187,17 @@ pub fn advance(
     Err(moved_by_others(consumer, from))
 }
 
-/// Says whether events behind the checkpoint may have been sent.
-pub fn set_dirty(connection: &Connection, consumer: &str, dirty: bool) -> Result<(), JobError> {
-    connection
-        .prepare_cached("UPDATE outboxd_checkpoint SET dirty = ?2 WHERE consumer = ?1")?
-        .execute(params![consumer, dirty])?;
+/// A clean stop: nothing behind the checkpoint was sent.
+pub fn set_clean(connection: &Connection, consumer: &str) -> Result<(), JobError> {
+    let sql = "UPDATE outboxd_checkpoint SET dirty = ?2 WHERE consumer = ?1";
+    connection.prepare_cached(sql)?.execute(params![consumer, Sent::Nothing as i64])?;
+    Ok(())
+}
+
+/// Something that was held has gone: what stands behind it in the source may be sent from now on.
+pub fn set_freed(connection: &Connection, consumer: &str) -> Result<(), JobError> {
+    let sql = "UPDATE outboxd_checkpoint SET dirty = ?2 WHERE consumer = ?1 AND dirty <> ?3";
+    connection.prepare_cached(sql)?.execute(params![consumer, Sent::Anything as i64, Sent::Nothing as i64])?;
     Ok(())
 }
 

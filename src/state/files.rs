@@ -7,10 +7,11 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 
 use super::migrate;
-use crate::source::{self, StatePlace};
+use crate::source::{self, StatePlace, inspection};
 use crate::sqlite::fault::{self, Kind};
 use crate::sqlite::lockfile::{LockError, LockFile};
 use crate::sqlite::open::{self, Durable};
+use crate::sqlite::premises::Finding;
 use crate::sqlite::writer::{JobError, Owner, Writer, WriterState};
 
 /// Why there is no writer (yet).
@@ -18,6 +19,9 @@ use crate::sqlite::writer::{JobError, Owner, Writer, WriterState};
 pub enum FileError {
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What is wrong with the files was found without opening them.
+    #[error("{0}")]
+    Refused(Finding),
     #[error("cannot open {path}: {source}")]
     Open { path: PathBuf, source: rusqlite::Error },
     #[error("cannot make the outboxd tables in {path}: {source}")]
@@ -33,7 +37,7 @@ impl FileError {
             FileError::Open { source, .. } | FileError::Migrate { source: JobError::Sqlite(source), .. } => {
                 matches!(fault::classify(source).0, Kind::Busy | Kind::Storage)
             }
-            FileError::Migrate { .. } => false,
+            FileError::Refused(_) | FileError::Migrate { .. } => false,
         }
     }
 }
@@ -87,7 +91,16 @@ impl Files {
 }
 
 async fn open(source: &source::Settings, path: PathBuf) -> Result<Writer, FileError> {
+    if let Some(refusal) = inspection::refusal(source) {
+        return Err(FileError::Refused(refusal));
+    }
     let lock = LockFile::take(&path)?;
+    if source.state != StatePlace::Inside {
+        let foreign = super::foreign(&path).map_err(|source| FileError::Open { path: path.clone(), source })?;
+        if let Some(refusal) = foreign {
+            return Err(FileError::Refused(refusal));
+        }
+    }
     let (connection, owner) = match source.state {
         StatePlace::Inside => (open::writer(&path, Durable::Normal), Owner::Application),
         StatePlace::Beside | StatePlace::At(_) => (open::state_file(&path), Owner::Ourselves),

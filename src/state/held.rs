@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use super::checkpoint;
 use crate::clock::{self, Moment};
 use crate::controls::{self, Seam};
 use crate::event::{Position, RowKey};
@@ -152,6 +153,7 @@ pub fn delete(connection: &Connection, consumer: &str, key: &[u8], ordinal: i64)
     connection
         .prepare_cached("DELETE FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3")?
         .execute(params![consumer, key, ordinal])?;
+    checkpoint::set_freed(connection, consumer)?;
     controls::reach(Seam::Unhold);
     Ok(())
 }

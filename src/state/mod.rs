@@ -14,9 +14,14 @@ pub mod settlement;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::controls::{self, Seam};
+use crate::sqlite::fault::{self, Kind};
+use crate::sqlite::open;
+use crate::sqlite::premises::Finding;
 use crate::sqlite::writer::JobError;
 
 /// What makes each version of the tables from the one before it; the first from nothing.
@@ -33,7 +38,7 @@ CREATE TABLE outboxd_checkpoint (
     position   INTEGER NOT NULL,
     event_id   TEXT NOT NULL,                 -- of the event at the position
     witnesses  TEXT NOT NULL,                 -- JSON [[position, event id], ...]
-    dirty      INTEGER NOT NULL,              -- 1 while running: what follows the checkpoint may have been sent
+    dirty      INTEGER NOT NULL,              -- 1 while running: what follows the checkpoint may have been sent; 2: and a held one was freed since
     updated_at TEXT NOT NULL
 ) STRICT;
 CREATE TABLE outboxd_held (
@@ -93,6 +98,12 @@ pub fn migrate_to(connection: &Connection, wanted: i64) -> Result<(), JobError> 
             "the outboxd tables are of schema version {there}, this outboxd knows {SCHEMA_VERSION}. Remedy: run the outboxd that made them, or a newer one"
         )));
     }
+    if there == SCHEMA_VERSION && wanted == SCHEMA_VERSION {
+        return check_whole(connection);
+    }
+    if there == 0 {
+        check_free(connection)?;
+    }
     for (version, step) in (1..=wanted).zip(MIGRATIONS).skip(there as usize) {
         connection.execute_batch(step)?;
         controls::reach(Seam::Migrate);
@@ -103,6 +114,74 @@ pub fn migrate_to(connection: &Connection, wanted: i64) -> Result<(), JobError> 
     }
     Ok(())
 }
+
+/// A name, and the columns with their types.
+type Made = (String, Vec<(String, String)>);
+
+/// Tables and views of our version with their columns, as they are made.
+fn as_made() -> rusqlite::Result<Vec<Made>> {
+    let made = open::scratch()?;
+    for step in MIGRATIONS {
+        made.execute_batch(step)?;
+    }
+    let names: Vec<String> = made
+        .prepare("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    names.into_iter().map(|name| Ok((name.clone(), open::columns(&made, &name)?))).collect()
+}
+
+/// No table of a name of ours stands there that is not ours.
+fn check_free(connection: &Connection) -> Result<(), JobError> {
+    for (name, _) in as_made()? {
+        if !open::columns(connection, &name)?.is_empty() {
+            return Err(JobError::Refused(format!(
+                "a table {name} is there that is not ours: no version is stamped on it. {NOT_OURS}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is stamped with our version is as we made it: no table and no column is missing.
+fn check_whole(connection: &Connection) -> Result<(), JobError> {
+    for (name, columns) in as_made()? {
+        let there = open::columns(connection, &name)?;
+        if let Some(missing) = columns.iter().find(|column| !there.contains(column)) {
+            return Err(JobError::Refused(format!(
+                "the outboxd tables are said to be of schema version {SCHEMA_VERSION}, but {name} has no column {}: somebody changed them. {LOST}",
+                missing.0
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What keeps a file from being the state's own: another's database would be put into WAL mode, and tables made in it.
+pub fn foreign(path: &Path) -> rusqlite::Result<Option<Finding>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB 'outboxd_*' AND name NOT GLOB 'sqlite_*' LIMIT 1";
+    let found = open::reader(path).and_then(|file| file.query_row(sql, [], |row| row.get::<_, String>(0)).optional());
+    let place = path.display();
+    match found {
+        Ok(table) => Ok(table.map(|table| {
+            let evidence =
+                format!("the state is to stand in {place}, which is somebody else's: it has a table {table}");
+            Finding::refusal(evidence, "give the state a file of its own (`state`); then `outboxd resume`")
+        })),
+        Err(error) if fault::classify(&error).0 == Kind::Corrupt => Ok(Some(Finding::refusal(
+            format!("the state {place} cannot be read: {error}"),
+            LOST.trim_start_matches("Remedy: "),
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+const NOT_OURS: &str = "Remedy: rename it, or give the state a file of its own (`state`); then `outboxd resume`";
+const LOST: &str = "Remedy: restore that file from a backup; or move it away, see which events the far side has, and say with `start` or \
+                    `outboxd position set` where to go on; then `outboxd resume`";
 
 /// `None` where there are no tables of ours.
 pub fn schema_version(connection: &Connection) -> Result<Option<i64>, JobError> {
@@ -118,6 +197,8 @@ pub fn schema_version(connection: &Connection) -> Result<Option<i64>, JobError> 
         .query_row("SELECT value FROM outboxd_meta WHERE name = 'schema_version'", [], |row| row.get(0))
         .optional()?;
     text.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| {
-        JobError::Refused("a table outboxd_meta is there that is not ours: it names no schema version".into())
+        JobError::Refused(format!(
+            "a table outboxd_meta is there that is not ours: it names no schema version. {NOT_OURS}"
+        ))
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::checkpoint::{self, Checkpoint, Witnesses};
+use super::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use super::files::FileError;
 use super::held::{self, HeldRow, HeldState, Selection};
 use super::resolution::{self, Resolution};
@@ -38,7 +38,7 @@ fn checkpoint_at(consumer: &str, position: i64) -> Checkpoint {
         definition: "table=outbox".into(),
         mark: mark(position),
         witnesses,
-        dirty: true,
+        sent: Sent::Window,
         updated_at: String::new(),
     }
 }
@@ -102,9 +102,17 @@ fn a_checkpoint_is_read_as_it_was_put() {
     assert_eq!(found, Checkpoint { updated_at: found.updated_at.clone(), ..checkpoint_at("r", 6) });
     let all: Vec<String> = checkpoint::all(&connection).unwrap().into_iter().map(|c| c.consumer).collect();
     assert_eq!(all, ["r", "s"]);
-    checkpoint::set_dirty(&connection, "r", false).unwrap();
-    let dirty = |consumer| checkpoint::load(&connection, consumer).unwrap().unwrap().dirty;
-    assert_eq!((dirty("r"), dirty("s")), (false, true));
+    let sent = |consumer| checkpoint::load(&connection, consumer).unwrap().unwrap().sent;
+    held::delete(&connection, "s", b"k", 0).unwrap();
+    assert_eq!((sent("r"), sent("s")), (Sent::Window, Sent::Anything));
+    for consumer in ["r", "s"] {
+        let there = checkpoint::load(&connection, consumer).unwrap().unwrap();
+        checkpoint::begin(&connection, &there, false).unwrap();
+    }
+    assert_eq!((sent("r"), sent("s")), (Sent::Window, Sent::Anything), "a run that begins has settled nothing yet");
+    checkpoint::set_clean(&connection, "s").unwrap();
+    held::delete(&connection, "s", b"k", 0).unwrap();
+    assert_eq!((sent("r"), sent("s")), (Sent::Window, Sent::Nothing));
     connection.execute("UPDATE outboxd_checkpoint SET witnesses = 'x'", []).unwrap();
     assert!(refusal(checkpoint::load(&connection, "r").map(drop)).contains("damaged"));
 }
@@ -114,11 +122,11 @@ fn a_checkpoint_moves_only_from_where_it_is() {
     let (_folder, connection) = file();
     checkpoint::put(&connection, &checkpoint_at("r", 5)).unwrap();
     checkpoint::put(&connection, &checkpoint_at("s", 5)).unwrap();
-    checkpoint::set_dirty(&connection, "r", false).unwrap();
+    checkpoint::set_clean(&connection, "r").unwrap();
     let witnesses = checkpoint_at("r", 8).witnesses;
     checkpoint::advance(&connection, "r", Position(5), &mark(8), &witnesses).unwrap();
     let moved = checkpoint::load(&connection, "r").unwrap().unwrap();
-    assert_eq!((moved.mark, moved.witnesses, moved.dirty), (mark(8), witnesses.clone(), true));
+    assert_eq!((moved.mark, moved.witnesses, moved.sent), (mark(8), witnesses.clone(), Sent::Window));
     assert_eq!(checkpoint::load(&connection, "s").unwrap().unwrap().mark, mark(5));
     let refused = refusal(checkpoint::advance(&connection, "r", Position(5), &mark(9), &witnesses));
     assert!(refused.contains("somebody else moved it"), "{refused}");

@@ -265,6 +265,41 @@ async fn a_dead_peer_is_noticed_within_two_heartbeats_at_rabbitmq() {
     sink.close().await;
 }
 
+/// A peer that is gone without a word, with events in flight: librdkafka by itself clings to the connection for half a minute and more.
+/// Says whether everything is settled within the time.
+pub fn a_lost_peer_of_kafka_is_left(environment: &[(&str, &str)], within: Duration) -> bool {
+    let _machine = shared_machine();
+    let (broker, proxy) = kafka_behind_a_proxy(Dice::thrown("a lost peer"));
+    let bus = kafka("bus", &format!("127.0.0.1:{}", proxy.port), "shop", "");
+    let scene = Scene::new(&[SHOP, &bus, &relay("bus", "ack_timeout = \"2s\"")].concat());
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    let mut daemon = scene.daemon_with(environment);
+    application.write(100);
+    daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
+    proxy.lose_peers();
+    application.write(100);
+    let end = Instant::now() + within;
+    let is_settled = || scene.status("to_bus").is_some_and(|status| status["position"] == application.head());
+    while !is_settled() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let settled = is_settled();
+    daemon.kill();
+    if settled {
+        let judgement = judge(&application.ledger, &[], &readers::arrivals(readers::kafka(&broker, "shop")));
+        assert!(judgement.is_clean(), "{}", judgement.summary());
+    }
+    settled
+}
+
+/// A probe of the client that does not find its broker any more, and one of a new one, behind `ack_timeout`.
+pub const CLIENT_REPLACED: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_kafka_client_that_does_not_find_its_broker_is_replaced() {
+    assert!(a_lost_peer_of_kafka_is_left(&[], CLIENT_REPLACED));
+}
+
 /// One daemon through all kinds of weather; `dead_peer` is the time in which a peer that is gone must be found out under load.
 fn all_weathers(
     suite: &str,

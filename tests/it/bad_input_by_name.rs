@@ -164,9 +164,9 @@ items! { values:
 
     null_headers: |row| row.headers = Cell::Null => everywhere(AsItIs);
     blob_headers: |row| row.headers = blob() => everywhere(Dead("undecodable", "column for headers"));
-    integer_headers: |row| row.headers = Cell::Integer(7) => everywhere(Dead("undecodable", "column for headers (headers as text) is an INTEGER"));
-    real_headers: |row| row.headers = Cell::Real(7.5) => everywhere(Dead("undecodable", "column for headers (headers as text) is a REAL"));
-    invalid_utf8_in_headers: |row| row.headers = not_utf8() => everywhere(Dead("undecodable", "column for headers (headers as text) is not UTF-8"));
+    integer_headers: |row| row.headers = Cell::Integer(7) => everywhere(AsItIs);
+    real_headers: |row| row.headers = Cell::Real(7.5) => everywhere(AsItIs);
+    invalid_utf8_in_headers: |row| row.headers = not_utf8() => everywhere(Dead("undecodable", "column for headers (headers as plain) is not UTF-8"));
     headers_that_are_no_json: |row| row.headers = text("tenant=blue") => everywhere(AsItIs);
     headers_that_are_a_list: |row| row.headers = text("[1]") => everywhere(AsItIs);
     json_10000_deep_in_headers: |row| row.headers = text(format!(r#"{{"deep":{},"tenant":"blue"}}"#, nested(10_000)))

@@ -162,12 +162,15 @@ async fn a_file_or_table_that_goes_while_it_runs_halts() {
     rig.app.execute_batch("ALTER TABLE elsewhere RENAME TO outbox").unwrap();
     rig.resume().await;
     rig.is_done().await;
-    rig.app.execute_batch("DROP TABLE outbox").unwrap();
-    halts_alone(&rig, &other, "table outbox is gone").await;
     let away = rig.folder.path().join("away.db");
     std::fs::rename(&rig.database, &away).unwrap();
-    rig.resume().await;
     halts_alone(&rig, &other, "is gone").await;
+    rig.resume().await;
+    rig.is(State::Waiting).await;
+    std::fs::rename(&away, &rig.database).unwrap();
+    rig.is_done().await;
+    rig.app.execute_batch("DROP TABLE outbox").unwrap();
+    halts_alone(&rig, &other, "table outbox is gone").await;
     rig.resume().await;
     rig.is(State::Waiting).await;
 }

@@ -49,6 +49,7 @@ mod presets_carry_real_files;
 mod pruning_is_safe_below_the_safe_position;
 #[path = "../referee/mod.rs"]
 mod referee;
+mod refusals;
 mod relays_keep_to_what_was_said;
 mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;

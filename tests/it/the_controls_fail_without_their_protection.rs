@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::a_bad_network_loses_nothing::{CLIENT_REPLACED, a_lost_peer_of_kafka_is_left};
 use crate::sink_contract::amqp::AmqpRig;
 use crate::sink_contract::rig::{Rig, unique};
 use crate::support::application::{Application, Row};
@@ -40,6 +41,12 @@ fn without_waiting_for_acknowledgements_a_kill_loses_events() {
     let judgement = judge(&application.ledger, &[], &readers::arrivals(readers::rabbitmq(&broker, "shop")));
     println!("{}", judgement.summary());
     assert!(!judgement.lost.is_empty());
+}
+
+/// The client clings to a connection that nobody answers on.
+#[test]
+fn without_a_fresh_client_kafka_stays_away_longer() {
+    assert!(!a_lost_peer_of_kafka_is_left(&without("FreshClient"), CLIENT_REPLACED));
 }
 
 /// What comes behind a refused event does not wait for it, and is not sent again behind it: the wrong order stays.

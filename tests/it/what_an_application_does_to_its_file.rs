@@ -268,7 +268,7 @@ async fn a_mapped_column_that_goes_halts_until_it_is_back() {
         stage.app().execute_batch(&format!("ALTER TABLE {} DROP COLUMN {column}", stage.table())).unwrap();
         stage.app().execute_batch(insert).unwrap();
         stage.placed += 1;
-        stage.halts(&["no such column", column, "outboxd resume"]).await;
+        stage.halts(&["there is no column", column, "outboxd resume"]).await;
         stage.app().execute_batch(&format!("ALTER TABLE {} ADD COLUMN {back}", stage.table())).unwrap();
         stage.resume().await;
         stage.place(20);

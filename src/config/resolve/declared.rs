@@ -169,7 +169,7 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
 }
 
 fn fields(section: &Source, by_row: bool, complain: &mut impl FnMut(&str, &str, &str)) {
-    use FormWord::{Blob, Hex, Integer, Iso, Json, Jsonb, Micros, Millis, Seconds, Text, Uuid, UuidMixed};
+    use FormWord::{Blob, Hex, Integer, Iso, Json, Jsonb, Micros, Millis, Plain, Seconds, Text, Uuid, UuidMixed};
     const NAMES: &[FormWord] = &[Text, Integer, Uuid, UuidMixed, Hex];
     let any = [
         ("id", &section.id, NAMES),
@@ -179,7 +179,7 @@ fn fields(section: &Source, by_row: bool, complain: &mut impl FnMut(&str, &str, 
         ("version", &section.version, &[Integer, Text]),
         ("type", &section.r#type, NAMES),
         ("payload", &section.payload, &[Text, Blob, Json, Jsonb, Hex]),
-        ("headers", &section.headers, &[Text, Json, Jsonb]),
+        ("headers", &section.headers, &[Plain, Text, Json, Jsonb]),
         ("time", &section.time, &[Text, Iso, Seconds, Millis, Micros]),
     ];
     for (key, take, forms) in any {

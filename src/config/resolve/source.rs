@@ -19,7 +19,15 @@ pub(super) fn resolve(name: &str, raw: &file::Source, checker: &mut Checker<'_>)
     let durability = checker.choose_or(&key("durability"), raw.durability.as_ref(), &DURABILITIES, Durability::Strict);
     let (path, tables) = (path?, tables?);
     let preset = raw.preset.clone();
-    let mut settings = Settings { name: name.to_owned(), path, preset, tables, durability, state: StatePlace::Beside };
+    let mut settings = Settings {
+        name: name.to_owned(),
+        path,
+        preset,
+        tables,
+        durability,
+        state: StatePlace::Beside,
+        allow_network_filesystem: raw.allow_network_filesystem.unwrap_or(false),
+    };
     settings.state = state(raw.state.as_deref(), &settings, &key("state"), checker);
     Some(settings)
 }

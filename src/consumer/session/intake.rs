@@ -82,16 +82,16 @@ impl Session {
 
     /// How many of the batch's first events the run before may have sent.
     fn sent_before_in(&mut self, batch: &Batch) -> usize {
-        let Some(head) = self.sent_before else { return 0 };
-        let candidates = batch.len().min(self.sent_before_left);
-        let count = if self.by_row {
-            candidates
-        } else {
-            (0..candidates).take_while(|index| batch.position(*index) <= head).count()
-        };
-        self.sent_before_left -= count;
-        if count < batch.len() || self.sent_before_left == 0 {
-            self.sent_before = None;
+        let Some(before) = &mut self.sent_before else { return 0 };
+        let mut count = 0;
+        for index in 0..batch.len() {
+            if before.events == 0 || (!self.by_row && batch.position(index) > before.until) {
+                self.sent_before = None;
+                break;
+            }
+            // What is marked anyway was of a held key: it was not among those in flight.
+            before.events -= usize::from(!batch.is_again(index));
+            count += 1;
         }
         count
     }

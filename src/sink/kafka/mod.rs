@@ -29,7 +29,8 @@ use tokio::sync::oneshot;
 
 use super::format::{Dress, Value, Wire};
 use super::template::Template;
-use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
+use super::{BoxFuture, Fault, FaultClass, Flight, Outcome, Port, Sink};
+use crate::controls::{self, Protection};
 use crate::event::{Event, Reason, Rejection};
 use aloft::Aloft;
 use reports::{Context, Reports};
@@ -39,6 +40,9 @@ pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, c
 const OVERDUE_WAIT: Duration = Duration::from_secs(5);
 /// How long a probe goes on after the client reported a fault: another broker may still answer it.
 const FAULT_WAIT: Duration = Duration::from_millis(500);
+/// How long a new client may take to find Kafka where one that has been there does not. librdkafka clings to a connection whose peer is gone
+/// for half a minute and more; and it can forget all brokers when the last one says, while it shuts down, that there are none.
+const FRESH_WAIT: Duration = Duration::from_secs(2);
 /// How long `close` waits for the client's threads.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -86,17 +90,42 @@ impl Kafka {
             Some(live) => live,
             none => none.insert(Live::build(&self.settings, &self.port).await?),
         };
+        let topic = self.settings.topic.constant().map(str::to_owned);
         let partition = self.settings.partition.as_ref().and_then(|template| partition_of(template.constant()?));
-        live.ask(self.settings.topic.constant().map(str::to_owned), partition, timeout).await?;
-        if !self.is_moving(deadline).await {
-            tracing::warn!(
-                consumer = self.port.consumer,
-                "Kafka answers, but reports are overdue: the producer is made anew"
-            );
-            self.let_go();
-            self.live = Some(Live::build(&self.settings, &self.port).await?);
+        let is_known = live.reports.has_answered.load(Ordering::Acquire);
+        let patience = if is_known { timeout.saturating_sub(FRESH_WAIT.min(timeout / 4)) } else { timeout };
+        let asked = live.ask(topic.clone(), partition, patience).await;
+        match asked {
+            Ok(()) if self.is_moving(deadline).await => Ok(()),
+            Ok(()) => {
+                let fresh = Live::build(&self.settings, &self.port).await?;
+                self.replace(fresh, "reports are overdue");
+                Ok(())
+            }
+            Err(fault)
+                if is_known && fault.class == FaultClass::Unavailable && !controls::is_off(Protection::FreshClient) =>
+            {
+                let fresh = Live::build(&self.settings, &self.port).await?;
+                match fresh.ask(topic, partition, deadline.saturating_duration_since(Instant::now())).await {
+                    Ok(()) => {
+                        self.replace(fresh, "the producer does not find it");
+                        Ok(())
+                    }
+                    Err(_) => {
+                        fresh.reports.closed.store(true, Ordering::Release);
+                        drop_apart(fresh.client);
+                        Err(fault)
+                    }
+                }
+            }
+            Err(fault) => Err(fault),
         }
-        Ok(())
+    }
+
+    fn replace(&mut self, fresh: Live, why: &str) {
+        tracing::warn!(consumer = self.port.consumer, "Kafka answers, but {why}: the producer is made anew");
+        self.let_go();
+        self.live = Some(fresh);
     }
 
     /// Whether no report is overdue, or reports are coming again.
@@ -225,12 +254,11 @@ impl Live {
 }
 
 async fn is_fatal(fault: &mut tokio::sync::watch::Receiver<Option<Fault>>) {
-    use super::FaultClass::Fatal;
     loop {
         if fault.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        if fault.borrow_and_update().as_ref().is_some_and(|fault| fault.class == Fatal) {
+        if fault.borrow_and_update().as_ref().is_some_and(|fault| fault.class == FaultClass::Fatal) {
             return;
         }
     }

@@ -31,6 +31,8 @@ pub(super) struct Reports {
     pub closed: AtomicBool,
     /// This producer is past help.
     pub spoilt: AtomicBool,
+    /// A probe has succeeded once.
+    pub has_answered: AtomicBool,
     /// The last fault of the whole, until a probe succeeds.
     pub fault: watch::Sender<Option<Fault>>,
     // Only ever taken when the client reports a fault of the whole, and by a probe.
@@ -49,6 +51,7 @@ impl Reports {
             reported: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             spoilt: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
             fault: watch::Sender::new(None),
             told: Mutex::new(None),
             aloft: Mutex::default(),
@@ -61,6 +64,7 @@ impl Reports {
 
     /// A probe succeeded: what was told before holds no longer.
     pub fn clear(&self) {
+        self.has_answered.store(true, Ordering::Release);
         self.fault.send_replace(None);
         *self.told.lock().expect("no panic happens under this lock") = None;
     }

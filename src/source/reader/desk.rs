@@ -12,11 +12,13 @@ use rusqlite::Connection;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
-use self::opening::check_journal;
-use super::{Halt, Head, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
+use self::opening::check_schema;
+use super::{Halt, Head, Look, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
 use crate::controls::{self, Protection, Seam};
 use crate::event::Batch;
 use crate::source::checkpointed::Checkpointed;
+use crate::source::inspection;
+use crate::source::mapping::Mapping;
 use crate::source::rows::{self, Rows, RowsUpdate};
 use crate::source::wake::Wake;
 use crate::source::{Durability, Settings};
@@ -41,10 +43,22 @@ enum Table {
     Rows(Rows),
 }
 
+impl Table {
+    fn mapping(&self) -> &Mapping {
+        match self {
+            Table::Checkpointed(table) => table.mapping(),
+            Table::Rows(table) => table.mapping(),
+        }
+    }
+}
+
 struct Open {
     connection: Connection,
     table: Table,
     inode: (u64, u64),
+    schema_version: i64,
+    /// What was found when it was opened and did not keep it from being read.
+    warnings: Vec<String>,
     /// The `data_version` of the newest snapshot that the barrier has made durable.
     durable_version: Option<i64>,
     /// The `data_version` at which the parked requests were last answered.
@@ -216,11 +230,19 @@ impl Desk {
                         }
                         Ok(false)
                     }
-                    _ => Err(Halt::new(format!(
-                        "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
+                    _ => {
+                        // A table or column that went between two looks is named.
+                        if let Some(Err(ReadFault::Halt(halt))) =
+                            self.open.as_mut().map(|open| check_schema(open, &self.settings))
+                        {
+                            return Err(halt);
+                        }
+                        Err(Halt::new(format!(
+                            "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
                          file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
-                        self.settings.path.display()
-                    ))),
+                            self.settings.path.display()
+                        )))
+                    }
                 }
             }
         }
@@ -236,7 +258,11 @@ impl Desk {
         let due = matches!(&open.table, Table::Rows(rows) if rows.is_full_pass_due(version));
         let changed = open.served_version != Some(version);
         if changed {
-            check_journal(&open.connection, &self.settings.path)?;
+            let path = &self.settings.path;
+            if let Some(refusal) = inspection::journal(&open.connection, path)? {
+                return Err(Halt::from(refusal).into());
+            }
+            check_schema(open, &self.settings)?;
         }
         if open.headed_version != Some(version) {
             self.note_head(version)?;
@@ -312,7 +338,7 @@ impl Desk {
                     Table::Rows(table) => table.look(&open.connection),
                 };
                 match look {
-                    Ok(look) => drop(reply.send(Ok(look))),
+                    Ok(look) => drop(reply.send(Ok(Look { warnings: open.warnings.clone(), ..look }))),
                     Err(fault) => return Err((Request::Look(reply), fault)),
                 }
                 Ok(None)
@@ -358,7 +384,7 @@ impl Desk {
         if let Table::Rows(table) = &mut open.table {
             table.update(std::mem::take(&mut request.update));
         }
-        let (batch, version) = match snapshot_read(open, &request) {
+        let (batch, version) = match snapshot_read(open, &self.settings, &request) {
             Ok(read) => read,
             // This consumer's checkpoint does not fit the table; other consumers' may.
             Err(ReadFault::Halt(halt)) => {
@@ -398,13 +424,19 @@ impl Desk {
 }
 
 /// Reads in one snapshot; says which one it was.
-fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch>, i64), ReadFault> {
-    let connection = &open.connection;
+fn snapshot_read(
+    open: &mut Open,
+    settings: &Settings,
+    request: &ReadRequest,
+) -> Result<(Option<Batch>, i64), ReadFault> {
     if let Table::Rows(table) = &mut open.table {
-        table.prepare(connection, &request.filter)?;
+        table.prepare(&open.connection, &request.filter)?;
     }
-    connection.prepare_cached("BEGIN")?.execute([])?;
+    open.connection.prepare_cached("BEGIN")?.execute([])?;
     let read = (|| -> Result<(Option<Batch>, i64), ReadFault> {
+        // In the same snapshot: what is handed out was read of a table that still is what was said.
+        check_schema(open, settings)?;
+        let connection = &open.connection;
         let version = open::data_version(connection)?;
         let batch = match &mut open.table {
             Table::Checkpointed(table) => table.read(connection, request)?,
@@ -418,7 +450,7 @@ fn snapshot_read(open: &mut Open, request: &ReadRequest) -> Result<(Option<Batch
         };
         Ok((batch, version))
     })();
-    let ended = connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+    let ended = open.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
     let read = read?;
     ended?;
     Ok(read)

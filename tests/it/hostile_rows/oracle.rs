@@ -78,8 +78,7 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
     if table == Table::Outbox {
         event.key = row.key.bytes().or(event.key);
     }
-    let is_no_text = |cell: &Cell| matches!(cell, Cell::Integer(_) | Cell::Real(_) | Cell::Blob(_));
-    if event.id.is_empty() || row.kind == Cell::Null || (table == Table::Outbox && is_no_text(&row.headers)) {
+    if event.id.is_empty() || row.kind == Cell::Null {
         wrong.insert("undecodable");
     }
     if event.key.as_ref().is_some_and(|key| key.len() > NAME_BYTES_MAX) {

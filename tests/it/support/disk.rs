@@ -124,8 +124,34 @@ impl SmallDisk {
         std::fs::remove_file(self.path("ballast")).unwrap();
     }
 
+    pub fn read_only(&self, wanted: bool) {
+        let how = if wanted { "remount,ro" } else { "remount,rw" };
+        root(&["mount", "-o", how, &text(&self.mount.point)]).unwrap();
+    }
+
     pub fn grow(&self, kilobytes: u32) {
         root(&["mount", "-o", &format!("remount,size={kilobytes}k"), &text(&self.mount.point)]).unwrap();
+    }
+}
+
+/// A folder seen through FUSE (`bindfs`, from Debian).
+pub struct Mirror {
+    mount: Mount,
+    _folder: Folder,
+}
+
+impl Mirror {
+    /// The error says why nothing can be mounted here.
+    pub fn new(of: &Path) -> Result<Self, String> {
+        let folder = Folder::new();
+        let point = folder.0.join("mirror");
+        std::fs::create_dir(&point).unwrap();
+        root(&["bindfs", &text(of), &text(&point)])?;
+        Ok(Self { mount: Mount { point }, _folder: folder })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mount.point.join(name)
     }
 }
 

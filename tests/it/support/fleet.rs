@@ -36,6 +36,7 @@ pub fn source(name: &str, path: &Path, read: Read) -> source::Settings {
         tables: preset::tables("eventsource-py", if read == Read::Outbox { "outbox" } else { "events" }).unwrap(),
         durability: Durability::Strict,
         state,
+        allow_network_filesystem: false,
     }
 }
 

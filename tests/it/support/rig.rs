@@ -260,6 +260,7 @@ pub fn source_of(name: &str, path: &Path) -> source::Settings {
         tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
         durability: Durability::Strict,
         state: StatePlace::Beside,
+        allow_network_filesystem: false,
     }
 }
 

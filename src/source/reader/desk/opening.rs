@@ -8,11 +8,13 @@ use rusqlite::Connection;
 
 use super::{Desk, Halt, Open, ReadFault, Table};
 use crate::controls::{self, Protection};
+use crate::source::Settings;
 use crate::source::checkpointed::Checkpointed;
 use crate::source::fit::{self, Misfit};
+use crate::source::inspection;
 use crate::source::plan::Plan;
 use crate::source::rows::Rows;
-use crate::sqlite::{fault, open};
+use crate::sqlite::{fault, open, premises};
 use crate::telemetry::metric;
 
 impl Desk {
@@ -36,6 +38,9 @@ impl Desk {
 
     /// Opens the file when it and the table are there.
     pub(super) fn try_open(&mut self) -> Result<bool, Halt> {
+        if let Some(refusal) = inspection::refusal(&self.settings) {
+            return Err(refusal.into());
+        }
         let path = self.settings.path.clone();
         let meta = match fs::metadata(&path) {
             Ok(meta) => meta,
@@ -72,6 +77,11 @@ impl Desk {
             Err(ReadFault::Sqlite(error)) => {
                 let (kind, code) = fault::classify(&error);
                 let what = format!("{}: {error} (SQLite code {code})", path.display());
+                let needs_application = matches!(kind, fault::Kind::Permission | fault::Kind::CannotOpen);
+                if let Some(why) = needs_application.then(|| premises::waits_for_application(&path)).flatten() {
+                    self.wait_for(why);
+                    return Ok(false);
+                }
                 match kind {
                     fault::Kind::Busy | fault::Kind::Storage | fault::Kind::CannotOpen => {
                         self.wait_for(what);
@@ -93,11 +103,7 @@ impl Desk {
 
     /// A look that costs more the longer the table is told once, with its remedy.
     fn warn_of_plan(&self, connection: &Connection, table: &Table) -> Result<(), ReadFault> {
-        let mapping = match table {
-            Table::Checkpointed(table) => table.mapping(),
-            Table::Rows(table) => table.mapping(),
-        };
-        for detail in Plan::of(connection, mapping)?.warnings {
+        for detail in Plan::of(connection, table.mapping())?.warnings {
             tracing::warn!(event = "slow_plan", source = %self.settings.name, %detail);
         }
         Ok(())
@@ -105,29 +111,61 @@ impl Desk {
 
     fn open_file(&self, path: &Path, inode: (u64, u64)) -> Result<Result<Open, Misfit>, ReadFault> {
         let connection = open::reader(path)?;
+        let mut warnings = inspection::before_opening(&self.settings);
+        warnings.extend(inspection::old_library(&connection, path)?);
         open::restrict(&connection)?;
+        let schema_version = open::schema_version(&connection)?;
         let mapping = match fit::mapping(&connection, &self.settings.tables)? {
             Ok(mapping) => mapping,
             Err(misfit) => return Ok(Err(misfit)),
         };
-        check_journal(&connection, path)?;
+        if let Some(refusal) = inspection::journal(&connection, path)? {
+            return Err(Halt::from(refusal).into());
+        }
         let table = match mapping.rows {
             None => Table::Checkpointed(Checkpointed::new(mapping)),
             Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone())?),
         };
         self.warn_of_plan(&connection, &table)?;
-        Ok(Ok(Open { connection, table, inode, durable_version: None, served_version: None, headed_version: None }))
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        for detail in &warnings {
+            tracing::warn!(event = "source_warning", source = %self.settings.name, %detail);
+        }
+        let (durable_version, served_version, headed_version) = (None, None, None);
+        Ok(Ok(Open {
+            connection,
+            table,
+            inode,
+            schema_version,
+            warnings,
+            durable_version,
+            served_version,
+            headed_version,
+        }))
     }
 }
 
-pub(super) fn check_journal(connection: &Connection, path: &Path) -> Result<(), ReadFault> {
-    let mode = open::journal_mode(connection)?;
-    if mode == "wal" {
+/// Where the schema was changed: all that was looked at when the file was opened.
+pub(super) fn check_schema(open: &mut Open, settings: &Settings) -> Result<(), ReadFault> {
+    let schema_version = open::schema_version(&open.connection)?;
+    if schema_version == open.schema_version || controls::is_off(Protection::Schema) {
         return Ok(());
     }
-    Err(ReadFault::Halt(Halt::new(format!(
-        "{} is in journal mode {mode}; outboxd reads files in WAL mode only (otherwise every read would lock the application out). \
-         Remedy: in the application, PRAGMA journal_mode = WAL; then `outboxd resume`",
-        path.display()
-    ))))
+    // To prepare a statement takes the schema as this connection last saw it; to run one brings it up to date.
+    open.connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    let before = open.table.mapping();
+    let what = match fit::mapping(&open.connection, &settings.tables)? {
+        Ok(now) if now.definition == before.definition && now.newest.is_some() == before.newest.is_some() => {
+            open.schema_version = schema_version;
+            return Ok(());
+        }
+        Ok(_) => "what is said of this source now means another table. Remedy: see what was changed".to_owned(),
+        Err(Misfit::NoTable(_)) => format!("table {} is gone. Remedy: bring the table back", before.table),
+        Err(Misfit::Unusable(what)) => what,
+    };
+    Err(Halt::new(format!(
+        "{}: the schema was changed while it was read: {what}. Nothing was passed over; when it is as it should be, `outboxd resume`",
+        settings.path.display()
+    ))
+    .into())
 }

@@ -6,7 +6,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Microseconds since 1970 UTC. A clock before 1970 reads as 0.
 #[expect(clippy::disallowed_methods, reason = "this is the room of the clock")]
 pub fn now_micros() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+    micros_of(SystemTime::now())
+}
+
+/// The same of a time that a file bears.
+pub fn micros_of(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 /// Microseconds of a clock that nobody sets: what is waited for is measured with it.

@@ -42,6 +42,8 @@ listed! {
         Written,
         /// They are; nobody was told.
         Synced,
+        /// The file sink is about to rename a full file away, has, or has begun the next.
+        Rotate,
         /// The far side has acknowledged one event of a flight.
         Acknowledged,
         /// A flight has come back.

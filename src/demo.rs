@@ -113,6 +113,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         sink: sink::Settings::File(sink::file::Settings {
             path: Some(delivered.to_owned()),
             format: sink::format::Format::Envelope,
+            ..Default::default()
         }),
         types: Vec::new(),
         start: Some(Start::First),

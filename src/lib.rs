@@ -14,6 +14,7 @@ pub mod demo;
 pub mod event;
 pub mod retry;
 pub mod secret;
+pub mod setting;
 pub mod shutdown;
 pub mod sink;
 pub mod source;

@@ -113,6 +113,10 @@ impl FarSide for Kafka {
         if self.settings.topic.render(event, &self.source, &mut topic).is_ok() && !self.topics.contains(&topic) {
             self.topics.insert(topic.clone());
         }
+        if let Some(partition) = &self.settings.partition {
+            topic.push('\0');
+            let _ = partition.render(event, &self.source, &mut topic);
+        }
         topic
     }
 

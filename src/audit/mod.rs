@@ -187,18 +187,11 @@ fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide
         sink::Settings::File(settings) => match (&settings.path, settings.format) {
             (None, _) => usage("standard output cannot be read back", "write to a file"),
             (Some(path), sink::format::Format::Envelope) => {
-                let paths = options.older.iter().chain([path]).cloned().collect();
-                Ok(Box::new(file::Files::new(paths, relay.source.clone())))
+                Ok(Box::new(file::Files::new(options.older.clone(), path.clone(), relay.source.clone())))
             }
             (Some(_), _) => usage("the lines of its file bear no ids", "only format = \"envelope\" can be compared"),
         },
-        #[cfg(feature = "http")]
-        sink::Settings::Http(_) => {
-            usage("what was posted cannot be read back", "compare what the receiver keeps with the table")
-        }
-        sink::Settings::Custom(_) => {
-            usage("its sink cannot be read back", "audit a relay to Kafka, RabbitMQ or a file")
-        }
+        _ => usage("its sink cannot be read back", "audit a relay to Kafka, RabbitMQ or a file"),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Args {
     /// limit might cost messages
     #[arg(long, value_name = "NAME")]
     pub queue: Option<String>,
-    /// File: one that was renamed away, read before the sink's own; the oldest first
+    /// File: one that people renamed away, read before the sink's own (those that it rotates are found by themselves); the oldest first
     #[arg(long, value_name = "FILE")]
     pub older: Vec<PathBuf>,
     /// Others send to the same place: what the source does not have is no phantom

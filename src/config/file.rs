@@ -1,25 +1,13 @@
 //! What `outboxd.toml` may say: one struct a section, one doc comment a key.
 //!
 //! These comments are what the reference prints. Everything is optional here; what must be said, what belongs together
-//! and what is sane is `resolve`'s to decide, so that all errors are told at once.
+//! and what is sane is `resolve`'s to decide, so that all errors are told at once. The keys of
+//! each type of sink stand in its own room. `<name>` is a name that the user chooses.
 
-use super::key::Fallback::{Absent, Required, Value};
-use super::key::{Section, section};
-use super::value::{FilePath, Flat, List, Size, Span};
-use crate::secret::Secret;
+use crate::setting::key::Fallback::{Absent, Required, Value};
+use crate::setting::key::{Keyed, Kind, section};
+use crate::setting::value::{FilePath, List, Size, Span};
 use crate::source::declared::{Mark, Pending, Take};
-
-/// Where each section stands in the file. `<name>` is a name that you choose.
-pub const SECTIONS: [Section; 8] = [
-    Daemon::SECTION,
-    Source::SECTION,
-    Kafka::SECTION,
-    Amqp::SECTION,
-    Http::SECTION,
-    File::SECTION,
-    Stdout::SECTION,
-    Relay::SECTION,
-];
 
 section! {
     /// The daemon itself. `admin`, `control` and `log_format` want a restart when they change; a reload refuses that.
@@ -125,142 +113,6 @@ section! {
 }
 
 section! {
-    /// Events go to an Apache Kafka topic.
-    Kafka, "[sinks.<name>] with type = \"kafka\"" {
-        /// `"kafka"`.
-        r#type: String, Required, r#""kafka""#;
-        /// Where to find the brokers, as `host:port`.
-        bootstrap_servers: List, Required, r#"["127.0.0.1:9092"]"#;
-        /// The topic; a template over the event's fields.
-        topic: String, Required, r#""shop.{stream_type}""#;
-        /// The message key; a template over the event's fields.
-        key: String, Absent("the event's key"), r#""{stream_id}""#;
-        /// What the message holds: `"plain"` (the payload's bytes as they are), `"envelope"` or `"eventsource-py"`.
-        format: String, Value(r#""plain""#), r#""plain""#;
-        /// Headers beyond those that every message carries.
-        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
-        /// Any librdkafka property that outboxd does not own.
-        properties: Flat, Value("{}"), r#"{ "linger.ms" = 5 }"#;
-        /// Encryption. `tls = {}` uses the system's certificates.
-        tls: Tls, Absent("no encryption"), r#"{ ca_file = "ca.pem" }"#;
-        /// Who we are to the brokers.
-        sasl: Sasl, Absent("no authentication"), r#"{ mechanism = "SCRAM-SHA-512", username = "shop", password_file = "kafka-password" }"#;
-        /// Lets a password travel unencrypted to a host that is not loopback.
-        allow_plaintext: bool, Value("false"), "true";
-    }
-}
-
-section! {
-    /// Events go to a RabbitMQ exchange (AMQP 0-9-1).
-    Amqp, "[sinks.<name>] with type = \"amqp\"" {
-        /// `"amqp"`.
-        r#type: String, Required, r#""amqp""#;
-        /// Where the broker is, and who we are to it: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS.
-        uri: Secret, Required, r#""amqp://127.0.0.1""#;
-        /// The exchange; a template over the event's fields. The empty text is the default exchange.
-        exchange: String, Required, r#""events""#;
-        /// The routing key; a template over the event's fields.
-        routing_key: String, Required, r#""{stream_type}.{type}""#;
-        /// What the message holds: `"plain"` (the payload's bytes as they are), `"envelope"` or `"eventsource-py"`.
-        format: String, Value(r#""plain""#), r#""plain""#;
-        /// Headers beyond those that every message carries.
-        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
-        /// Whether the broker writes messages to disk.
-        persistent: bool, Value("true"), "true";
-        /// Whether a message that no queue takes is refused by the broker, and so held, instead of silently dropped.
-        mandatory: bool, Value("true"), "true";
-        /// Makes the exchange (topic, durable) when it is missing. Otherwise a missing one halts the relay.
-        declare: bool, Value("false"), "true";
-        /// Certificates for an `amqps://` address.
-        tls: Tls, Absent("the system's certificates, for `amqps://`"), r#"{ ca_file = "ca.pem" }"#;
-        /// Lets a password travel unencrypted to a host that is not loopback.
-        allow_plaintext: bool, Value("false"), "true";
-        /// How often the two sides show each other that they live; a dead peer is noticed within two of these.
-        heartbeat: Span, Value(r#""10s""#), r#""10s""#;
-        /// The broker's `max_message_size`: a larger message would close the channel, and so it is rejected before it is sent.
-        message_bytes_max: Size, Value(r#""128MiB""#), r#""16MiB""#;
-    }
-}
-
-section! {
-    /// Events are posted to an HTTP address. Delivered is what was answered with 200 to 299.
-    Http, "[sinks.<name>] with type = \"http\"" {
-        /// `"http"`.
-        r#type: String, Required, r#""http""#;
-        /// Where to post, as `http://` or `https://`. Redirects are not followed; no proxy is used.
-        url: Secret, Required, r#""https://hooks.example.org/orders""#;
-        /// An address that answers `GET` with 200 to 299 when events can be taken: asked at start and after every fault.
-        check_url: Secret, Absent("a connection to `url` will do"), r#""https://hooks.example.org/health""#;
-        /// The value of the header `Authorization`; better given as `authorization_file`.
-        authorization: Secret, Absent("none"), r#""Bearer token""#;
-        /// What a request holds: `"plain"` (the payload's bytes as they are) or `"envelope"`.
-        format: String, Value(r#""plain""#), r#""envelope""#;
-        /// Headers beyond those that every request carries; `_` in a name becomes `-`.
-        headers: List, Value("[]"), r#"["stream_id", "time"]"#;
-        /// Requests under way at a time. Events of one key share one, so their order holds.
-        connections: u64, Value("8"), "1";
-        /// Events in one request. More than 1: envelopes, one a line, as `application/x-ndjson`; `format` has to say `"envelope"`.
-        batch_events: u64, Value("1"), "100";
-        /// A request of several events grows up to here.
-        batch_bytes: Size, Value(r#""1MiB""#), r#""1MiB""#;
-        /// Statuses that mean "this event is at fault" and not "wait" or "halt", such as a 500 that one event alone provokes.
-        reject_statuses: List, Value("[]"), r#"["500"]"#;
-        /// Certificates for an `https://` address.
-        tls: Tls, Absent("the system's certificates, for `https://`"), r#"{ ca_file = "ca.pem" }"#;
-        /// Lets `authorization` travel unencrypted to a host that is not loopback.
-        allow_plaintext: bool, Value("false"), "true";
-        /// Lets the address lead to a link-local or metadata address of a cloud.
-        allow_link_local: bool, Value("false"), "true";
-    }
-}
-
-section! {
-    /// Events go to a file, one JSON object a line. One relay a file.
-    File, "[sinks.<name>] with type = \"file\"" {
-        /// `"file"`.
-        r#type: String, Required, r#""file""#;
-        /// The file; it is made when it is not there. Its folder must be there.
-        path: FilePath, Required, r#""events.ndjson""#;
-        /// What a line holds: `"envelope"`.
-        format: String, Value(r#""envelope""#), r#""envelope""#;
-    }
-}
-
-section! {
-    /// Events go to standard output, one JSON object a line.
-    Stdout, "[sinks.<name>] with type = \"stdout\"" {
-        /// `"stdout"`.
-        r#type: String, Required, r#""stdout""#;
-        /// What a line holds: `"envelope"`.
-        format: String, Value(r#""envelope""#), r#""envelope""#;
-    }
-}
-
-section! {
-    /// Encryption, inside a Kafka, AMQP or HTTP sink.
-    Tls, "tls" {
-        /// The authorities that the broker's certificate must come from, in PEM.
-        ca_file: FilePath, Absent("the system's"), r#""ca.pem""#;
-        /// Our own certificate, in PEM, together with `key_file`.
-        cert_file: FilePath, Absent("none"), r#""client.pem""#;
-        /// The key of our certificate, in PEM. Others must not be able to read it.
-        key_file: FilePath, Absent("none"), r#""client-key.pem""#;
-    }
-}
-
-section! {
-    /// Authentication, inside a Kafka sink.
-    Sasl, "sasl" {
-        /// `"PLAIN"`, `"SCRAM-SHA-256"` or `"SCRAM-SHA-512"`.
-        mechanism: String, Required, r#""SCRAM-SHA-512""#;
-        /// The user's name.
-        username: String, Required, r#""shop""#;
-        /// The password; better given as `password_file`.
-        password: Secret, Required, r#""secret""#;
-    }
-}
-
-section! {
     /// A source, carried to a sink.
     Relay, "[relays.<name>]" {
         /// The name of a `[sources.<name>]` section.
@@ -294,4 +146,16 @@ section! {
         /// Starts paused, until `outboxd resume`.
         paused: bool, Value("false"), "true";
     }
+}
+
+impl Keyed for Take {
+    const KIND: Kind = Kind::Field;
+}
+
+impl Keyed for Pending {
+    const KIND: Kind = Kind::Rows;
+}
+
+impl Keyed for Mark {
+    const KIND: Kind = Kind::Rows;
 }

@@ -12,9 +12,9 @@ use figment::{Figment, Metadata, Profile, Provider};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::key::Kind;
-use super::problem::{KeyPath, Origin, Problem, nearest};
 use super::reference;
+use crate::setting::key::Kind;
+use crate::setting::problem::{KeyPath, Origin, Problem, nearest};
 
 /// What a variable of ours begins with.
 const PREFIX: &str = "OUTBOXD_";
@@ -102,6 +102,8 @@ struct Stack {
     problems: Vec<Problem>,
 }
 
+const READABLE: Option<&str> = Some("make it one that the user may read whom outboxd runs as, or take it away");
+
 impl Stack {
     fn push(&mut self, name: String, values: Dict) {
         self.figment = std::mem::take(&mut self.figment).merge(Layer { name, values });
@@ -118,7 +120,7 @@ impl Stack {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
             Err(error) => {
                 let origin = Origin::File { path: folder.to_owned(), line: None };
-                self.complain(origin, KeyPath::default(), format!("this folder cannot be read: {error}"), None);
+                self.complain(origin, KeyPath::default(), format!("this folder cannot be read: {error}"), READABLE);
                 return Vec::new();
             }
         };
@@ -137,7 +139,8 @@ impl Stack {
                 return self.complain(whole, KeyPath::default(), "there is no such file".into(), Some(remedy));
             }
             Err(error) => {
-                return self.complain(whole, KeyPath::default(), format!("this file cannot be read: {error}"), None);
+                let reason = format!("this file cannot be read: {error}");
+                return self.complain(whole, KeyPath::default(), reason, READABLE);
             }
         };
         if is_open_to_all(path) {
@@ -225,7 +228,7 @@ fn dict(key: &str, value: Value) -> Dict {
 /// Reads a variable's text as the kind that its key wants: a password of digits stays text.
 fn variable_value(kind: Kind, text: &str) -> Result<Value, String> {
     match kind {
-        Kind::Text | Kind::Secret | Kind::Path | Kind::Duration | Kind::Size => Ok(Value::from(text)),
+        Kind::Text | Kind::Word | Kind::Secret | Kind::Path | Kind::Duration | Kind::Size => Ok(Value::from(text)),
         Kind::Number => match text.trim().parse::<i64>() {
             Ok(number) => Ok(Value::from(number)),
             Err(_) => Err(format!("{text:?} is not a whole number")),

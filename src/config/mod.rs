@@ -14,16 +14,12 @@
 //! that reads the environment. Start reading at [`load`].
 
 mod file;
-mod key;
 mod layers;
 pub mod preset;
-mod problem;
 mod read;
 pub mod reference;
 mod resolve;
-mod secret;
 mod show;
-mod value;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -31,9 +27,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use problem::{Error, KeyPath, Origin, Problem};
+pub use crate::setting::problem::{Error, KeyPath, Origin, Problem};
+pub use crate::setting::value::{Size, Span};
 pub use show::{Line, Shown};
-pub use value::{Size, Span};
 
 pub use crate::consumer::engine::WhenLocked;
 use crate::{consumer, source};

@@ -9,41 +9,22 @@ use figment::value::{Dict, Value};
 use serde::Deserialize;
 
 use super::file;
-use super::key::{Key, Kind, Section};
 use super::layers::Layers;
-use super::problem::{KeyPath, Origin, Problem, either, nearest};
 use super::reference;
-use super::secret::{self, Audience};
+use crate::setting::key::{Key, Kind, Section};
+use crate::setting::problem::{KeyPath, Origin, Problem, either, nearest};
+use crate::setting::secret_file::{self, Audience};
+use crate::sink;
 
 /// Everything that the configuration says, section by section, not yet checked against each other.
 #[derive(Debug, Default)]
 pub struct Raw {
     pub daemon: file::Daemon,
     pub sources: BTreeMap<String, file::Source>,
-    pub sinks: BTreeMap<String, Sink>,
+    /// `None`: its type is missing or unknown, which has been reported.
+    pub sinks: BTreeMap<String, Option<Box<dyn sink::Keys>>>,
     pub relays: BTreeMap<String, file::Relay>,
 }
-
-/// A sink of a known type.
-#[derive(Debug)]
-pub enum Sink {
-    Kafka(file::Kafka),
-    Amqp(file::Amqp),
-    Http(file::Http),
-    File(file::File),
-    Stdout(file::Stdout),
-    /// Its type is missing or unknown, which has been reported.
-    Unreadable,
-}
-
-/// The values of `sinks.X.type`, and the keys that belong to each.
-pub const SINK_TYPES: [(&str, Section); 5] = [
-    ("kafka", file::Kafka::SECTION),
-    ("amqp", file::Amqp::SECTION),
-    ("http", file::Http::SECTION),
-    ("file", file::File::SECTION),
-    ("stdout", file::Stdout::SECTION),
-];
 
 const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
 
@@ -130,26 +111,29 @@ impl Reader<'_> {
         sections
     }
 
-    fn sink(&mut self, path: &KeyPath, value: &Value) -> Sink {
-        let types = || either(SINK_TYPES.iter().map(|(name, _)| *name));
-        let Some(kind) = value.as_dict().and_then(|dict| dict.get("type")) else {
-            self.complain(path.join("type"), "must be said".to_owned(), Some(format!("write {}", types())));
-            return Sink::Unreadable;
+    fn sink(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn sink::Keys>> {
+        let names = || sink::types().map(|known| known.name);
+        let write = || format!("write {}", either(names()));
+        let Some(said) = value.as_dict().and_then(|dict| dict.get("type")) else {
+            self.complain(path.join("type"), "must be said".to_owned(), Some(write()));
+            return None;
         };
-        match kind.as_str() {
-            Some("kafka") => Sink::Kafka(self.section(path, value, &file::Kafka::SECTION)),
-            Some("amqp") => Sink::Amqp(self.section(path, value, &file::Amqp::SECTION)),
-            Some("file") => Sink::File(self.section(path, value, &file::File::SECTION)),
-            Some("stdout") => Sink::Stdout(self.section(path, value, &file::Stdout::SECTION)),
-            Some("http") => Sink::Http(self.section(path, value, &file::Http::SECTION)),
-            other => {
-                let near = other.and_then(|name| nearest(name, SINK_TYPES.iter().map(|(name, _)| *name)));
-                let remedy =
-                    near.map_or_else(|| format!("write {}", types()), |name| format!("did you mean `{name}`?"));
-                self.complain(path.join("type"), "there is no such type of sink".to_owned(), Some(remedy));
-                Sink::Unreadable
-            }
+        let said = said.as_str().unwrap_or_default();
+        if let Some(known) = sink::types().find(|known| known.name == said) {
+            return self.section_of(path, value, &known.section, known.read);
         }
+        let (reason, remedy) = match sink::is_left_out(said) {
+            true => (
+                format!("this build of outboxd cannot do {said}: it was built without the feature `{said}`"),
+                format!("build it with `cargo build --release --features {said}`, or use a release"),
+            ),
+            false => (
+                "there is no such type of sink".to_owned(),
+                nearest(said, names()).map_or_else(write, |name| format!("did you mean `{name}`?")),
+            ),
+        };
+        self.complain(path.join("type"), reason, Some(remedy));
+        None
     }
 
     fn section<T: Default + for<'de> Deserialize<'de>>(
@@ -158,14 +142,24 @@ impl Reader<'_> {
         value: &Value,
         section: &Section,
     ) -> T {
+        self.section_of(path, value, section, |value| T::deserialize(value).map_err(Box::new)).unwrap_or_default()
+    }
+
+    fn section_of<T>(
+        &mut self,
+        path: &KeyPath,
+        value: &Value,
+        section: &Section,
+        read: impl Fn(&Value) -> Result<T, Box<Fault>>,
+    ) -> Option<T> {
         let Some(mut dict) = value.as_dict().cloned() else {
             self.complain(path.clone(), "a section is wanted here".to_owned(), Some(format!("write [{path}]")));
-            return T::default();
+            return None;
         };
         self.take_from_files(path, &mut dict, section);
         loop {
-            match T::deserialize(&Value::from(dict.clone())) {
-                Ok(read) => return read,
+            match read(&Value::from(dict.clone())) {
+                Ok(read) => return Some(read),
                 Err(fault) => {
                     self.report(path, &fault, section);
                     assert!(remove(&mut dict, &fault.path), "a fault of a section names a key in it: {:?}", fault.path);
@@ -207,7 +201,7 @@ impl Reader<'_> {
             return self.complain(by_file, "the path of a file is wanted here".to_owned(), remedy);
         };
         let audience = if key.kind == Kind::Secret { Audience::NotOthers } else { Audience::Anybody };
-        match secret::read(&self.layers.folder.join(file), audience) {
+        match secret_file::read(&self.layers.folder.join(file), audience) {
             Ok(text) => {
                 dict.insert(key.name().to_owned(), Value::from(text));
             }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::file::{self, SECTIONS};
-use super::key::{Fallback, Key, Kind, Section};
-use super::problem::KeyPath;
-use super::read::SINK_TYPES;
+use super::file;
+use crate::setting::key::{Fallback, Key, Kind, Section};
+use crate::setting::problem::KeyPath;
+use crate::sink;
 
 /// The key that a path names, whatever names the user chose on the way.
 pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
@@ -14,7 +14,7 @@ pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
         ["daemon", rest @ ..] => key_in(&file::Daemon::SECTION, rest),
         ["sources", _, rest @ ..] => key_in(&file::Source::SECTION, rest),
         ["relays", _, rest @ ..] => key_in(&file::Relay::SECTION, rest),
-        ["sinks", _, rest @ ..] => SINK_TYPES.iter().find_map(|(_, section)| key_in(section, rest)),
+        ["sinks", _, rest @ ..] => sink::types().find_map(|known| key_in(&known.section, rest)),
         _ => None,
     }
 }
@@ -36,7 +36,10 @@ const HEAD: &str = include_str!("reference_head.md");
 /// The text of docs/CONFIG.md.
 pub fn markdown() -> String {
     let mut text = HEAD.to_owned();
-    for section in &SECTIONS {
+    let sinks = sink::types().map(|known| &known.section);
+    let sections =
+        [&file::Daemon::SECTION, &file::Source::SECTION].into_iter().chain(sinks).chain([&file::Relay::SECTION]);
+    for section in sections {
         push_section(&mut text, section, "##");
         for key in section.keys {
             if let Kind::Keys(inner) = key.kind {

@@ -3,10 +3,10 @@
 use figment::value::{Dict, Value};
 
 use super::file;
-use super::key::{Fallback, Key, Kind, Section};
 use super::layers::Layers;
-use super::problem::{KeyPath, Origin};
-use super::read::SINK_TYPES;
+use crate::setting::key::{Fallback, Key, Kind, Section};
+use crate::setting::problem::{KeyPath, Origin};
+use crate::sink;
 
 const HIDDEN: &str = "***";
 
@@ -59,9 +59,9 @@ pub(super) fn shown(layers: &Layers) -> Shown {
     {
         for (name, value) in dict(group) {
             let values = value.as_dict().unwrap_or(&empty);
-            let by_type =
-                || SINK_TYPES.into_iter().find(|(name, _)| values.get("type").and_then(Value::as_str) == Some(name));
-            if let Some(section) = section.or_else(|| by_type().map(|(_, section)| section)) {
+            let said = values.get("type").and_then(Value::as_str);
+            let by_type = || sink::types().find(|known| said == Some(known.name)).map(|known| known.section);
+            if let Some(section) = section.or_else(by_type) {
                 lines.section(&KeyPath::of([group, name]), values, &section);
             }
         }

@@ -11,7 +11,8 @@
 //!    or that was alone in its flight's exchange with the far side.
 //! 4. Events of one key are handed to the far side in the order in which they were sent.
 //!
-//! A sink does not retry, back off, or remember: that is the engine's. Where to start reading: [`Flight`], then `file`.
+//! A sink does not retry, back off, or remember: that is the engine's. Each type of sink is a room here, with its own keys (`config`), and a
+//! line in `registry`. Where to start reading: [`Flight`], then `file`.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
@@ -21,16 +22,22 @@ pub mod format;
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg_attr(
+    not(all(feature = "kafka", feature = "amqp", feature = "http")),
+    allow(dead_code, reason = "fewer sinks have fewer keys")
+)]
+mod keys;
+mod registry;
 pub mod template;
 pub mod tls;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use registry::{Keys, Settings, Told, Type, is_left_out, open, types};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::controls::{self, Seam};
@@ -217,44 +224,6 @@ pub struct Port {
     pub source: String,
 }
 
-/// A resolved `[sinks.X]` section.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "there are a handful of them, made once, at start")]
-pub enum Settings {
-    #[cfg(feature = "kafka")]
-    Kafka(kafka::Settings),
-    #[cfg(feature = "amqp")]
-    Amqp(amqp::Settings),
-    File(file::Settings),
-    #[cfg(feature = "http")]
-    Http(http::Settings),
-    /// A sink of somebody else's making; it has to keep the invariants above.
-    Custom(Maker),
-}
-
-impl Settings {
-    /// The files that the sink reads by itself, each time it connects: certificates.
-    pub fn files(&self) -> Vec<PathBuf> {
-        match self {
-            #[cfg(feature = "kafka")]
-            Settings::Kafka(settings) => settings.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
-            #[cfg(feature = "amqp")]
-            Settings::Amqp(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
-            #[cfg(feature = "http")]
-            Settings::Http(settings) => settings.tls.as_ref().map(tls::Tls::files).unwrap_or_default(),
-            Settings::File(_) | Settings::Custom(_) => Vec::new(),
-        }
-    }
-
-    /// The file that the sink writes, if it writes one.
-    pub fn destination_file(&self) -> Option<&Path> {
-        match self {
-            Settings::File(settings) => settings.path.as_deref(),
-            _ => None,
-        }
-    }
-}
-
 /// Makes a sink for a relay.
 #[derive(Clone)]
 pub struct Maker(pub Arc<dyn Fn(Port) -> Box<dyn Sink> + Send + Sync>);
@@ -268,19 +237,5 @@ impl PartialEq for Maker {
 impl std::fmt::Debug for Maker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Maker")
-    }
-}
-
-/// Makes the sink; connects nothing.
-pub fn open(settings: &Settings, port: Port) -> Box<dyn Sink> {
-    match settings {
-        #[cfg(feature = "kafka")]
-        Settings::Kafka(settings) => Box::new(kafka::Kafka::new(settings.clone(), port)),
-        #[cfg(feature = "amqp")]
-        Settings::Amqp(settings) => Box::new(amqp::Amqp::new(settings.clone(), port)),
-        Settings::File(settings) => Box::new(file::File::new(settings.clone(), port)),
-        #[cfg(feature = "http")]
-        Settings::Http(settings) => Box::new(http::Http::new(settings.clone(), port)),
-        Settings::Custom(maker) => (maker.0)(port),
     }
 }

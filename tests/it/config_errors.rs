@@ -1075,3 +1075,49 @@ fn http() {
         assert!(!errors.contains("secret"), "{errors}");
     }
 }
+
+/// Keys of sinks whose values have bounds or forms.
+#[cfg(all(feature = "kafka", feature = "amqp"))]
+#[test]
+fn properties_partitions_and_rotation() {
+    let file = "type = \"file\"\npath = \"e\"\n";
+    let kafka = "type = \"kafka\"\nbootstrap_servers = [\"k:1\"]\ntopic = \"t\"\n";
+    let amqp = "type = \"amqp\"\nuri = \"amqp://127.0.0.1\"\nexchange = \"x\"\nrouting_key = \"k\"\n";
+    let long = format!("properties.type = \"{}\"", "t".repeat(256));
+    for (sink, line, told) in [
+        (file, "rotate_bytes = \"1B\"", ["sinks.lines.rotate_bytes", "1B is out of bounds", "from 1KiB to 1TiB"]),
+        (file, "rotate_bytes = 5", ["sinks.lines.rotate_bytes", "a whole number", "a size in quotes"]),
+        (file, "rotate_every = \"0s\"", ["sinks.lines.rotate_every", "0s is out of bounds", "from 1s to 366d"]),
+        (kafka, "partition = -1", ["sinks.lines.partition", "\"-1\" is no partition", "from 0 on"]),
+        (kafka, "partition = true", ["sinks.lines.partition", "true or false", "text in quotes or a whole number"]),
+        (kafka, "partition = \"{shard}\"", ["sinks.lines.partition", "unknown field {shard}", "fix: "]),
+        (amqp, "properties.priority = 256", ["sinks.lines.properties.priority", "\"256\" cannot be", "0 to 255"]),
+        (
+            amqp,
+            "properties.expiration = \"50d\"",
+            ["sinks.lines.properties.expiration", "cannot be", "at most 49 days"],
+        ),
+        (
+            amqp,
+            "properties.timestamp = \"now\"",
+            ["sinks.lines.properties.timestamp", "\"now\" is not a choice", "`sent`"],
+        ),
+        (amqp, "properties.reply_to = \"q\"", ["sinks.lines.properties.reply_to", "no such key", "`correlation_id`"]),
+        (amqp, &long, ["sinks.lines.properties.type", "cannot be this property", "255 bytes"]),
+    ] {
+        let errors = errors(&self::sink(&format!("{sink}{line}")));
+        assert!(told.iter().all(|word| errors.contains(word)), "{line}: {told:?} is not in {errors}");
+    }
+    for (sink, line) in [
+        (file, "rotate_bytes = \"1KiB\"\nrotate_every = \"1d\""),
+        (kafka, "partition = 3"),
+        (kafka, "partition = \"{header.shard}\""),
+        (amqp, "properties = { type = \"a.{type}\", expiration = \"49d\", priority = 255, timestamp = \"none\" }"),
+        (
+            amqp,
+            "properties = { expiration = \"{header.ttl}\", priority = \"{header.priority}\", correlation_id = \"{id}\" }",
+        ),
+    ] {
+        Folder::with(&self::sink(&format!("{sink}{line}"))).load(&[]).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}

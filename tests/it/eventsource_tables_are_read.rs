@@ -17,7 +17,10 @@ const EVERY: [&str; 6] = ["g1a", "g1b", "g2_0_3_0", "g2_0_5_0", "g3", "g4"];
 
 fn sink_file(folder: &Path, format: Format) -> (PathBuf, outboxd::sink::Settings) {
     let path = folder.join("out.ndjson");
-    (path.clone(), outboxd::sink::Settings::File(file::Settings { path: Some(path), format }))
+    (
+        path.clone(),
+        outboxd::sink::Settings::File(file::Settings { path: Some(path), format, ..file::Settings::default() }),
+    )
 }
 
 async fn lines(path: &Path, count: usize) -> Vec<String> {

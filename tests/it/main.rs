@@ -5,6 +5,7 @@
 mod a_bad_network_loses_nothing;
 mod an_upgrade_goes_on;
 mod audits;
+mod bad_input_by_name;
 mod barrier_comes_before_sending;
 mod brokers_are_killed_under_load;
 mod brokers_away_are_waited_for;
@@ -29,6 +30,7 @@ mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
 mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
+mod files_are_rotated;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
 mod good_neighbour;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::{Checker, Nanos, is_loopback};
-use crate::config::problem::KeyPath;
-use crate::config::value::Span;
 use crate::config::{Daemon, LogFormat, WhenLocked, file};
+use crate::setting::problem::KeyPath;
+use crate::setting::value::Span;
 
 const CONTROL: &str = "unix:outboxd.sock";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,7 +72,7 @@ fn control(text: &str, key: &KeyPath, checker: &mut Checker<'_>) -> PathBuf {
         checker.refuse(key.clone(), format!("{text:?} does not name a socket"), format!("write {CONTROL:?}"));
         return PathBuf::new();
     }
-    let path = checker.layers.folder.join(path);
+    let path = checker.places.folder().join(path);
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         let reason = format!(
             "{} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a socket's path may have",

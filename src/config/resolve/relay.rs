@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::sink::{for_relay, format_of};
 use super::{Bytes, Checker, Nanos};
 use crate::config::file;
-use crate::config::problem::{KeyPath, either, nearest};
 use crate::config::read::Raw;
-use crate::config::value::{Size, Span};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
+use crate::setting::problem::{KeyPath, either, nearest};
+use crate::setting::value::{Size, Span};
 use crate::sink::format::Format;
 use crate::source;
 use crate::source::declared::From;
@@ -45,6 +44,7 @@ pub(super) fn resolve(
     }
     refuse_shared_rows(&relays, sources, checker);
     refuse_shared_files(&relays, checker);
+    refuse_files_of_sources(&relays, sources, checker);
     relays
 }
 
@@ -81,7 +81,7 @@ fn one(
     let on_reject = checker.choose_or(&key("on_reject"), relay.on_reject.as_ref(), &ON_REJECTS, OnReject::Hold);
     let bounds = bounds(name, relay, checker);
     let (source, sink_name) = (source?, sink_name?);
-    let sink = for_relay(sinks.get(&sink_name)?, bounds.ack_timeout);
+    let sink = sinks.get(&sink_name)?.for_relay(bounds.ack_timeout);
     let paused = relay.paused.unwrap_or(false);
     Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
 }
@@ -155,7 +155,7 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    if format_of(&relay.sink) == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
+    if relay.sink.format() == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
         checker.refuse(
             KeyPath::of(["sinks", &relay.sink_name, "format"]),
             format!(
@@ -197,5 +197,27 @@ fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
         let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
         let reason = format!("relay `{other}` writes to the same file {}", path.display());
         checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");
+    }
+}
+
+/// A relay that wrote into what it reads from would destroy it.
+fn refuse_files_of_sources(
+    relays: &[Settings],
+    sources: &BTreeMap<String, source::Settings>,
+    checker: &mut Checker<'_>,
+) {
+    let owned = |source: &source::Settings| {
+        let beside = ["-wal", "-shm", "-journal"].map(|end| PathBuf::from(format!("{}{end}", source.path.display())));
+        [source.path.clone(), source.state_path()].into_iter().chain(beside).map(|path| config::same_file(&path))
+    };
+    for relay in relays {
+        let Some(path) = relay.sink.destination_file() else { continue };
+        let same = config::same_file(path);
+        if let Some(source) = sources.values().find(|source| owned(source).any(|owned| owned == same)) {
+            let reason =
+                format!("{} belongs to [sources.{}]: the sink would write into it", path.display(), source.name);
+            let key = KeyPath::of(["sinks", &relay.sink_name, "path"]);
+            checker.refuse(key, reason, "give the sink a file of its own");
+        }
     }
 }

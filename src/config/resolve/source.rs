@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::Checker;
 use super::declared::declared;
-use crate::config::problem::{KeyPath, either, nearest};
 use crate::config::{file, preset};
+use crate::setting::problem::{KeyPath, either, nearest};
 use crate::source::declared::Declared;
 use crate::source::{Durability, Settings, StatePlace};
 
@@ -83,7 +83,7 @@ fn described(name: &str, section: &file::Source, checker: &mut Checker<'_>) -> O
     })
 }
 
-fn database(path: &crate::config::value::FilePath, key: &KeyPath, checker: &mut Checker<'_>) -> PathBuf {
+fn database(path: &crate::setting::value::FilePath, key: &KeyPath, checker: &mut Checker<'_>) -> PathBuf {
     let text = path.0.trim();
     if text.is_empty() {
         checker.refuse(key.clone(), "the path is empty", "name the application's SQLite file");
@@ -128,7 +128,7 @@ fn at_path(text: &str, source: &Path, key: &KeyPath, checker: &mut Checker<'_>) 
         };
         checker.refuse(key.clone(), format!("{text:?} is neither a word known here nor a path"), remedy);
     }
-    let path = checker.layers.folder.join(text);
+    let path = checker.places.folder().join(text);
     if path == source {
         checker.refuse(key.clone(), "this is the source's own file", "write state = \"inside\"");
     }

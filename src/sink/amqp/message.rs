@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use super::Settings;
 use crate::event::{Event, Reason, Rejection};
 use crate::sink::Pick;
-use crate::sink::format::{Dress, Format, Value, looks_like_json};
+use crate::sink::format::{Dress, Value};
 use crate::sink::template::Template;
 
 /// A message, ready to be published.
@@ -74,31 +74,18 @@ fn properties(
     pick: Pick,
     body: &[u8],
 ) -> Result<BasicProperties, Rejection> {
-    let mut properties = BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_message_id(short(Reason::Undecodable, "id", event.id)?)
-        .with_delivery_mode(if settings.persistent { PERSISTENT } else { TRANSIENT })
-        .with_content_type(if dress.format == Format::EventsourcePy || looks_like_json(body) {
-            "application/json".into()
-        } else {
-            "application/octet-stream".into()
-        });
-    // That library leaves `type` unset and says the encoding.
-    if dress.format == Format::EventsourcePy {
-        properties = properties.with_content_encoding("utf-8".into());
-    } else {
-        properties = properties.with_type(short(Reason::Undecodable, "type", event.kind)?);
-    }
-    if let Some(seconds) = dress.format.seconds(event) {
-        properties = properties.with_timestamp(seconds);
-    }
+        .with_delivery_mode(if settings.persistent { PERSISTENT } else { TRANSIENT });
+    let properties = settings.properties.put(event, dress, body, properties)?;
     let mut headers = FieldTable::default();
-    // Id, type, content type and encoding are short strings.
-    let mut bytes = FRAME_BYTES + 4 * (SHORT_BYTES_MAX + 1);
+    // Ids, type, content type, encoding and expiration are short strings.
+    let mut bytes = FRAME_BYTES + 6 * (SHORT_BYTES_MAX + 1);
     dress.each(event, pick, |name, value| {
         let Ok(name) = ShortString::try_new(name) else { return };
         bytes += name.as_str().len() + 2;
         let value = match value {
-            Value::Text(text) => {
+            Value::Text(text) | Value::Json(text) => {
                 bytes += text.len() + 4;
                 AMQPValue::LongString(LongString::from(text))
             }
@@ -114,14 +101,11 @@ fn properties(
             format!("headers of {bytes} bytes do not fit into one frame: the connection takes {frame_bytes_max}");
         return Err(Rejection::new(Reason::TooLarge, detail));
     }
-    if !headers.inner().is_empty() {
-        properties = properties.with_headers(headers);
-    }
-    Ok(properties)
+    Ok(if headers.inner().is_empty() { properties } else { properties.with_headers(headers) })
 }
 
 /// The client library panics on a longer one.
-fn short(reason: Reason, what: &str, text: impl Into<String>) -> Result<ShortString, Rejection> {
+pub(super) fn short(reason: Reason, what: &str, text: impl Into<String>) -> Result<ShortString, Rejection> {
     let text = text.into();
     let bytes = text.len();
     ShortString::try_new(text)

@@ -11,10 +11,12 @@
 //! It declares no queues and no bindings, and an exchange only when told to. How it fails: see `fault`. While the broker has
 //! publishers blocked, what is in flight waits. Start reading at `lane`.
 
+pub mod config;
 mod fault;
 mod lane;
 mod link;
 mod message;
+mod properties;
 
 /// For fuzzing.
 #[cfg(feature = "controls")]
@@ -34,6 +36,7 @@ use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
 use crate::secret::Secret;
 use lane::{Chunk, Lane};
 use link::Link;
+pub use properties::{Properties, Timestamp};
 
 /// Channels on the connection.
 const LANES: usize = 4;
@@ -53,6 +56,7 @@ pub struct Settings {
     pub format: Format,
     /// Headers beyond those that are always sent.
     pub headers: Vec<HeaderField>,
+    pub properties: Properties,
     pub persistent: bool,
     /// The broker returns what no queue would get. Off, such messages are lost in the broker.
     pub mandatory: bool,

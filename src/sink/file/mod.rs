@@ -9,16 +9,20 @@
 //!    length before anything is appended, and a torn tail is cut when the file is opened (`tail`).
 //! 3. One relay a file, by `flock`; what was renamed or deleted under us is never written to again.
 //!
-//! It does not rotate: rename the file away, and the next group goes into a new one. How it fails: a write error is
+//! A full file is renamed away, whole and synced, between two lines (`rotation`); what others rename away is left, too, and a new one begun. How it fails: a write error is
 //! *unavailable*; a failed sync is *fatal* for as long as the process lives, because a later sync proves nothing about
 //! pages that the kernel has dropped. Start reading at `writer`.
 
+pub mod config;
+mod rotation;
 mod tail;
 mod writer;
 
 /// For fuzzing.
 #[cfg(feature = "controls")]
 pub use tail::good_length;
+
+pub use rotation::{Rotation, rotated};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +46,7 @@ pub struct Settings {
     pub path: Option<PathBuf>,
     /// `Envelope` by default; with any other each line is a payload as it is.
     pub format: Format,
+    pub rotation: Rotation,
 }
 
 pub struct File {

@@ -11,7 +11,9 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::oneshot;
 
+use super::rotation::{self, Rotation};
 use super::{Settings, tail};
+use crate::clock;
 use crate::controls::{self, Seam};
 use crate::event::{Event, Reason, Rejection};
 use crate::sink::format::{Format, envelope};
@@ -38,7 +40,16 @@ pub(super) struct Writer {
 
 enum Target {
     Stdout,
-    File { file: File, synced_bytes: u64 },
+    File(Open),
+}
+
+struct Open {
+    file: File,
+    /// Handed to the kernel.
+    bytes: u64,
+    synced_bytes: u64,
+    /// When it was last written to.
+    written_micros: i64,
 }
 
 impl Writer {
@@ -116,43 +127,79 @@ impl Writer {
         if let Some(path) = &self.settings.path {
             target.is_as_left(path).map_err(Fault::unavailable)?;
         }
-        let written = self.write_lines(target, group);
-        if let Err(error) = written {
-            target.cut_back();
-            return Err(match target {
-                Target::Stdout => Fault::fatal(format!("cannot write to stdout: {error}")),
-                Target::File { .. } => Fault::unavailable(format!("cannot write to {}: {error}", self.name())),
-            });
-        }
-        controls::reach(Seam::Written);
-        if let Err(error) = target.sync() {
+        let result = self.write_and_sync(target, group);
+        if result.is_err() {
             // What may never reach the disk must not stand before what will.
             target.cut_back();
+        }
+        result
+    }
+
+    fn write_and_sync(&mut self, target: &mut Target, group: &[Arc<Flight>]) -> Result<(), Fault> {
+        if let Target::File(open) = &*target
+            && open.bytes > 0
+            && self.settings.rotation.is_over(open.written_micros, clock::now_micros())
+        {
+            self.rotate(target)?;
+        }
+        self.buffer.clear();
+        for flight in group {
+            for slot in 0..flight.len() {
+                let start = self.buffer.len();
+                if let Err(rejection) = self.line(&flight.event(slot), flight.picks[slot]) {
+                    flight.fill(slot, Outcome::Rejected(rejection));
+                }
+                if target.is_full(self.settings.rotation, start, self.buffer.len()) {
+                    let line = self.buffer.split_off(start);
+                    self.put(target)?;
+                    self.sync(target)?;
+                    self.rotate(target)?;
+                    self.buffer = line;
+                } else if self.buffer.len() >= BUFFER_BYTES {
+                    self.put(target)?;
+                }
+            }
+        }
+        self.put(target)?;
+        controls::reach(Seam::Written);
+        self.sync(target)?;
+        controls::reach(Seam::Synced);
+        Ok(())
+    }
+
+    /// Hands the buffer to the kernel.
+    fn put(&mut self, target: &mut Target) -> Result<(), Fault> {
+        let written = target.write(&self.buffer);
+        self.buffer.clear();
+        written.map_err(|error| match target {
+            Target::Stdout => Fault::fatal(format!("cannot write to stdout: {error}")),
+            Target::File(_) => Fault::unavailable(format!("cannot write to {}: {error}", self.name())),
+        })
+    }
+
+    fn sync(&mut self, target: &mut Target) -> Result<(), Fault> {
+        target.sync().map_err(|error| {
             let fault = Fault::fatal(format!(
                 "{} could not be made durable: {error}; check the disk, then restart outboxd",
                 self.name()
             ));
             self.spoilt = Some(fault.clone());
-            return Err(fault);
-        }
-        controls::reach(Seam::Synced);
-        Ok(())
+            fault
+        })
     }
 
-    fn write_lines(&mut self, target: &mut Target, group: &[Arc<Flight>]) -> io::Result<()> {
-        self.buffer.clear();
-        for flight in group {
-            for slot in 0..flight.len() {
-                if let Err(rejection) = self.line(&flight.event(slot), flight.picks[slot]) {
-                    flight.fill(slot, Outcome::Rejected(rejection));
-                }
-                if self.buffer.len() >= BUFFER_BYTES {
-                    target.write(&self.buffer)?;
-                    self.buffer.clear();
-                }
-            }
-        }
-        target.write(&self.buffer)
+    /// Renames the file away, which is whole and synced, and begins a new one. Nothing is written to that before both names are durable.
+    fn rotate(&self, target: &mut Target) -> Result<(), Fault> {
+        let path = self.settings.path.as_ref().expect("only a file is rotated");
+        let cannot = |error: io::Error| Fault::unavailable(format!("cannot rename {}: {error}", path.display()));
+        let name = rotation::next_name(path, clock::now_micros()).map_err(cannot)?;
+        controls::reach(Seam::Rotate);
+        std::fs::rename(path, &name).map_err(cannot)?;
+        controls::reach(Seam::Rotate);
+        *target = open(path, self.settings.format)?;
+        controls::reach(Seam::Rotate);
+        tracing::info!(event = "file_rotated", path = %path.display(), name = %name.display());
+        Ok(())
     }
 
     fn line(&mut self, event: &Event<'_>, pick: Pick) -> Result<(), Rejection> {
@@ -185,7 +232,7 @@ impl Writer {
 impl Target {
     /// Whether the path still leads to our file, and nobody else wrote to it.
     fn is_as_left(&self, path: &Path) -> Result<(), String> {
-        let Target::File { file, synced_bytes } = self else { return Ok(()) };
+        let Target::File(Open { file, synced_bytes, .. }) = self else { return Ok(()) };
         let cannot = |error: io::Error| format!("{}: {error}", path.display());
         let ours = file.metadata().map_err(cannot)?;
         let there = std::fs::metadata(path).map_err(cannot)?;
@@ -202,19 +249,31 @@ impl Target {
         Ok(())
     }
 
+    /// Whether the line at the end of a buffer, from `start` on, belongs into a new file: never the first of one.
+    fn is_full(&self, rotation: Rotation, start: usize, end: usize) -> bool {
+        let Target::File(open) = self else { return false };
+        open.bytes + start as u64 > 0 && end > start && rotation.is_too_long(open.bytes + end as u64)
+    }
+
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         match self {
             Target::Stdout => io::stdout().lock().write_all(lines),
-            Target::File { file, .. } => file.write_all(lines),
+            Target::File(open) => {
+                open.file.write_all(lines)?;
+                open.bytes += lines.len() as u64;
+                Ok(())
+            }
         }
     }
 
     fn sync(&mut self) -> io::Result<()> {
         match self {
             Target::Stdout => io::stdout().lock().flush(),
-            Target::File { file, synced_bytes } => {
-                file.sync_data()?;
-                *synced_bytes = file.metadata()?.len();
+            Target::File(open) => {
+                open.file.sync_data()?;
+                open.synced_bytes = open.file.metadata()?.len();
+                open.bytes = open.synced_bytes;
+                open.written_micros = clock::now_micros();
                 Ok(())
             }
         }
@@ -222,8 +281,8 @@ impl Target {
 
     /// Takes a half-written group away again. What cannot be cut now is cut, as a torn tail, when the file is opened again.
     fn cut_back(&mut self) {
-        if let Target::File { file, synced_bytes } = self
-            && let Err(error) = file.set_len(*synced_bytes)
+        if let Target::File(open) = self
+            && let Err(error) = open.file.set_len(open.synced_bytes)
         {
             tracing::warn!(%error, "a half-written group of lines could not be taken back");
         }
@@ -239,9 +298,9 @@ fn open(path: &Path, format: Format) -> Result<Target, Fault> {
         }
         _ => Fault::unavailable(format!("cannot open {}: {error}", path.display())),
     };
-    let is_new = !path.exists();
     let file = OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path).map_err(cannot)?;
-    if !file.metadata().map_err(cannot)?.is_file() {
+    let found = file.metadata().map_err(cannot)?;
+    if !found.is_file() {
         return Err(Fault::fatal(format!("{} is not a regular file; use type = \"stdout\"", path.display())));
     }
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
@@ -250,11 +309,10 @@ fn open(path: &Path, format: Format) -> Result<Target, Fault> {
         }
         errno => cannot(errno.into()),
     })?;
-    let synced_bytes = tail::settle(&file, path, format)?;
+    let bytes = tail::settle(&file, path, format)?;
     file.sync_all().map_err(cannot)?;
-    if is_new && let Some(folder) = path.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(cannot)?;
-    }
-    Ok(Target::File { file, synced_bytes })
+    // Its name, and that of the one before it, which may have been renamed away just before a crash.
+    File::open(rotation::folder_of(path)).and_then(|folder| folder.sync_all()).map_err(cannot)?;
+    let written_micros = clock::micros_of(found.modified().map_err(cannot)?);
+    Ok(Target::File(Open { file, bytes, synced_bytes: bytes, written_micros }))
 }

@@ -23,7 +23,7 @@ pub enum HeaderField {
     Source,
     Position,
     Time,
-    /// All text and number headers of the event itself.
+    /// All headers of the event itself; what is neither text nor a number is sent as JSON.
     Event,
 }
 
@@ -60,12 +60,14 @@ pub enum Wire {
 pub enum Value<'a> {
     Text(&'a str),
     Integer(i64),
+    /// `true`, an object, a list: sent as the JSON that it is.
+    Json(&'a str),
 }
 
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Value::Text(text) => f.write_str(text),
+            Value::Text(text) | Value::Json(text) => f.write_str(text),
             Value::Integer(number) => number.fmt(f),
         }
     }
@@ -164,7 +166,7 @@ fn is_reserved(name: &str) -> bool {
         || ["cc", "bcc", "id", "type", "traceparent"].into_iter().any(is)
 }
 
-/// Hands out the event's own headers that are text or numbers; a later one of the same name is handed out again.
+/// Hands out the event's own headers that are not `null`; a later one of the same name is handed out again.
 fn for_own(event: &Event<'_>, mut each: impl FnMut(&str, Value<'_>)) {
     // A column that is not a JSON object has no headers, not even those before the mistake; a message need not fail for it.
     let Some(text) = event.headers.filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) else { return };
@@ -191,6 +193,8 @@ impl<'de, F: FnMut(&str, Value<'_>)> Visitor<'de> for Own<'_, F> {
                     Some(number) => (self.0)(&name.0, Value::Integer(number)),
                     None => (self.0)(&name.0, Value::Text(&number.to_string())),
                 }
+            } else if value != "null" {
+                (self.0)(&name.0, Value::Json(value));
             }
         }
         Ok(())
@@ -239,10 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_header_hides_no_other_and_a_mistake_hides_all() {
+    fn a_deep_header_is_one_like_any_other_and_a_mistake_hides_all() {
         let deep = format!(r#"{{"deep":{}{},"tenant":"a"}}"#, "[".repeat(5000), "]".repeat(5000));
         for (headers, expected) in
-            [(deep.as_str(), vec!["tenant"]), (r#"{"tenant":"a","b":}"#, vec![]), (r#"{"a":"b"} x"#, vec![])]
+            [(deep.as_str(), vec!["deep", "tenant"]), (r#"{"tenant":"a","b":}"#, vec![]), (r#"{"a":"b"} x"#, vec![])]
         {
             let mut seen = Vec::new();
             for_own(&Event { headers: Some(headers), ..event() }, |name, _| seen.push(name.to_owned()));
@@ -274,6 +278,7 @@ mod tests {
                 "tenant=blue",
                 "n=7",
                 "f=1.5",
+                "o={}",
             ]
         );
     }

@@ -14,6 +14,7 @@
 //! probe does not pass before the time that `Retry-After` names, or before a pause that grows. Start reading at `Lane`.
 
 mod address;
+pub mod config;
 mod field;
 
 use std::error::Error as _;

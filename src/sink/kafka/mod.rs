@@ -10,6 +10,7 @@
 //! messages may have been written (duplicates behind an outage). Start reading at [`Kafka::send`](Sink::send).
 
 mod aloft;
+pub mod config;
 mod reports;
 mod settings;
 mod verdict;
@@ -33,7 +34,7 @@ use crate::controls::{self, Protection};
 use crate::event::{Event, Reason, Rejection};
 use aloft::Aloft;
 use reports::{Context, Reports};
-pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, check_topic};
+pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, check_topic, partition_of};
 
 /// How long a probe that was answered waits for overdue reports to come, before the producer is given up.
 const OVERDUE_WAIT: Duration = Duration::from_secs(5);
@@ -90,9 +91,10 @@ impl Kafka {
             none => none.insert(Live::build(&self.settings, &self.port).await?),
         };
         let topic = self.settings.topic.constant().map(str::to_owned);
+        let partition = self.settings.partition.as_ref().and_then(|template| partition_of(template.constant()?));
         let is_known = live.reports.has_answered.load(Ordering::Acquire);
         let patience = if is_known { timeout.saturating_sub(FRESH_WAIT.min(timeout / 4)) } else { timeout };
-        let asked = live.ask(topic.clone(), patience).await;
+        let asked = live.ask(topic.clone(), partition, patience).await;
         match asked {
             Ok(()) if self.is_moving(deadline).await => Ok(()),
             Ok(()) => {
@@ -104,7 +106,7 @@ impl Kafka {
                 if is_known && fault.class == FaultClass::Unavailable && !controls::is_off(Protection::FreshClient) =>
             {
                 let fresh = Live::build(&self.settings, &self.port).await?;
-                match fresh.ask(topic, deadline.saturating_duration_since(Instant::now())).await {
+                match fresh.ask(topic, partition, deadline.saturating_duration_since(Instant::now())).await {
                     Ok(()) => {
                         self.replace(fresh, "the producer does not find it");
                         Ok(())
@@ -200,7 +202,8 @@ fn drop_apart(client: Client) -> oneshot::Receiver<()> {
 impl Live {
     async fn build(settings: &Settings, port: &Port) -> Result<Self, Fault> {
         let config = settings.client(&port.consumer);
-        let reports = Reports::new(port.news.clone(), settings.topic.constant().is_some());
+        let is_partition_said = settings.partition.as_ref().is_some_and(|template| template.constant().is_none());
+        let reports = Reports::new(port.news.clone(), settings.topic.constant().is_some(), is_partition_said);
         let context = Context(reports.clone());
         let client = tokio::task::spawn_blocking(move || Client::from_config_and_context(&config, context))
             .await
@@ -217,8 +220,8 @@ impl Live {
         self.reports.spoilt.load(Ordering::Acquire)
     }
 
-    /// Asks the cluster for the constant topic, or for itself.
-    async fn ask(&self, topic: Option<String>, timeout: Duration) -> Result<(), Fault> {
+    /// Asks the cluster for the constant topic and partition, or for itself.
+    async fn ask(&self, topic: Option<String>, partition: Option<i32>, timeout: Duration) -> Result<(), Fault> {
         let mut fault = self.reports.fault.subscribe();
         let client = self.client.clone();
         let name = topic.clone();
@@ -246,7 +249,7 @@ impl Live {
             })
         })?;
         self.reports.clear();
-        topic.map_or(Ok(()), |topic| is_there(&metadata, &topic))
+        topic.map_or(Ok(()), |topic| is_there(&metadata, &topic, partition))
     }
 }
 
@@ -261,10 +264,16 @@ async fn is_fatal(fault: &mut tokio::sync::watch::Receiver<Option<Fault>>) {
     }
 }
 
-fn is_there(metadata: &Metadata, topic: &str) -> Result<(), Fault> {
+fn is_there(metadata: &Metadata, topic: &str, partition: Option<i32>) -> Result<(), Fault> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(Code::from)) {
-        Some(None) => Ok(()),
+        Some(None) => {
+            let count = found.map_or(0, |found| found.partitions().len());
+            let Some(missing) = partition.filter(|partition| *partition as usize >= count) else { return Ok(()) };
+            Err(Fault::fatal(format!(
+                "topic {topic} has {count} partitions, and `partition` says {missing} (the first is 0): add partitions, or say another"
+            )))
+        }
         Some(Some(code @ (Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::InvalidTopic))) => {
             Err(verdict::missing_topic(topic, code))
         }
@@ -289,7 +298,7 @@ impl Sender<'_> {
         let mut headers = Some(OwnedHeaders::new_with_capacity(4));
         let dressed = self.dress.each(&event, flight.picks[slot], |name, value| {
             let value = match value {
-                Value::Text(text) => text,
+                Value::Text(text) | Value::Json(text) => text,
                 Value::Integer(_) => {
                     number.clear();
                     let _ = std::fmt::Write::write_fmt(number, format_args!("{value}"));
@@ -310,7 +319,21 @@ impl Sender<'_> {
                 Some(key.as_bytes())
             }
         };
-        self.live.client.send(record).map_err(|(error, record)| self.refusal(&error, record.topic))
+        if let Some(template) = &self.settings.partition {
+            record.partition = Some(self.partition(&event, template, number).map_err(Outcome::Rejected)?);
+        }
+        self.live.client.send(record).map_err(|(error, record)| self.refusal(&error, record.topic, record.partition))
+    }
+
+    fn partition(&self, event: &Event<'_>, template: &Template, buffer: &mut String) -> Result<i32, Rejection> {
+        buffer.clear();
+        template.render(event, &self.dress.source, buffer)?;
+        partition_of(buffer).ok_or_else(|| {
+            let detail = format!(
+                "{buffer:?}, which `{template}` gives, is no partition: a whole number is wanted, not negative"
+            );
+            Rejection::new(Reason::Unroutable, detail)
+        })
     }
 
     fn topic<'t>(&'t self, event: &Event<'_>, buffer: &'t mut String) -> Result<&'t str, Rejection> {
@@ -325,7 +348,7 @@ impl Sender<'_> {
     }
 
     /// What the client says at once is about this very message, or about the client as a whole.
-    fn refusal(&self, error: &KafkaError, topic: &str) -> Outcome {
+    fn refusal(&self, error: &KafkaError, topic: &str, partition: Option<i32>) -> Outcome {
         let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
         match code {
             Code::MessageSizeTooLarge => Outcome::Rejected(Rejection::new(
@@ -338,8 +361,9 @@ impl Sender<'_> {
                     self.live.reports.spoil(&error.to_string());
                 }
                 let is_topic_constant = self.settings.topic.constant().is_some();
-                let was_alone = true;
-                verdict::outcome(code, verdict::Circumstances { topic, is_topic_constant, was_alone })
+                let said = self.settings.partition.as_ref().is_some_and(|template| template.constant().is_none());
+                let (partition, was_alone) = (partition.filter(|_| said), true);
+                verdict::outcome(code, verdict::Circumstances { topic, is_topic_constant, partition, was_alone })
             }
         }
     }

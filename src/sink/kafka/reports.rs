@@ -22,6 +22,8 @@ use crate::sink::{Fault, FaultClass, News, Outcome};
 pub(super) struct Reports {
     news: UnboundedSender<News>,
     is_topic_constant: bool,
+    /// Events say their partition themselves.
+    is_partition_said: bool,
     /// Messages handed to the client, and messages reported by it.
     pub sent: AtomicU64,
     pub reported: AtomicU64,
@@ -40,10 +42,11 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    pub fn new(news: UnboundedSender<News>, is_topic_constant: bool) -> Arc<Self> {
+    pub fn new(news: UnboundedSender<News>, is_topic_constant: bool, is_partition_said: bool) -> Arc<Self> {
         Arc::new(Self {
             news,
             is_topic_constant,
+            is_partition_said,
             sent: AtomicU64::new(0),
             reported: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -142,7 +145,11 @@ impl ProducerContext for Context {
                 }
                 let was_alone = is_alone && reports.sent.load(Ordering::Acquire) == reported;
                 let is_topic_constant = reports.is_topic_constant;
-                verdict::outcome(code, Circumstances { topic: message.topic(), is_topic_constant, was_alone })
+                let partition = reports.is_partition_said.then(|| message.partition());
+                verdict::outcome(
+                    code,
+                    Circumstances { topic: message.topic(), is_topic_constant, partition, was_alone },
+                )
             }
         };
         flight.fill(slot, outcome);

@@ -24,6 +24,8 @@ pub struct Settings {
     pub headers: Vec<HeaderField>,
     /// The message key; `None` = the event's key.
     pub key: Option<Template>,
+    /// The partition; `None` = by the message key.
+    pub partition: Option<Template>,
     /// librdkafka properties that outboxd does not own.
     pub properties: BTreeMap<String, String>,
     pub security: Security,
@@ -138,6 +140,11 @@ pub fn check_topic(topic: &str) -> Result<(), String> {
     }
 }
 
+/// A partition's number.
+pub fn partition_of(text: &str) -> Option<i32> {
+    text.parse().ok().filter(|number| *number >= 0)
+}
+
 impl Settings {
     /// Whether the client library takes all properties; connects nothing.
     pub fn verify(&self) -> Result<(), String> {
@@ -232,6 +239,7 @@ mod tests {
             format: Format::Plain,
             headers: vec![],
             key: None,
+            partition: None,
             properties: properties.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             security: Security::default(),
             ack_timeout: Duration::from_secs(30),

@@ -14,6 +14,8 @@ use crate::sink::{Fault, Outcome};
 pub(super) struct Circumstances<'a> {
     pub topic: &'a str,
     pub is_topic_constant: bool,
+    /// The one that a template gave for it.
+    pub partition: Option<i32>,
     /// No other message of this producer was in flight.
     pub was_alone: bool,
 }
@@ -35,6 +37,10 @@ pub(super) fn outcome(code: Code, circumstances: Circumstances<'_>) -> Outcome {
         }
         Code::InvalidDifferentRecord => {
             Outcome::Suspect(Rejection::new(Reason::Refused, format!("refused along with another record: {code}")))
+        }
+        Code::UnknownPartition if circumstances.partition.is_some() => {
+            let partition = circumstances.partition.unwrap_or_default();
+            Outcome::Rejected(Rejection::new(Reason::Unroutable, format!("topic {topic} has no partition {partition}")))
         }
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic => {
             if circumstances.is_topic_constant {
@@ -97,7 +103,11 @@ mod tests {
     use crate::sink::FaultClass;
 
     fn of(code: Code, is_topic_constant: bool, was_alone: bool) -> String {
-        match outcome(code, Circumstances { topic: "shop", is_topic_constant, was_alone }) {
+        of_partition(code, is_topic_constant, None, was_alone)
+    }
+
+    fn of_partition(code: Code, is_topic_constant: bool, partition: Option<i32>, was_alone: bool) -> String {
+        match outcome(code, Circumstances { topic: "shop", is_topic_constant, partition, was_alone }) {
             Outcome::Delivered => "delivered".into(),
             Outcome::Rejected(rejection) => format!("rejected {}", rejection.reason.as_str()),
             Outcome::Suspect(rejection) => format!("suspect {}", rejection.reason.as_str()),
@@ -118,6 +128,8 @@ mod tests {
     fn a_missing_topic_is_the_templates_or_everybodys() {
         assert_eq!(of(Code::UnknownTopicOrPartition, true, false), "fatal");
         assert_eq!(of(Code::UnknownTopicOrPartition, false, false), "rejected unroutable");
+        assert_eq!(of(Code::UnknownPartition, true, false), "fatal");
+        assert_eq!(of_partition(Code::UnknownPartition, true, Some(9), false), "rejected unroutable");
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::support::rig::{Running, insert, open, relay_to, source_of};
 /// How long a run may take that is not ended.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+const ROTATE_BYTES: u64 = 600;
+
 /// How progress is recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
@@ -46,6 +48,8 @@ pub enum End {
     Journal,
     /// The file sink.
     File,
+    /// The same, with a new file for every two lines or three.
+    Rotating,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,7 +102,7 @@ const TINY: Course = Course { events: 4, keys: 2, batch: 2, window: 4, trouble: 
 const BATCH: Course = Course { events: 6, keys: 2, batch: 6, window: 6, end: End::File, ..TINY };
 
 /// One line a course.
-pub static COURSES: [Course; 17] = [
+pub static COURSES: [Course; 19] = [
     BESIDE,
     Course { name: "inside", progress: Progress::Inside, ..SHORT },
     Course { name: "fast", progress: Progress::Inside, durability: Durability::Fast, ..SHORT },
@@ -111,6 +115,14 @@ pub static COURSES: [Course; 17] = [
     Course { name: "skipped", trouble: Trouble::DeadLetters, on_reject: OnReject::Skip, ..SHORT },
     Course { name: "to a file", end: End::File, trouble: Trouble::None, ..SHORT },
     Course { name: "by row, to a file", progress: Progress::ByRow, end: End::File, trouble: Trouble::None, ..SHORT },
+    Course { name: "to files that rotate", end: End::Rotating, trouble: Trouble::None, ..SHORT },
+    Course {
+        name: "by row, to files that rotate",
+        progress: Progress::ByRow,
+        end: End::Rotating,
+        trouble: Trouble::None,
+        ..SHORT
+    },
     Course { name: "batch beside", ..BATCH },
     Course { name: "batch inside", progress: Progress::Inside, ..BATCH },
     Course { name: "batch by row", progress: Progress::ByRow, ..BATCH },
@@ -199,8 +211,11 @@ impl Course {
     fn relay(&'static self, folder: &Path) -> Settings {
         let sink = match self.end {
             End::Journal => sink::Settings::Custom(journal::maker(self, folder)),
-            End::File => {
-                sink::Settings::File(file::Settings { path: Some(folder.join("lines")), format: Format::Envelope })
+            End::File | End::Rotating => {
+                let bytes = (self.end == End::Rotating).then_some(ROTATE_BYTES);
+                let rotation = file::Rotation { bytes, every: None };
+                let path = Some(folder.join("lines"));
+                sink::Settings::File(file::Settings { path, format: Format::Envelope, rotation })
             }
         };
         let bounds = Bounds {

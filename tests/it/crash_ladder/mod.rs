@@ -175,6 +175,12 @@ fn nor_with_the_file_sink() {
 }
 
 #[test]
+fn nor_with_files_that_rotate() {
+    climb(course::named("to files that rotate"));
+    climb(course::named("by row, to files that rotate"));
+}
+
+#[test]
 fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     for version in 0..SCHEMA_VERSION {
         climb(course::named(&format!("tables of version {version}")));

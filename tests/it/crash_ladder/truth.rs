@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use outboxd::consumer::OnReject;
+use outboxd::sink::file;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Params};
 
@@ -44,7 +45,15 @@ impl Count {
 /// Each delivery, in order: which, and what was said of it.
 fn deliveries(course: &Course, folder: &Path) -> Vec<(usize, String)> {
     let name = if course.end == End::Journal { "journal" } else { "lines" };
-    let text = fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let mut text = String::new();
+    let rotated = file::rotated(&folder.join(name)).unwrap();
+    for path in &rotated {
+        let piece = fs::read_to_string(path).unwrap();
+        assert!(piece.ends_with('\n'), "{} was rotated in the middle of a line", path.display());
+        text.push_str(&piece);
+    }
+    assert!(course.end == End::Rotating || rotated.is_empty());
+    text.push_str(&fs::read_to_string(folder.join(name)).unwrap_or_default());
     // A line that a crash has torn is not one yet.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |line: &str| match course.end {
@@ -52,7 +61,7 @@ fn deliveries(course: &Course, folder: &Path) -> Vec<(usize, String)> {
             let (id, what) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
             (number(id), what.to_owned())
         }
-        End::File => {
+        End::File | End::Rotating => {
             let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
             let again = event["headers"].get("outboxd-redelivery").is_some();
             (number(event["id"].as_str().unwrap()), if again { "again" } else { "first" }.to_owned())

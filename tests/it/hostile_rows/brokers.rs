@@ -42,19 +42,19 @@ fn fate(row: &Row, at: Far) -> Fate {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Far {
+pub enum Far {
     Kafka,
     RabbitMq,
 }
 
 /// A message, as somebody else's client saw it.
-struct Message {
-    position: i64,
-    id: String,
-    kind: String,
+pub struct Message {
+    pub position: i64,
+    pub id: String,
+    pub kind: String,
     /// Kafka has one.
-    key: Option<Vec<u8>>,
-    body: Option<Vec<u8>>,
+    pub key: Option<Vec<u8>>,
+    pub body: Option<Vec<u8>>,
 }
 
 fn bytes(line: &Value, name: &str, encoded: &str) -> Option<Vec<u8>> {
@@ -69,7 +69,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value}")).to_owned()
 }
 
-fn of_kafka(line: &Value) -> Message {
+pub fn of_kafka(line: &Value) -> Message {
     Message {
         position: text(&line["headers"]["position"]).parse().unwrap(),
         id: text(&line["headers"]["id"]),
@@ -79,7 +79,7 @@ fn of_kafka(line: &Value) -> Message {
     }
 }
 
-fn of_rabbitmq(line: &Value) -> Message {
+pub fn of_rabbitmq(line: &Value) -> Message {
     Message {
         position: line["headers"]["position"].as_i64().unwrap_or_else(|| panic!("{line:.500}")),
         id: text(&line["message_id"]),
@@ -89,7 +89,7 @@ fn of_rabbitmq(line: &Value) -> Message {
     }
 }
 
-fn is_the_same(message: &Message, event: &Event, at: Far) -> bool {
+pub fn is_the_same(message: &Message, event: &Event, at: Far) -> bool {
     // AMQP has no message without a body.
     let body =
         if at == Far::RabbitMq { Some(event.payload.clone().unwrap_or_default()) } else { event.payload.clone() };

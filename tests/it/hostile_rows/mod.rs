@@ -4,10 +4,10 @@
 //! What must become of a row is worked out from the row alone ([`oracle`]). Sizes: `OUTBOXD_TEST_HOSTILE_ROWS` (to files; default 100,000),
 //! `OUTBOXD_TEST_HOSTILE_ROWS_BROKERS` (to each broker; default 10,000); the seed: `OUTBOXD_TEST_SEED`.
 
-mod brokers;
+pub mod brokers;
 mod keys;
-mod oracle;
-mod rows;
+pub mod oracle;
+pub mod rows;
 mod sizes;
 
 use std::collections::HashMap;
@@ -204,15 +204,20 @@ impl Stand {
             _ => scene.path(&format!("{}.db-outboxd.db", self.name)),
         })
         .unwrap();
-        let mut held = state.prepare("SELECT position, state, reason FROM outboxd_held").unwrap();
+        let mut held = state.prepare("SELECT position, state, reason, detail FROM outboxd_held").unwrap();
         let mut held = held.query([]).unwrap();
         let mut dead = 0;
         while let Some(letter) = held.next().unwrap() {
             let position: i64 = letter.get(0).unwrap();
             let (state, reason): (String, String) = (letter.get(1).unwrap(), letter.get(2).unwrap());
+            let detail: String = letter.get(3).unwrap();
             let fate = judge(self.table, &self.row(position), EVENT_BYTES_MAX);
             let is_right = matches!(&fate, Fate::Dead(reasons) if reasons.contains(reason.as_str()));
-            assert!(is_right && state == "skipped", "{} {position} is {state}, {reason}: {fate:.500?}", self.name);
+            assert!(
+                is_right && state == "skipped",
+                "{} {position} is {state}, {reason}, {detail}: {fate:.500?}",
+                self.name
+            );
             *seen.entry(position).or_default() += 1;
             dead += 1;
         }

@@ -61,16 +61,24 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
         headers: if table == Table::Outbox { text(&row.headers, event_bytes_max) } else { None },
         ..Event::default()
     };
-    event.version = match row.version {
+    event.version = match (table, &row.version) {
         // eventsource-py's outbox takes it from the log, where the event is not.
-        Cell::Integer(version) if table == Table::Log => Some(version),
-        _ => None,
+        (Table::Outbox | Table::ByRow, _) | (_, Cell::Null) => None,
+        (Table::Log, Cell::Integer(version)) => Some(*version),
+        (Table::Log, other) => {
+            let number = other.bytes().and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok());
+            if number.is_none() {
+                let is_large = other.bytes().is_some_and(|bytes| bytes.len() > NAME_BYTES_MAX);
+                wrong.insert(if is_large { "too_large" } else { "undecodable" });
+            }
+            number
+        }
     };
     event.key = row.stream_id.bytes();
     if table == Table::Outbox {
         event.key = row.key.bytes().or(event.key);
     }
-    if event.id.is_empty() {
+    if event.id.is_empty() || row.kind == Cell::Null {
         wrong.insert("undecodable");
     }
     if event.key.as_ref().is_some_and(|key| key.len() > NAME_BYTES_MAX) {
@@ -86,6 +94,10 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
             Some(payload) => event.payload = Some(payload),
             None => drop(wrong.insert("undecodable")),
         }
+    }
+    // Only our own outbox is asked for tombstones.
+    if table != Table::Outbox && event.payload.is_none() {
+        wrong.insert("undecodable");
     }
     if wrong.is_empty() { Fate::Delivered(event) } else { Fate::Dead(wrong) }
 }

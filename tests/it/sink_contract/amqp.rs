@@ -11,14 +11,16 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use outboxd::event::Reason;
 use outboxd::secret::Secret;
-use outboxd::sink::amqp::{Amqp, Settings};
+use outboxd::sink::amqp::{Amqp, Properties, Settings, Timestamp};
 use outboxd::sink::format::Format;
 use outboxd::sink::template::Template;
 use outboxd::sink::{FaultClass, News, Outcome, Port, Sink};
+use serde_json::{Value, json};
 
 use super::rig::{Case, Message, Rig, unique};
 use crate::support::broker::Broker;
 use crate::support::flights::{Draft, Tower, recover};
+use crate::support::readers;
 
 crate::sink_contract!(AmqpRig);
 
@@ -50,6 +52,7 @@ pub fn settings(uri: &str, exchange: &str, routing_key: &str) -> Settings {
         routing_key: Template::parse(routing_key).unwrap(),
         format: Format::Plain,
         headers: vec![],
+        properties: Default::default(),
         persistent: true,
         mandatory: true,
         declare: false,
@@ -225,6 +228,89 @@ async fn a_nack_is_unavailable() {
     let outcomes = tower.send(&mut *sink, &drafts[5..]).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Unavailable(_))), "{outcomes:?}");
     sink.close().await;
+}
+
+/// Read back by a client that is not ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_property_arrives_and_what_cannot_be_one_is_a_refusal() {
+    let rig = AmqpRig::new().await;
+    let mut tower = Tower::new("contract");
+    let template = |text: &str| Some(Template::parse(text).unwrap());
+    let all = Properties {
+        kind: template("shop.{type}"),
+        correlation_id: template("{header.traceparent}"),
+        content_type: template("application/cloudevents+json"),
+        timestamp: Timestamp::Sent,
+        expiration: template("3600000"),
+        priority: template("{stream_type}"),
+    };
+    let absent = Properties {
+        kind: template("{header.none}"),
+        correlation_id: template("{header.none}"),
+        content_type: template("{header.none}"),
+        timestamp: Timestamp::None,
+        expiration: template("{header.none}"),
+        priority: template("{header.none}"),
+    };
+    let with = |properties| Settings { properties, ..settings(&rig.uri(), &rig.exchange, "good.x") };
+    let of =
+        |id: &str, stream_type: &str| Draft { id: id.into(), stream_type: stream_type.into(), ..Draft::nth("q", 0) };
+    let before = outboxd::clock::now_micros() / 1_000_000;
+    for (properties, drafts) in [
+        (all.clone(), vec![of("all", "7")]),
+        (absent, vec![of("absent", "7")]),
+        (Properties::default(), vec![of("usual", "7")]),
+    ] {
+        let mut sink = opened(with(properties), &tower).await;
+        assert_eq!(tower.send(&mut *sink, &drafts).await, [Outcome::Delivered]);
+        sink.close().await;
+    }
+    for (properties, stream_type, word) in [
+        (all.clone(), "256", "priority from 0 to 255"),
+        (all.clone(), "high", "priority from 0 to 255"),
+        (
+            Properties { expiration: template("{stream_type}"), ..Properties::default() },
+            "-1",
+            "expiration in whole milliseconds",
+        ),
+        (
+            Properties { expiration: template("{stream_type}"), ..Properties::default() },
+            "5s",
+            "expiration in whole milliseconds",
+        ),
+        (
+            Properties { correlation_id: template("{stream_type}"), ..Properties::default() },
+            &*"c".repeat(256),
+            "a correlation id of 256 bytes",
+        ),
+        (
+            Properties { kind: template("{stream_type}"), ..Properties::default() },
+            &*"c".repeat(256),
+            "a type of 256 bytes",
+        ),
+    ] {
+        let mut sink = opened(with(properties), &tower).await;
+        let outcomes = tower.send(&mut *sink, &[of("wrong", stream_type)]).await;
+        let [Outcome::Rejected(rejection)] = &outcomes[..] else { panic!("{stream_type}: {outcomes:?}") };
+        assert!(rejection.reason == Reason::Undecodable && rejection.detail.contains(word), "{rejection:?}");
+        sink.close().await;
+    }
+    let uri = rig.uri();
+    let lines = readers::read("read_amqp.py", &[&uri, &rig.exchange, "--count", "3", "--timeout", "60"]);
+    let line = |id: &str| lines.iter().find(|line| line["message_id"] == id).unwrap();
+    let told = |id: &str| {
+        ["type", "correlation_id", "content_type", "expiration", "priority"].map(|name| line(id)[name].clone())
+    };
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    assert_eq!(
+        told("all"),
+        [json!("shop.Happened"), json!(trace), json!("application/cloudevents+json"), json!("3600000"), json!(7)]
+    );
+    let usual = [json!("Happened"), Value::Null, json!("application/json"), Value::Null, Value::Null];
+    assert_eq!((told("absent"), told("usual")), (usual.clone(), usual));
+    let at = |id: &str| line(id)["timestamp"].as_i64();
+    assert_eq!((at("absent"), at("usual")), (None, Some(1_795_168_800)));
+    assert!(at("all").is_some_and(|at| (before..=before + 60).contains(&at)), "{:?}", at("all"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

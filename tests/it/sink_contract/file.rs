@@ -23,7 +23,7 @@ impl FileRig {
     }
 
     fn settings(&self) -> Settings {
-        Settings { path: Some(self.path()), format: Format::Envelope }
+        Settings { path: Some(self.path()), format: Format::Envelope, ..Settings::default() }
     }
 
     fn text(&self) -> String {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+use outboxd::event::Reason;
 use outboxd::secret::Secret;
 use outboxd::sink::format::Format;
 use outboxd::sink::kafka::{Kafka, Mechanism, Sasl, Security, Settings};
@@ -17,6 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::rig::{Case, Message, Rig, unique};
 use crate::support::broker::Broker;
 use crate::support::flights::{Draft, Tower};
+use crate::support::readers;
 
 crate::sink_contract!(KafkaRig);
 
@@ -59,6 +61,7 @@ pub fn settings(bootstrap: String, topic: &str) -> Settings {
         format: Format::Plain,
         headers: vec![],
         key: None,
+        partition: None,
         properties: BTreeMap::new(),
         security: Security::default(),
         ack_timeout: Duration::from_secs(10),
@@ -197,6 +200,53 @@ async fn overdue_reports_of_a_broker_that_answers_end_the_producer() {
     let start = Instant::now();
     sink.close().await;
     assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_said_is_taken_and_one_that_is_not_there_is_a_refusal() {
+    let broker = Broker::kafka();
+    let topic = unique("parts");
+    broker.topic(&topic, PARTITIONS as u32, &[]);
+    let mut tower = Tower::new("contract");
+    let with = |partition: &str| Settings {
+        partition: Some(Template::parse(partition).unwrap()),
+        ..settings(broker.text("bootstrap"), &topic)
+    };
+    let mut sink: Box<dyn Sink> = Box::new(Kafka::new(with("{stream_type}"), tower.port.clone()));
+    sink.check(Duration::from_secs(10)).await.unwrap();
+    let to = |n: usize, partition: &str| Draft { stream_type: partition.into(), ..Draft::nth("p", n) };
+    let drafts: Vec<_> = (0..30).map(|n| to(n, &(n % 3).to_string())).collect();
+    // The first are sent before the client knows how many partitions there are.
+    let wrong = [to(30, "3"), to(31, "-1"), to(32, "one"), to(33, "2147483647"), to(34, "")];
+    let outcomes = tower.send(&mut *sink, &[&wrong[..], &drafts, &wrong].concat()).await;
+    for (n, outcome) in outcomes.iter().enumerate() {
+        let word = match n {
+            5..35 => {
+                assert_eq!(*outcome, Outcome::Delivered, "{n}");
+                continue;
+            }
+            n if n % 5 == 0 => "has no partition 3",
+            n if n % 5 == 3 => "has no partition 2147483647",
+            _ => "is no partition",
+        };
+        let Outcome::Rejected(rejection) = outcome else { panic!("{n}: {outcome:?}") };
+        assert!(rejection.reason == Reason::Unroutable && rejection.detail.contains(word), "{n}: {rejection:?}");
+    }
+    sink.close().await;
+    let mut constant: Box<dyn Sink> = Box::new(Kafka::new(with("1"), tower.port.clone()));
+    constant.check(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(tower.send(&mut *constant, &[Draft::nth("c", 0)]).await, [Outcome::Delivered]);
+    constant.close().await;
+    let fault = Kafka::new(with("3"), tower.port.clone()).check(Duration::from_secs(10)).await.unwrap_err();
+    assert!(fault.class == FaultClass::Fatal && fault.detail.contains("has 3 partitions"), "{fault:?}");
+    let bootstrap = broker.text("bootstrap");
+    let lines = readers::read("read_kafka.py", &[&bootstrap, &topic, "--from-beginning", "--until-end"]);
+    let found: BTreeMap<String, u64> = lines
+        .iter()
+        .map(|line| (line["headers"]["id"].as_str().unwrap().to_owned(), line["partition"].as_u64().unwrap()))
+        .collect();
+    let expected = (0..30).map(|n| (format!("p-{n}"), n % 3)).chain([("c-0".to_owned(), 1)]).collect();
+    assert_eq!((found, lines.len()), (expected, 31));
 }
 
 #[tokio::test(flavor = "multi_thread")]

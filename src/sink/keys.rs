@@ -1,13 +1,31 @@
-//! What the sinks share that end in a broker.
+//! Keys that several sinks have.
 
-use super::Checker;
-use crate::config::file;
-use crate::config::problem::{KeyPath, either, nearest};
-use crate::config::secret::{self, Audience};
-use crate::config::value::{FilePath, List};
-use crate::sink::format::{Format, HeaderField};
-use crate::sink::template::{ParseError, Template};
-use crate::sink::tls::{Identity, Tls};
+use std::time::Duration;
+
+use super::format::{Format, HeaderField};
+use super::template::{ParseError, Template};
+use super::tls::{self, Identity};
+use crate::setting::Checker;
+use crate::setting::key::Fallback::Absent;
+use crate::setting::key::section;
+use crate::setting::problem::{KeyPath, either, nearest};
+use crate::setting::secret_file::{self, Audience};
+use crate::setting::value::{FilePath, List};
+
+/// Until the relay is known, whose own takes its place.
+pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+
+section! {
+    /// Encryption, inside a Kafka, AMQP or HTTP sink.
+    Tls, "tls" {
+        /// The authorities that the broker's certificate must come from, in PEM.
+        ca_file: FilePath, Absent("the system's"), r#""ca.pem""#;
+        /// Our own certificate, in PEM, together with `key_file`.
+        cert_file: FilePath, Absent("none"), r#""client.pem""#;
+        /// The key of our certificate, in PEM. Others must not be able to read it.
+        key_file: FilePath, Absent("none"), r#""client-key.pem""#;
+    }
+}
 
 /// The wire form of a broker's messages.
 pub(super) fn format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) -> Format {
@@ -56,11 +74,11 @@ pub(super) fn template(key: &KeyPath, text: &str, checker: &mut Checker<'_>) -> 
 }
 
 /// The files of a `tls` table, checked.
-pub(super) fn tls(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Tls {
+pub(super) fn tls(sink: &str, raw: &Tls, checker: &mut Checker<'_>) -> tls::Tls {
     let key = |part: &str| KeyPath(["sinks", sink, "tls", part].map(str::to_owned).to_vec());
     let mut file = |part: &str, path: Option<&FilePath>, audience: Audience| {
         let path = checker.path(path?);
-        if let Err((reason, remedy)) = secret::read(&path, audience) {
+        if let Err((reason, remedy)) = secret_file::read(&path, audience) {
             checker.refuse(
                 key(part),
                 reason,
@@ -81,7 +99,7 @@ pub(super) fn tls(sink: &str, raw: &file::Tls, checker: &mut Checker<'_>) -> Tls
         );
     }
     let identity = certificate.zip(private).map(|(cert_file, key_file)| Identity { cert_file, key_file });
-    Tls { ca_file, identity }
+    tls::Tls { ca_file, identity }
 }
 
 /// Refuses to send a password unencrypted over a network.

@@ -8,7 +8,6 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::key::{Keyed, Kind};
 use crate::secret::Secret;
-use crate::source::declared::{Mark, Pending, Take};
 
 /// `"30s"`, `"5ms"`, `"1h30m"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +20,10 @@ pub struct Size(pub u64);
 /// A path, as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(pub String);
+
+/// Text, or a whole number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word(pub String);
 
 /// A list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -135,24 +138,16 @@ impl Keyed for FilePath {
     const KIND: Kind = Kind::Path;
 }
 
+impl Keyed for Word {
+    const KIND: Kind = Kind::Word;
+}
+
 impl Keyed for List {
     const KIND: Kind = Kind::List;
 }
 
 impl Keyed for Flat {
     const KIND: Kind = Kind::Table;
-}
-
-impl Keyed for Take {
-    const KIND: Kind = Kind::Field;
-}
-
-impl Keyed for Pending {
-    const KIND: Kind = Kind::Rows;
-}
-
-impl Keyed for Mark {
-    const KIND: Kind = Kind::Rows;
 }
 
 impl<'de> Deserialize<'de> for Span {
@@ -191,6 +186,34 @@ impl<T> Visitor<'_> for Text<T> {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         (self.1)(text).map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = Word;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text in quotes or a whole number")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Word, E> {
+                Ok(Word(text.to_owned()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Word, E> {
+                Ok(Word(number.to_string()))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Word, E> {
+                Ok(Word(number.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Kind {
     Duration,
     Size,
     Number,
+    /// Text or a whole number.
+    Word,
     Bool,
     List,
     /// A table whose keys are the user's own.
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Duration => "duration",
             Kind::Size => "size",
             Kind::Number => "number",
+            Kind::Word => "text or number",
             Kind::Bool => "true or false",
             Kind::List => "list of text",
             Kind::Field => "column",
@@ -142,13 +145,13 @@ macro_rules! section {
                 Self { $( $key: self.$key.or(there.$key), )* }
             }
 
-            pub const SECTION: $crate::config::key::Section = $crate::config::key::Section {
+            pub const SECTION: $crate::setting::key::Section = $crate::setting::key::Section {
                 heading: $heading,
                 about: &[$($about),*],
                 keys: &[$(
-                    $crate::config::key::Key::new(
+                    $crate::setting::key::Key::new(
                         stringify!($key),
-                        <$type as $crate::config::key::Keyed>::KIND,
+                        <$type as $crate::setting::key::Keyed>::KIND,
                         $fallback,
                         $example,
                         &[$($meaning),*],
@@ -157,10 +160,10 @@ macro_rules! section {
             };
         }
 
-        impl $crate::config::key::Keyed for $name {
-            const KIND: $crate::config::key::Kind = $crate::config::key::Kind::Keys(&Self::SECTION);
+        impl $crate::setting::key::Keyed for $name {
+            const KIND: $crate::setting::key::Kind = $crate::setting::key::Kind::Keys(&Self::SECTION);
         }
     };
 }
 
-pub(super) use section;
+pub(crate) use section;

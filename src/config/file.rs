@@ -264,6 +264,10 @@ section! {
         /// What a rejected event does when its attempts are spent: `"hold"` its key (later events of the key wait behind
         /// it), `"skip"` it, or `"halt"` the relay.
         on_reject: String, Value(r#""hold""#), r#""hold""#;
+        /// The name of a `[sinks.<name>]` section that gets a copy of each dead letter, at least once, with the headers
+        /// `outboxd-dead-letter` (the relay), `outboxd-reason`, `outboxd-detail`, `outboxd-attempts` and `outboxd-failed-at`. The dead letter
+        /// itself stays where it is, to be retried or discarded.
+        dead_letter_sink: String, Absent("no copies"), r#""graveyard""#;
         /// How often an event is tried before it is a dead letter.
         attempts_max: u64, Value("5"), "5";
         /// After this long without an acknowledgement the sink counts as unavailable.

@@ -235,6 +235,7 @@ impl Mapping {
             headers: headers.as_deref(),
             time: time.as_deref(),
             time_micros: time.as_deref().and_then(clock::parse_micros),
+            death: None,
         });
         if let Some(defect) = defect {
             batch.defect(defect);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use rusqlite::{Connection, ToSql};
 
 use super::checkpoint::{self, Witnesses};
-use super::held::{self, HeldRow};
+use super::copies;
+use super::held::{self, HeldRow, HeldState};
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
 use crate::event::{Position, RowKey};
@@ -22,6 +23,8 @@ pub struct Settlement {
     /// By row: what became of which row.
     pub rows: Vec<(RowKey, RowMark)>,
     pub held: Vec<HeldChange>,
+    /// There is a dead-letter sink: it gets a copy of each event that dies.
+    pub copies: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +67,15 @@ impl Settlement {
                 HeldChange::Insert(row) => held::insert(connection, &self.consumer, row)?,
                 HeldChange::Update(row) => held::update(connection, &self.consumer, row)?,
                 HeldChange::Delete { key, ordinal } => held::delete(connection, &self.consumer, key, *ordinal)?,
+            }
+            let died = |row: &&HeldRow| self.copies && matches!(row.state, HeldState::Dead | HeldState::Skipped);
+            let (row, ordinal) = match change {
+                HeldChange::Insert(row) => (Some(row), None),
+                HeldChange::Update(row) => (Some(row), Some(row.ordinal)),
+                HeldChange::Delete { .. } => (None, None),
+            };
+            if let Some(row) = row.filter(died) {
+                copies::queue(connection, &self.consumer, &row.key, ordinal)?;
             }
         }
         if let Some(mapping) = rows {

@@ -69,6 +69,9 @@ fn one(
     if let Some(sink) = &sink_name {
         check_name(&key("sink"), sink, "sinks", raw.sinks.keys(), checker);
     }
+    if let Some(sink) = &relay.dead_letter_sink {
+        check_name(&key("dead_letter_sink"), sink, "sinks", raw.sinks.keys(), checker);
+    }
     let types = relay.types.clone().unwrap_or_default().0;
     if relay.types.is_some() && (types.is_empty() || types.iter().any(String::is_empty)) {
         checker.refuse(
@@ -83,7 +86,12 @@ fn one(
     let (source, sink_name) = (source?, sink_name?);
     let sink = for_relay(sinks.get(&sink_name)?, bounds.ack_timeout);
     let paused = relay.paused.unwrap_or(false);
-    Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
+    let dead_letter_sink = relay.dead_letter_sink.clone().and_then(|name| {
+        let sink = for_relay(sinks.get(&name)?, bounds.ack_timeout);
+        Some((name, sink))
+    });
+    let name = name.to_owned();
+    Some(Settings { name, source, sink_name, sink, types, start, on_reject, dead_letter_sink, bounds, paused })
 }
 
 fn check_name<'a>(
@@ -155,9 +163,13 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    if format_of(&relay.sink) == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
+    let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
+    for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {
+        if format_of(sink) != Format::EventsourcePy || source.preset.as_deref() == Some("eventsource-py") {
+            continue;
+        }
         checker.refuse(
-            KeyPath::of(["sinks", &relay.sink_name, "format"]),
+            KeyPath::of(["sinks", name, "format"]),
             format!(
                 "relay `{}` brings events from [sources.{}], whose preset is not eventsource-py: they have no such form",
                 relay.name, relay.source
@@ -193,9 +205,13 @@ fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Se
 fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
     let mut first: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for relay in relays {
-        let Some(path) = relay.sink.destination_file() else { continue };
-        let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
-        let reason = format!("relay `{other}` writes to the same file {}", path.display());
-        checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");
+        let copies = relay.dead_letter_sink.as_ref().map(|(_, sink)| ("dead_letter_sink", sink));
+        for (key, sink) in [Some(("sink", &relay.sink)), copies].into_iter().flatten() {
+            let Some(path) = sink.destination_file() else { continue };
+            let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
+            let reason = format!("relay `{other}` writes to the same file {}", path.display());
+            let remedy = "give each relay, and its copies of dead letters, a file of their own";
+            checker.refuse(KeyPath::of(["relays", &relay.name, key]), reason, remedy);
+        }
     }
 }

@@ -48,6 +48,7 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
         types: vec![],
         start: Some(Start::First),
         on_reject: OnReject::Hold,
+        dead_letter_sink: None,
         bounds: Bounds::default(),
         paused: false,
     }
@@ -67,7 +68,7 @@ impl Relays {
     pub fn start(sources: &[source::Settings], relays: Vec<Settings>) -> Self {
         let sources: BTreeMap<_, _> = sources.iter().map(|source| (source.name.clone(), source.clone())).collect();
         let (shutdown, phase) = Shutdown::new();
-        let fleet = Fleet::spawn(&sources, relays, WhenLocked::Wait, &phase).unwrap();
+        let fleet = Fleet::spawn(&sources, &BTreeMap::new(), relays, WhenLocked::Wait, &phase).unwrap();
         Self { fleet, shutdown }
     }
 

@@ -1,14 +1,17 @@
-//! Rows: any values in any columns become an event or a defect, by every mapping's decoder, and its envelope can be read again.
+//! Rows: any values in any columns become an event or a defect, by presets and by every decoder of a table described by hand, and its
+//! envelope can be read again.
 
 #![no_main]
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
+use outboxd::config::preset;
 use outboxd::event::{BatchBuilder, Position};
 use outboxd::sink::format::envelope;
+use outboxd::source::declared::{Declared, FORMS, From, Take};
 use outboxd::source::filter::Filter;
-use outboxd::source::preset;
-use outboxd::source::{Preset, Read};
+use outboxd::source::fit;
+use outboxd::source::json_path::JsonPath;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql};
 
@@ -34,8 +37,16 @@ impl ToSql for Cell<'_> {
 }
 
 #[derive(Arbitrary, Debug)]
+enum Table<'a> {
+    Outboxd,
+    EventsourcePy,
+    /// How the columns are understood, and the path to the payload.
+    ByHand([Option<u8>; 8], Option<&'a str>),
+}
+
+#[derive(Arbitrary, Debug)]
 struct Input<'a> {
-    by_row: bool,
+    table: Table<'a>,
     position: i64,
     cells: [Cell<'a>; 8],
     wanted: &'a str,
@@ -47,7 +58,8 @@ thread_local! {
         let file = Connection::open_in_memory().unwrap();
         file.execute_batch(
             "CREATE TABLE outbox (position INTEGER PRIMARY KEY AUTOINCREMENT, id, stream_id, stream_type, type, key, payload, headers, time);
-             CREATE TABLE event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at, status, unused)",
+             CREATE TABLE event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at, status, unused);
+             CREATE TABLE by_hand (n INTEGER PRIMARY KEY AUTOINCREMENT, a, b, c, d, e, f, g, h)",
         )
         .unwrap();
         file
@@ -56,19 +68,51 @@ thread_local! {
 
 fuzz_target!(|input: Input<'_>| FILE.with(|file| carry(file, &input)));
 
+fn by_hand(forms: &[Option<u8>; 8], path: Option<&str>) -> Declared {
+    let path = path.and_then(|path| JsonPath::parse(path).ok());
+    let column = |index: usize, path: Option<JsonPath>| Take::Column {
+        name: "abcdefgh"[index..=index].to_owned(),
+        path,
+        form: forms[index].map(|form| FORMS[usize::from(form) % FORMS.len()].1),
+    };
+    Declared {
+        from: From::Table { name: "by_hand".into(), join: None },
+        position: Some(Take::column("n")),
+        allow_reused_positions: false,
+        id: column(0, None),
+        key: Some(column(1, None)),
+        stream_id: Some(column(2, None)),
+        stream_type: Some(column(3, path.clone())),
+        version: Some(column(4, None)),
+        kind: column(4, None),
+        payload: column(5, path),
+        headers: Some(column(6, None)),
+        time: Some(column(7, None)),
+        tombstones: forms[5].is_none(),
+        rows: None,
+        refuse: None,
+    }
+}
+
 fn carry(file: &Connection, input: &Input<'_>) {
     let [a, b, c, d, e, f, g, h] = &input.cells;
-    file.execute_batch("DELETE FROM outbox; DELETE FROM event_outbox").unwrap();
-    let (preset, sql) = match input.by_row {
-        false => (Preset::Outboxd, "INSERT INTO outbox VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"),
-        true => (
-            Preset::EventsourcePy,
+    file.execute_batch("DELETE FROM outbox; DELETE FROM event_outbox; DELETE FROM by_hand").unwrap();
+    let (declared, sql) = match &input.table {
+        Table::Outboxd => {
+            (preset::tables("outboxd", "outbox").unwrap(), "INSERT INTO outbox VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")
+        }
+        Table::EventsourcePy => (
+            preset::tables("eventsource-py", "outbox").unwrap(),
             "INSERT INTO event_outbox (rowid, id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at, unused)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         ),
+        Table::ByHand(forms, path) => {
+            ([by_hand(forms, *path)].into(), "INSERT INTO by_hand VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")
+        }
     };
     file.prepare_cached(sql).unwrap().execute((input.position, a, b, c, d, e, f, g, h)).unwrap();
-    let mapping = preset::mapping(file, preset, Read::Outbox).unwrap().unwrap();
+    // Which words go with which field is decided where a configuration is read; here any may stand anywhere.
+    let Ok(mapping) = fit::mapping(file, &declared).unwrap() else { return };
     let filter = Filter::new(&[input.wanted.to_owned()]);
     let mut batch = BatchBuilder::default();
     let most = usize::from(input.event_bytes_max);

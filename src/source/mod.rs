@@ -11,7 +11,7 @@ mod checkpointed;
 pub mod declared;
 mod decode;
 pub mod filter;
-mod fit;
+pub mod fit;
 pub mod json_path;
 mod listing;
 pub mod mapping;

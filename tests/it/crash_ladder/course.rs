@@ -14,6 +14,7 @@ use outboxd::consumer::{Bounds, OnReject, Settings};
 use outboxd::controls::{self, Seam};
 use outboxd::sink::format::Format;
 use outboxd::sink::{self, file};
+use outboxd::source::declared::Mark;
 use outboxd::source::{self, Durability, StatePlace};
 use outboxd::state::held::Selection;
 use outboxd::state::{self, SCHEMA_VERSION};
@@ -36,6 +37,8 @@ pub enum Progress {
     Inside,
     /// In the rows themselves.
     ByRow,
+    /// The same, and a row that was delivered moves into the table `done`.
+    Archived,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,11 +101,12 @@ const TINY: Course = Course { events: 4, keys: 2, batch: 2, window: 4, trouble: 
 const BATCH: Course = Course { events: 6, keys: 2, batch: 6, window: 6, end: End::File, ..TINY };
 
 /// One line a course.
-pub static COURSES: [Course; 18] = [
+pub static COURSES: [Course; 19] = [
     BESIDE,
     Course { name: "inside", progress: Progress::Inside, ..SHORT },
     Course { name: "fast", progress: Progress::Inside, durability: Durability::Fast, ..SHORT },
     Course { name: "by row", progress: Progress::ByRow, ..SHORT },
+    Course { name: "archived", progress: Progress::Archived, ..SHORT },
     Course { name: "away", trouble: Trouble::Away, ..SHORT },
     Course { name: "by row, away", progress: Progress::ByRow, trouble: Trouble::Away, ..SHORT },
     Course { name: "dead letters", trouble: Trouble::DeadLetters, ..SHORT },
@@ -153,7 +157,7 @@ impl Course {
     }
 
     pub fn is_by_row(&self) -> bool {
-        self.progress == Progress::ByRow
+        matches!(self.progress, Progress::ByRow | Progress::Archived)
     }
 
     pub fn source(&self, folder: &Path) -> source::Settings {
@@ -161,11 +165,14 @@ impl Course {
         let state = if self.progress == Progress::Beside { StatePlace::Beside } else { StatePlace::Inside };
         let settings = source::Settings { state, durability: self.durability, ..settings };
         match self.is_by_row() {
-            true => source::Settings {
-                preset: Some("eventsource-py".into()),
-                tables: preset::tables("eventsource-py", "outbox").unwrap(),
-                ..settings
-            },
+            true => {
+                let mut tables = preset::tables("eventsource-py", "outbox").unwrap().to_vec();
+                if self.progress == Progress::Archived {
+                    let rows = tables.iter_mut().filter_map(|table| table.rows.as_mut());
+                    rows.for_each(|rows| rows.on_delivered = Mark::Archive("done".into()));
+                }
+                source::Settings { preset: Some("eventsource-py".into()), tables: tables.into(), ..settings }
+            }
             false => settings,
         }
     }
@@ -180,7 +187,9 @@ impl Course {
         if self.is_by_row() {
             let rows: Vec<_> = (1..=self.events).map(|n| (n.to_string(), format!("k{}", n % self.keys))).collect();
             let rows: Vec<_> = rows.iter().map(|(row, key)| (row.as_str(), key.as_str())).collect();
-            eventsource::enqueue(&eventsource::make(&database, "g4"), &rows);
+            let app = eventsource::make(&database, "g4");
+            app.execute_batch("CREATE TABLE done AS SELECT * FROM event_outbox WHERE 0").unwrap();
+            eventsource::enqueue(&app, &rows);
         } else {
             outboxd::store::init(&database).await.unwrap();
             let app = open(&database);

@@ -147,6 +147,11 @@ fn nor_by_row() {
 }
 
 #[test]
+fn nor_by_row_with_an_archive() {
+    climb(course::named("archived"));
+}
+
+#[test]
 fn nor_while_the_far_side_is_away() {
     climb(course::named("away"));
     climb(course::named("by row, away"));

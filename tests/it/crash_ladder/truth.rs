@@ -8,7 +8,7 @@ use outboxd::consumer::OnReject;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Params};
 
-use super::course::{Course, End, Trouble, number};
+use super::course::{Course, End, Progress, Trouble, number};
 
 /// What arrived.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -150,7 +150,12 @@ pub fn stands_after_a_crash(course: &Course, folder: &Path) -> Result<(), String
         return Ok(());
     }
     let settled: BTreeSet<usize> = if course.is_by_row() {
-        ids(&source, "SELECT event_id FROM event_outbox WHERE status <> 'pending'")
+        let whole = "SELECT count(DISTINCT id) = ?1 AND count(*) = ?1 FROM
+                     (SELECT id FROM event_outbox UNION ALL SELECT id FROM done)";
+        if !one::<bool>(&source, whole, [course.events as i64]) {
+            return Err("not every row is there once".to_owned());
+        }
+        ids(&source, "SELECT event_id FROM event_outbox WHERE status <> 'pending' UNION ALL SELECT event_id FROM done")
     } else {
         let position: i64 = one(&state, "SELECT coalesce(max(position), 0) FROM outboxd_checkpoint", []);
         (1..=position as usize).collect()
@@ -213,6 +218,8 @@ pub fn stands_at_the_end(course: &Course, folder: &Path) -> Result<(), String> {
     ];
     if course.is_by_row() {
         let failed = given_up(course).iter().count();
+        let done = if course.progress == Progress::Archived { course.events } else { 0 };
+        all_true.push((&source, format!("SELECT count(*) = {done} FROM done")));
         all_true.push((&source, format!("SELECT count(*) = {failed} FROM event_outbox WHERE status = 'failed'")));
         all_true.push((
             &source,

@@ -117,6 +117,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         start: Some(Start::First),
         on_reject: OnReject::Hold,
         dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
     };

@@ -59,6 +59,7 @@ impl Running {
             start: Some(Start::First),
             on_reject: OnReject::Hold,
             dead_letter_sink: None,
+            dead_letter_row: false,
             bounds: Bounds::default(),
             paused: false,
         };

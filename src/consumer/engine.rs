@@ -224,6 +224,13 @@ impl Engine {
         let sent_before = recorded.checkpoint.as_ref().filter(|checkpoint| checkpoint.dirty).map(|_| look.head);
         self.record_start(&writer, checkpoint.clone(), recorded.checkpoint.is_none()).await?;
 
+        let mut rows = look.mapping.rows.clone();
+        let on_dead_letter =
+            rows.as_mut().map(|rows| &mut rows.on_dead_letter).filter(|_| !self.settings.dead_letter_row);
+        on_dead_letter.into_iter().for_each(|sql| *sql = None);
+        if let Some(sql) = rows.as_ref().and_then(|rows| rows.on_dead_letter.clone()) {
+            self.try_statement(&writer, sql).await?;
+        }
         let (news_tx, news) = mpsc::unbounded_channel();
         let port =
             Port { news: news_tx.clone(), consumer: self.settings.name.clone(), source: self.settings.source.clone() };
@@ -232,7 +239,7 @@ impl Engine {
         Ok(session::Start {
             settings: self.settings.clone(),
             reader: self.reader.clone(),
-            ledger: Box::new(StateLedger { writer: writer.clone(), rows: look.mapping.rows.clone() }),
+            ledger: Box::new(StateLedger { writer: writer.clone(), rows }),
             writer,
             delivery: Box::new(Publish::new(self.settings.sink.clone(), port)),
             news,
@@ -321,6 +328,21 @@ impl Engine {
             })
         });
         self.during(blocked(writer), recorded).await?.map_err(halted)
+    }
+
+    /// What a person wrote is looked at before the first dead letter needs it.
+    async fn try_statement(&mut self, writer: &Writer, sql: String) -> Result<(), Stop> {
+        let name = self.settings.name.clone();
+        let tried = writer.perform(move |connection| {
+            let said = |error: rusqlite::Error| {
+                JobError::Refused(format!(
+                    "dead_letter_row = true in [relays.{name}], and what the source's `on_dead_letter` says cannot be done: {error}. \
+                     Remedy: make the table that it names, or leave dead_letter_row out, then `outboxd resume`"
+                ))
+            };
+            connection.prepare(&sql).map(drop).map_err(said)
+        });
+        self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
     }
 
     async fn record_start(&mut self, writer: &Writer, from: Checkpoint, is_first: bool) -> Result<(), Stop> {

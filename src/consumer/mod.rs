@@ -32,6 +32,8 @@ pub struct Settings {
     pub on_reject: OnReject,
     /// Gets a copy of each dead letter: the sink's name and settings.
     pub dead_letter_sink: Option<(String, crate::sink::Settings)>,
+    /// Each dead letter is written into the application's own table as well.
+    pub dead_letter_row: bool,
     pub bounds: Bounds,
     /// Starts paused until `outboxd resume`.
     pub paused: bool,

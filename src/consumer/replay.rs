@@ -36,6 +36,8 @@ use crate::telemetry::metric;
 
 /// Events of one flight.
 const FLIGHT_EVENTS_MAX: usize = 500;
+/// Before what cannot be recorded is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// With a rate, a flight is what may be sent in so long.
 const RATE_STEP: f64 = 0.1;
 
@@ -222,7 +224,7 @@ impl Replayer {
                 self.show(&replay);
                 if replay.state == ReplayState::Running {
                     tokio::select! {
-                        () = self.run(replay) => {}
+                        () = async { self.run(replay).await; tokio::time::sleep(PAUSE).await } => {}
                         () = self.nudge.notified() => {}
                     }
                 } else {

@@ -395,6 +395,7 @@ mod tests {
                 on_delivered: Mark::Delete,
                 on_retry: None,
                 on_rejected: None,
+                on_dead_letter: None,
             }),
             refuse: None,
         };

@@ -66,6 +66,8 @@ pub struct RowMapping {
     pub on_retry: Vec<String>,
     /// Empty: a dead row stays as it is.
     pub on_rejected: Vec<String>,
+    /// Runs behind them, where a relay wants it.
+    pub on_dead_letter: Option<String>,
     /// The columns of an index that finds pending rows in order, as far as that can be seen.
     pub index: Vec<String>,
 }

@@ -9,7 +9,7 @@ use crate::sqlite::writer::JobError;
 pub(super) const TABLE: &str = "
 CREATE TABLE IF NOT EXISTS outboxd_replay (
     consumer   TEXT PRIMARY KEY,
-    number     INTEGER NOT NULL,              -- goes up with each replay of the consumer
+    number     INTEGER NOT NULL,              -- goes up each time that one begins or goes on
     wanted     TEXT NOT NULL,                 -- JSON: what was asked for
     state      TEXT NOT NULL CHECK (state IN ('running', 'stopped', 'cancelled', 'done')),
     first      INTEGER NOT NULL,              -- it began behind this place,
@@ -85,9 +85,11 @@ pub fn begin(connection: &Connection, consumer: &str, wanted: &str, first: i64, 
     let unfinished = |replay: &&Replay| matches!(replay.state, ReplayState::Running | ReplayState::Stopped);
     if let Some(before) = before.as_ref().filter(unfinished) {
         if before.wanted == wanted {
-            let sql = "UPDATE outboxd_replay SET state = 'running', detail = '' WHERE consumer = ?1";
-            connection.execute(sql, [consumer])?;
-            return Ok(Replay { state: ReplayState::Running, detail: String::new(), ..before.clone() });
+            // Whoever looks can tell that it goes on from that it was stopped.
+            let number = before.number + i64::from(before.state == ReplayState::Stopped);
+            let sql = "UPDATE outboxd_replay SET state = 'running', detail = '', number = ?2 WHERE consumer = ?1";
+            connection.execute(sql, params![consumer, number])?;
+            return Ok(Replay { number, state: ReplayState::Running, detail: String::new(), ..before.clone() });
         }
         if before.state == ReplayState::Running {
             return Err(JobError::Refused(format!(

@@ -81,7 +81,7 @@ impl Settlement {
         if let Some(mapping) = rows {
             let now = clock::python_iso(clock::now_micros());
             for (key, mark) in &self.rows {
-                mark_row(connection, mapping, key, mark, &now)?;
+                mark_row(connection, mapping, &self.consumer, (key, mark), &now)?;
             }
         }
         Ok(())
@@ -91,8 +91,8 @@ impl Settlement {
 fn mark_row(
     connection: &Connection,
     mapping: &RowMapping,
-    key: &RowKey,
-    mark: &RowMark,
+    consumer: &str,
+    (key, mark): (&RowKey, &RowMark),
     now: &str,
 ) -> Result<(), JobError> {
     let (statements, error) = match mark {
@@ -101,16 +101,23 @@ fn mark_row(
         RowMark::Retry(error) => (&mapping.on_retry, Some(error)),
         RowMark::Rejected(error) => (&mapping.on_rejected, Some(error)),
     };
-    let guarded = !controls::is_off(Protection::RowGuard);
-    for sql in statements {
-        let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
+    let values = [(":row", key as &dyn ToSql), (":now", &now), (":error", &error), (":consumer", &consumer)];
+    let run = |sql: &str| -> Result<(), JobError> {
         let mut statement = connection.prepare_cached(sql)?;
-        for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
+        for (name, value) in values {
             if let Some(index) = statement.parameter_index(name)? {
                 statement.raw_bind_parameter(index, value)?;
             }
         }
         statement.raw_execute()?;
+        Ok(())
+    };
+    let guarded = !controls::is_off(Protection::RowGuard);
+    for sql in statements {
+        run(if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) })?;
+    }
+    if let (RowMark::Rejected(_), Some(sql)) = (mark, &mapping.on_dead_letter) {
+        run(sql)?;
     }
     controls::reach(Seam::Mark);
     Ok(())

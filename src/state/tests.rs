@@ -233,6 +233,7 @@ fn marking() -> RowMapping {
         ),
         on_retry: one("UPDATE work SET tries = tries + 1, error = :error WHERE id = :row AND status = 'pending'"),
         on_rejected: one("UPDATE work SET status = 'failed', error = :error WHERE id = :row AND status = 'pending'"),
+        on_dead_letter: None,
         index: Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ use crate::config::value::{Size, Span};
 use crate::consumer::{Bounds, OnReject, Settings, Start};
 use crate::sink::format::Format;
 use crate::source;
-use crate::source::declared::From;
+use crate::source::declared::{Declared, From};
 use crate::{config, sink};
 
 const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
@@ -90,8 +90,20 @@ fn one(
         let sink = for_relay(sinks.get(&name)?, bounds.ack_timeout);
         Some((name, sink))
     });
-    let name = name.to_owned();
-    Some(Settings { name, source, sink_name, sink, types, start, on_reject, dead_letter_sink, bounds, paused })
+    let (name, dead_letter_row) = (name.to_owned(), relay.dead_letter_row.unwrap_or(false));
+    Some(Settings {
+        name,
+        source,
+        sink_name,
+        sink,
+        types,
+        start,
+        on_reject,
+        dead_letter_sink,
+        dead_letter_row,
+        bounds,
+        paused,
+    })
 }
 
 fn check_name<'a>(
@@ -176,6 +188,11 @@ fn check_against_source(relay: &Settings, source: &source::Settings, checker: &m
             ),
             "write format = \"plain\" or \"envelope\"",
         );
+    }
+    let has_row = |table: &Declared| table.rows.as_ref().is_some_and(|rows| rows.on_dead_letter.is_some());
+    if relay.dead_letter_row && !source.tables.iter().any(has_row) {
+        let reason = format!("[sources.{}] does not say how a dead letter is written", source.name);
+        checker.refuse(key("dead_letter_row"), reason, "say `on_dead_letter` there, or leave this out");
     }
     if relay.start == Some(Start::Head) && source.is_by_row() {
         let reason =

@@ -49,6 +49,7 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
         start: Some(Start::First),
         on_reject: OnReject::Hold,
         dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
     }

@@ -285,6 +285,7 @@ pub fn relay_to(name: &str, source: &str, far_side: &FarSide) -> Settings {
         start: Some(Start::First),
         on_reject: OnReject::Hold,
         dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds { retry_min: Duration::from_millis(20), ..Bounds::default() },
         paused: false,
     }

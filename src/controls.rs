@@ -74,6 +74,10 @@ listed! {
         Release,
         /// All is settled, and the end of a clean stop about to be recorded.
         Stop,
+        /// A flight of a replay is about to be sent, or how far it has come was written; its transaction is open.
+        Replay,
+        /// The copy of a dead letter was put on its way or taken away (its transaction is open), or is about to be sent.
+        DeadLetterCopy,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
     }

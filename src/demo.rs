@@ -118,10 +118,13 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         types: Vec::new(),
         start: Some(Start::First),
         on_reject: OnReject::Hold,
+        dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
     };
-    Fleet::spawn(&BTreeMap::from([("shop".to_owned(), source)]), vec![settings], WhenLocked::Refuse, phase)
+    let sources = BTreeMap::from([("shop".to_owned(), source)]);
+    Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Refuse, phase)
 }
 
 const CONFIG: &str = r#"# What `outboxd demo` ran, as a config. Try, in this folder:

@@ -110,6 +110,17 @@ impl Reason {
     }
 }
 
+/// How an event became a dead letter: what goes beside a copy of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Death {
+    pub consumer: String,
+    pub reason: String,
+    pub detail: String,
+    pub attempts: u32,
+    /// ISO 8601, UTC.
+    pub at: String,
+}
+
 /// One event's columns, borrowed from its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
@@ -129,6 +140,8 @@ pub struct Event<'a> {
     pub time: Option<&'a str>,
     /// Microseconds since 1970 UTC, when `time` could be read.
     pub time_micros: Option<i64>,
+    /// Only of a copy for the dead-letter sink.
+    pub death: Option<&'a Death>,
 }
 
 impl<'a> Event<'a> {
@@ -197,6 +210,8 @@ pub struct Batch {
     defects: Vec<(u32, Rejection)>,
     /// Events that may have been sent before, in ascending order of index.
     again: Vec<u32>,
+    /// For copies of dead letters: one an event; empty otherwise.
+    deaths: Vec<Death>,
     /// The position up to which the source was read; at or behind the last event (filtered events lie in between).
     pub end: Position,
     /// The id of the event at `end`; empty for sources read by row.
@@ -233,6 +248,7 @@ impl Batch {
             headers: self.text(row.headers),
             time: self.text(row.time),
             time_micros: row.time_micros,
+            death: self.deaths.get(index),
         }
     }
 
@@ -333,6 +349,11 @@ impl BatchBuilder {
         self.batch.row_keys.push(key);
     }
 
+    /// Says how the event pushed last became a dead letter (a batch of copies says it of each).
+    pub fn death(&mut self, death: Death) {
+        self.batch.deaths.push(death);
+    }
+
     /// Says that the row pushed last cannot be sent.
     pub fn defect(&mut self, rejection: Rejection) {
         let index = self.batch.rows.len() as u32 - 1;
@@ -371,6 +392,7 @@ mod tests {
             headers: Some(r#"{"tenant":"a","n":7,"o":{}}"#),
             time: None,
             time_micros: None,
+            death: None,
         }
     }
 

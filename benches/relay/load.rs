@@ -56,6 +56,7 @@ pub fn batches(events: usize, bytes: usize) -> Vec<Batch> {
                     headers: None,
                     time: None,
                     time_micros: None,
+                    death: None,
                 });
             }
             builder.finish(Position::default(), 0)

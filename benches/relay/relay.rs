@@ -59,12 +59,15 @@ impl Running {
             types: Vec::new(),
             start: Some(Start::First),
             on_reject: OnReject::Hold,
+            dead_letter_sink: None,
+            dead_letter_row: false,
             bounds: Bounds::default(),
             paused: false,
         };
         let sources = BTreeMap::from([("shop".to_owned(), source)]);
         let (shutdown, phase) = Shutdown::new();
-        let fleet = Fleet::spawn(&sources, vec![relay], WhenLocked::Refuse, &phase).expect("threads can be started");
+        let fleet = Fleet::spawn(&sources, &BTreeMap::new(), vec![relay], WhenLocked::Refuse, &phase)
+            .expect("threads can be started");
         Self { fleet, shutdown, metrics }
     }
 

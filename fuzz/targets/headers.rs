@@ -21,6 +21,7 @@ fuzz_target!(|input: (&str, &[u8])| {
         headers: Some(headers),
         time: None,
         time_micros: None,
+        death: None,
     };
     for format in [Format::Plain, Format::EventsourcePy] {
         for wire in [Wire::Kafka, Wire::Amqp] {

@@ -20,6 +20,7 @@ fuzz_target!(|input: (&str, &str, Option<&[u8]>)| {
         headers: Some(headers),
         time: None,
         time_micros: None,
+        death: None,
     };
     let doubled = Template::parse(&text.replace('{', "{{").replace('}', "}}")).expect("doubled braces are text");
     assert_eq!(doubled.constant(), Some(text));

@@ -27,6 +27,7 @@ fuzz_target!(|text: &str| {
         headers: None,
         time: Some(text),
         time_micros: None,
+        death: None,
     };
     let _ = Format::Plain.seconds(&event);
 });

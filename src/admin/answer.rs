@@ -13,6 +13,8 @@ pub trait Desk {
     /// One JSON object a consumer, as [`crate::admin::status_json`] makes it.
     fn statuses(&self) -> impl Future<Output = Result<Vec<Value>, Refusal>> + Send;
     fn consumers(&self) -> Vec<String>;
+    /// Those that only the files still know.
+    fn left_over(&self) -> impl Future<Output = Result<Vec<Value>, Refusal>> + Send;
     fn pause(&self, consumer: &str, paused: bool) -> impl Future<Output = Result<Value, Refusal>> + Send;
     fn operate(&self, consumer: &str, operation: Operation) -> impl Future<Output = Result<Value, Refusal>> + Send;
     /// Reads the configuration anew.
@@ -58,7 +60,9 @@ pub async fn answer(desk: &impl Desk, request: &Request) -> Result<Value, Refusa
         Request::Reload => desk.reload().await?,
         Request::Pause { consumer } => desk.pause(consumer, true).await?,
         Request::Resume { consumer } => desk.pause(consumer, false).await?,
-        Request::DeadLetters(_) | Request::Position(_) | Request::Consumer(_) => operate(desk, request, &names).await?,
+        Request::DeadLetters(_) | Request::Position(_) | Request::Consumer(_) | Request::Replay(_) => {
+            operate(desk, request, &names).await?
+        }
     };
     value["ok"] = json!(true);
     Ok(value)
@@ -79,15 +83,16 @@ fn meant(desk: &impl Desk, request: &Request) -> Result<Vec<String>, Refusal> {
 }
 
 async fn known(desk: &impl Desk) -> Result<Vec<Value>, Refusal> {
-    let statuses = desk.statuses().await?;
+    let statuses = desk.statuses().await?.into_iter();
+    let left_over = desk.left_over().await?;
     Ok(statuses
-        .into_iter()
         .map(|status| {
             json!({
                 "name": status["name"], "kind": "relay", "source": status["source"], "sink": status["sink"],
                 "is_configured": true, "state": status["state"],
             })
         })
+        .chain(left_over)
         .collect())
 }
 

@@ -66,6 +66,7 @@ impl Board {
                 held_keys: status.held_keys,
                 held_oldest_seconds: status.held_oldest_seconds(),
                 dead_letters: status.dead,
+                dead_letter_copies: status.copies.as_ref().map_or(0, |copies| copies.waiting),
                 sink_up: status.sink_up,
                 sink_blocked: status.blocked.is_some(),
                 state: status.state.as_str(),
@@ -117,12 +118,15 @@ pub fn status_json(status: &Status) -> Value {
         "in_flight_events": status.in_flight,
         "delivered_total": status.delivered,
         "redelivered_total": status.redelivered,
+        "order_violations_total": status.order_violations,
         "held_keys": status.held_keys,
         "held_oldest_seconds": status.held_oldest_seconds(),
         "retrying": status.retrying,
         "dead_letters": status.dead,
         "sink_up": status.sink_up,
         "sink_blocked": status.blocked,
+        "replay": status.replay,
+        "dead_letter_copies": status.copies,
     })
 }
 
@@ -140,6 +144,13 @@ impl Desk for Board {
 
     fn consumers(&self) -> Vec<String> {
         self.roster.borrow().consumers.iter().map(|handle| handle.name.clone()).collect()
+    }
+
+    async fn left_over(&self) -> Result<Vec<Value>, Refusal> {
+        let (sources, configured) = (self.roster.borrow().sources.clone(), Desk::consumers(self));
+        // A file may lie on something slow: nothing else waits for it.
+        let looked = tokio::task::spawn_blocking(move || control::left_over(&sources, &configured));
+        Ok(looked.await.expect("looking does not panic")?)
     }
 
     async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {

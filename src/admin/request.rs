@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::consumer::control::{Operation, Target};
+use crate::consumer::replay::Wanted;
 use crate::state::held::Selection;
 
 /// What a command asks of the daemon.
@@ -16,6 +17,7 @@ pub enum Request {
     DeadLetters(DeadLetters),
     Position(Position),
     Consumer(Consumer),
+    Replay(Replay),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +82,19 @@ pub enum Consumer {
     Forget { consumer: String },
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Replay {
+    /// Answered when it is recorded; how far it has come stands in the consumer's status.
+    Start {
+        consumer: String,
+        wanted: Wanted,
+    },
+    Cancel {
+        consumer: String,
+    },
+}
+
 impl Request {
     /// The consumer that is meant; `None` = all.
     pub fn consumer(&self) -> Option<&str> {
@@ -92,7 +107,8 @@ impl Request {
             Request::DeadLetters(DeadLetters::Show { consumer, .. }) => consumer.as_deref(),
             Request::Position(Position::Show { consumer }) => consumer.as_deref(),
             Request::Position(Position::Set { consumer, .. })
-            | Request::Consumer(Consumer::Accept { consumer } | Consumer::Forget { consumer }) => Some(consumer),
+            | Request::Consumer(Consumer::Accept { consumer } | Consumer::Forget { consumer })
+            | Request::Replay(Replay::Start { consumer, .. } | Replay::Cancel { consumer }) => Some(consumer),
         }
     }
 
@@ -121,6 +137,8 @@ impl Request {
                 Operation::SetPosition { to: to.target(), reason: BY_OPERATOR.into() }
             }
             Request::Consumer(Consumer::Accept { .. }) => Operation::Accept { reason: BY_OPERATOR.into() },
+            Request::Replay(Replay::Start { wanted, .. }) => Operation::Replay(wanted.clone()),
+            Request::Replay(Replay::Cancel { .. }) => Operation::CancelReplay,
             Request::Consumer(Consumer::Forget { .. }) => Operation::Forget { reason: BY_OPERATOR.into() },
         })
     }

@@ -116,7 +116,10 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
         }
     }
     for relay in &loaded.config.relays {
-        findings.push(sink_finding(relay, args.offline).await);
+        let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
+        for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {
+            findings.push(sink_finding(relay, name, sink, args.offline).await);
+        }
     }
     findings
 }
@@ -244,9 +247,9 @@ fn recorded(relay: &consumer::Settings, source: &source::Settings) -> Result<Opt
     }
 }
 
-async fn sink_finding(relay: &consumer::Settings, offline: bool) -> Finding {
-    let subject = format!("sink {}", relay.sink_name);
-    if let sink::Settings::File(file) = &relay.sink {
+async fn sink_finding(relay: &consumer::Settings, name: &str, sink: &sink::Settings, offline: bool) -> Finding {
+    let subject = format!("sink {name}");
+    if let sink::Settings::File(file) = sink {
         return file_finding(subject, file.path.as_deref());
     }
     if offline {
@@ -254,7 +257,7 @@ async fn sink_finding(relay: &consumer::Settings, offline: bool) -> Finding {
     }
     let (news, _keep) = mpsc::unbounded_channel();
     let port = Port { news, consumer: relay.name.clone(), source: relay.source.clone() };
-    let mut sink = sink::open(&relay.sink, port);
+    let mut sink = sink::open(sink, port);
     let checked = sink.check(SINK_WAIT).await;
     sink.close().await;
     match checked {

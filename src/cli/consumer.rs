@@ -1,5 +1,7 @@
 //! `outboxd consumer`.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use serde::Deserialize;
 
@@ -41,6 +43,24 @@ struct Listed {
     consumers: Vec<Known>,
 }
 
+#[derive(Debug, Deserialize)]
+struct Forgotten {
+    #[serde(default)]
+    forgotten: Vec<Gone>,
+    #[serde(default)]
+    is_configured: bool,
+}
+
+/// What stood in one file.
+#[derive(Debug, Deserialize)]
+struct Gone {
+    source: Option<String>,
+    position: Option<i64>,
+    held: BTreeMap<String, u64>,
+    copies: u64,
+    safe_position: Option<i64>,
+}
+
 pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     let request = match command {
         Command::List => control_client::Consumer::List,
@@ -59,10 +79,38 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
             terminal::print(&format!("{} is accepted as it is\n", terminal::visible(consumer)))?
         }
         (false, Command::Forget { consumer }) => {
-            terminal::print(&format!("{} is forgotten\n", terminal::visible(consumer)))?
+            terminal::print(&forgotten(consumer, serde_json::from_value(answer)?))?
         }
     }
     Ok(Exit::Ok)
+}
+
+/// What went with it, and what that lets the application do.
+fn forgotten(consumer: &str, answer: Forgotten) -> String {
+    let name = terminal::visible(consumer);
+    let mut text = format!("{name} is forgotten\n");
+    for gone in answer.forgotten {
+        let place =
+            gone.position.map_or("it had no checkpoint".to_owned(), |position| format!("its checkpoint at {position}"));
+        let held: Vec<String> = gone
+            .held
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        let held =
+            if held.is_empty() { "no held events".to_owned() } else { format!("held events: {}", held.join(", ")) };
+        text.push_str(&format!("  gone: {place}, {held}, {} copies of dead letters under way\n", gone.copies));
+        let source = terminal::visible(gone.source.as_deref().unwrap_or("its source"));
+        text.push_str(&match gone.safe_position {
+            Some(safe) => format!("  the application may prune {source} up to position {safe} now\n"),
+            None => format!("  no consumer keeps the application from pruning {source} now\n"),
+        });
+    }
+    if answer.is_configured {
+        text.push_str(&format!("  {name} is still in the configuration: it begins anew as its `start` says\n"));
+    }
+    text
 }
 
 fn table(listed: Listed) -> String {

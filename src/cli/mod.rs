@@ -20,6 +20,7 @@ mod pause;
 mod position;
 pub mod reference;
 mod reload;
+mod replay;
 mod resume;
 mod run;
 mod status;
@@ -94,6 +95,8 @@ pub enum Command {
     /// Look at the consumers that a file knows, accept a changed one, or forget one
     #[command(subcommand)]
     Consumer(consumer::Command),
+    /// Send events once more that were delivered already, marked as such
+    Replay(replay::Args),
     /// Compare what a relay's source holds with what its sink really holds; take and change nothing
     ///
     /// Reads Kafka's topics, the lines of a file, or a shadow queue at RabbitMQ (--queue) up to their end of now, and says what is
@@ -163,6 +166,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Resume(args) => resume::execute(args, context),
         Command::Position(command) => position::execute(command, context),
         Command::Consumer(command) => consumer::execute(command, context),
+        Command::Replay(args) => replay::execute(args, context),
         Command::Audit(args) => audit::execute(args, context),
         Command::Config(command) => config::execute(command, context),
         Command::Health(args) => health::execute(args, context),

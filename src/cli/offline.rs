@@ -1,8 +1,10 @@
 //! What commands do on the files themselves, while no daemon runs: the same answers from the same functions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::control_client::Request;
 use super::{Exit, Failure};
@@ -10,15 +12,20 @@ use crate::admin::answer::{self, Desk, Refusal};
 use crate::admin::status_json;
 use crate::config::{Config, Loaded};
 use crate::consumer::control::{self, Operation};
+use crate::consumer::replay::{Replayer, Sinks, Wanted};
 use crate::consumer::status::{State, Status};
 use crate::consumer::{self};
+use crate::shutdown::Shutdown;
 use crate::source;
 use crate::source::reader::Reader;
 use crate::sqlite::lockfile::LockError;
 use crate::sqlite::open;
+use crate::sqlite::writer::Writer;
 use crate::state::files::{FileError, Files};
 use crate::state::{checkpoint, held};
 
+/// How often a replay is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a source may take to be there.
 const LOOK_WAIT: Duration = Duration::from_secs(5);
 
@@ -27,6 +34,17 @@ pub fn answer(loaded: &Loaded, request: &Request) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let desk = Offline { config: &loaded.config };
     runtime.block_on(answer::answer(&desk, request)).map_err(|refusal| {
+        let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
+        Failure { exit, reason: refusal.error, remedy: None }.into()
+    })
+}
+
+/// Carries a replay in this process; a consumer's relay does not run meanwhile, so that its own file is free. `draw` is told how far it is.
+pub fn replay(loaded: &Loaded, consumer: &str, wanted: Wanted, draw: &mut dyn FnMut(&Value)) -> anyhow::Result<Value> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let desk = Offline { config: &loaded.config };
+    let replayed = runtime.block_on(desk.replay(consumer, wanted, draw));
+    replayed.map_err(|refusal| {
         let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
         Failure { exit, reason: refusal.error, remedy: None }.into()
     })
@@ -42,6 +60,54 @@ impl Offline<'_> {
         let relay = relay.ok_or_else(|| Refusal::new(Refusal::USAGE, format!("{consumer} is not in the config")))?;
         Ok((relay, &self.config.sources[&relay.source]))
     }
+
+    async fn replay(&self, consumer: &str, wanted: Wanted, draw: &mut dyn FnMut(&Value)) -> Result<Value, Refusal> {
+        let (relay, source) = self.relay(consumer)?;
+        let (writer, reader) = open_both(consumer, source).await?;
+        let begun = control::operate(&writer, &reader, relay, Operation::Replay(wanted)).await?.value;
+        let status = watch::Sender::new(Status::new(&relay.name, &relay.source, &relay.sink_name));
+        let seen = status.subscribe();
+        let replayer = Replayer {
+            settings: Arc::new(relay.clone()),
+            source: Arc::new(source.clone()),
+            reader,
+            writer,
+            sinks: watch::Sender::new(Arc::new(Sinks::new(self.config.sinks.clone(), &[]))).subscribe(),
+            status,
+            nudge: Arc::default(),
+        };
+        let (shutdown, phase) = Shutdown::new();
+        let running = tokio::spawn(replayer.keep(phase));
+        let replay = loop {
+            let replay = serde_json::to_value(&seen.borrow().replay).expect("numbers and text are always JSON");
+            let is_it = replay["number"] == begun["number"];
+            if is_it && replay["state"] != "running" {
+                break replay;
+            }
+            if running.is_finished() {
+                return Err(Refusal::new(Refusal::UNAVAILABLE, "the replay ended and could not be recorded"));
+            }
+            if is_it {
+                draw(&replay);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        shutdown.drain(Duration::ZERO);
+        let _ = running.await;
+        Ok(replay)
+    }
+}
+
+/// What commands on the files work with.
+async fn open_both(consumer: &str, source: &source::Settings) -> Result<(Writer, Reader), Refusal> {
+    if !source.path.exists() {
+        let text = format!("{} is not there: nothing is recorded of {consumer}", source.path.display());
+        return Err(Refusal::new(Refusal::UNAVAILABLE, text));
+    }
+    let writer = Files::default().writer(source).await.map_err(unopened)?;
+    let reader = Reader::start(source.clone())
+        .map_err(|error| Refusal::new(Refusal::UNAVAILABLE, format!("{}: {error}", source.path.display())))?;
+    Ok((writer, reader))
 }
 
 impl Desk for Offline<'_> {
@@ -52,6 +118,11 @@ impl Desk for Offline<'_> {
 
     fn consumers(&self) -> Vec<String> {
         self.config.relays.iter().map(|relay| relay.name.clone()).collect()
+    }
+
+    async fn left_over(&self) -> Result<Vec<Value>, Refusal> {
+        let sources: Vec<_> = self.config.sources.values().cloned().collect();
+        Ok(control::left_over(&sources, &self.consumers())?)
     }
 
     async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {
@@ -66,14 +137,7 @@ impl Desk for Offline<'_> {
             return Ok(control::forget_removed(&Files::default(), &sources, consumer, reason).await?);
         }
         let (relay, source) = self.relay(consumer)?;
-        if !source.path.exists() {
-            let text = format!("{} is not there: nothing is recorded of {consumer}", source.path.display());
-            return Err(Refusal::new(Refusal::UNAVAILABLE, text));
-        }
-        let files = Files::default();
-        let writer = files.writer(source).await.map_err(unopened)?;
-        let reader = Reader::start(source.clone())
-            .map_err(|error| Refusal::new(Refusal::UNAVAILABLE, format!("{}: {error}", source.path.display())))?;
+        let (writer, reader) = open_both(consumer, source).await?;
         let done = tokio::time::timeout(LOOK_WAIT, control::operate(&writer, &reader, relay, operation)).await;
         let slow =
             || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));

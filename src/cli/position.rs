@@ -46,8 +46,14 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     let request = match command {
         Command::Show { consumer } => Position::Show { consumer: consumer.clone() },
         Command::Set { consumer, to } => {
-            let question = format!("Set {} to {}?", terminal::visible(consumer), told(to));
-            terminal::confirm(&question, context.yes)?;
+            if !context.yes {
+                let show = Position::Show { consumer: Some(consumer.clone()) };
+                let shown: Shown = serde_json::from_value(context.ask(&Request::Position(show))?)?;
+                let place = shown.positions.first().and_then(|standing| standing.position);
+                let place = place.map_or("at the beginning".to_owned(), |position| format!("at {position}"));
+                let question = format!("{} is {place}. Set it to {}?", terminal::visible(consumer), told(to));
+                terminal::confirm(&question, false)?;
+            }
             Position::Set { consumer: consumer.clone(), to: to.clone() }
         }
     };
@@ -59,8 +65,17 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
             let place = |field: &str| {
                 answer[field].as_i64().map_or("the beginning".to_owned(), |position| position.to_string())
             };
-            let text = format!("{}: {}, was {}\n", terminal::visible(consumer), place("position"), place("previous"));
-            terminal::print(&text)?;
+            let meaning = match (answer["previous"].as_i64(), answer["position"].as_i64()) {
+                (Some(before), Some(after)) if after > before => {
+                    format!("; up to {} events are skipped", after.abs_diff(before))
+                }
+                (Some(before), Some(after)) if after < before => {
+                    format!("; up to {} events are sent again", before.abs_diff(after))
+                }
+                _ => String::new(),
+            };
+            let (name, before, after) = (terminal::visible(consumer), place("previous"), place("position"));
+            terminal::print(&format!("{name}: {after}, was {before}{meaning}\n"))?;
         }
     }
     Ok(Exit::Ok)

@@ -105,6 +105,9 @@ section! {
         on_retry: Mark, Absent("the row stays as it is"), r#"{ set = { tries = "{+1}", last_error = "{error}" } }"#;
         /// The same for a row that has become a dead letter. A row made pending again by the application is tried again.
         on_rejected: Mark, Absent("the row stays as it is, and is passed over"), r#"{ set = { status = "failed" } }"#;
+        /// Read by row: an INSERT into a table of the application's own for dead letters, run with `on_rejected` for relays that say
+        /// `dead_letter_row = true`. It knows `:row`, `:error`, `:now` and `:consumer`.
+        on_dead_letter: String, Absent("the preset's, if it has one"), r#""INSERT INTO failures SELECT id, :error FROM jobs WHERE id = :row""#;
         /// SQL that finds something in a file which cannot be used; needs `refuse_because`.
         refuse_if: String, Absent("nothing is refused"), r#""SELECT 1 FROM meta WHERE version < 3""#;
         /// What is said then, with the remedy.
@@ -127,6 +130,14 @@ section! {
         /// What a rejected event does when its attempts are spent: `"hold"` its key (later events of the key wait behind
         /// it), `"skip"` it, or `"halt"` the relay.
         on_reject: String, Value(r#""hold""#), r#""hold""#;
+        /// The name of a `[sinks.<name>]` section that gets a copy of each dead letter, at least once, with the headers
+        /// `outboxd-dead-letter` (the relay), `outboxd-reason`, `outboxd-detail`, `outboxd-attempts` and `outboxd-failed-at`. The dead letter
+        /// itself stays where it is, to be retried or discarded.
+        dead_letter_sink: String, Absent("no copies"), r#""graveyard""#;
+        /// Writes each dead letter into the application's own table as well, in the same transaction, as the source's `on_dead_letter` says.
+        /// For `eventsource-py`'s outbox: a row of `dead_letter_queue` with `projection_name = "relay:<relay>"`, which the application
+        /// resolves.
+        dead_letter_row: bool, Value("false"), "true";
         /// How often an event is tried before it is a dead letter.
         attempts_max: u64, Value("5"), "5";
         /// After this long without an acknowledgement the sink counts as unavailable.

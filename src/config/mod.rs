@@ -32,7 +32,7 @@ pub use crate::setting::value::{Size, Span};
 pub use show::{Line, Shown};
 
 pub use crate::consumer::engine::WhenLocked;
-use crate::{consumer, source};
+use crate::{consumer, sink, source};
 use layers::Layers;
 
 /// How often a configuration that changes while it is read is read again.
@@ -47,6 +47,7 @@ pub const USUAL_PLACES: [&str; 2] = ["outboxd.toml", "/etc/outboxd/outboxd.toml"
 pub struct Config {
     pub daemon: Daemon,
     pub sources: BTreeMap<String, source::Settings>,
+    pub sinks: BTreeMap<String, sink::Settings>,
     pub relays: Vec<consumer::Settings>,
 }
 

@@ -29,13 +29,12 @@ pub struct Raw {
 const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 6] = [
+const LATER: [(&str, &str); 5] = [
     ("projections", "projections are not in this version"),
     ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
-    ("relays.*.replay", "replays are not in this version"),
 ];
 
 /// Why something of a later version is refused.

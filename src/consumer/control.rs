@@ -3,17 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::OptionalExtension;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Settings;
+use super::replay::{self, Wanted};
 use crate::clock;
 use crate::controls::{self, Seam};
 use crate::event::Position;
 use crate::source;
-use crate::source::reader::{Halt, Look, Mark, Names, Reader};
+use crate::source::reader::{Halt, Head, Look, Mark, Names, Reader, SourceState};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
+use crate::state;
 use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use crate::state::files::Files;
 use crate::state::held::{self, HeldRow, HeldState, Selection};
@@ -56,6 +59,9 @@ pub enum Operation {
     Forget {
         reason: String,
     },
+    /// Sends settled events again, or goes on with that.
+    Replay(Wanted),
+    CancelReplay,
 }
 
 /// Where a consumer is to go on: behind this event.
@@ -76,6 +82,8 @@ pub struct Done {
     pub restarts: bool,
     /// Held rows were changed.
     pub changed_holds: bool,
+    /// The recorded replay was changed.
+    pub replays: bool,
 }
 
 /// How long a source is waited for on an operator's behalf.
@@ -137,7 +145,12 @@ pub async fn operate(
         }
         Operation::Position => {
             let checkpoint = writer.perform(move |c| checkpoint::load(c, &name)).await?;
-            Ok(looked(checkpoint.map_or_else(|| json!({ "consumer": settings.name }), |c| checkpoint_json(&c))))
+            let none = || json!({ "consumer": settings.name, "source": settings.source });
+            let mut value = checkpoint.filter(|_| !reader.by_row).map_or_else(none, |c| checkpoint_json(&c));
+            if let SourceState::Ready(Head::Position(head)) = &*reader.state.borrow() {
+                value["head"] = json!(head.0);
+            }
+            Ok(looked(value))
         }
         Operation::SetPosition { to, reason } => set_position(writer, reader, settings, to, reason).await,
         Operation::Accept { reason } => {
@@ -147,18 +160,33 @@ pub async fn operate(
             Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
         }
         Operation::Forget { reason } => {
-            writer.perform(move |c| forget(c, &name, &reason)).await?;
-            Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "forgotten": true })) })
+            let gone = writer.perform(move |c| forget(c, &name, &reason)).await?;
+            let value = json!({ "consumer": settings.name, "forgotten": [gone], "is_configured": true });
+            Ok(Done { restarts: true, ..changed(value) })
+        }
+        Operation::Replay(wanted) => {
+            let source = reader.settings.clone();
+            let begun = replay::begin(writer, &source, settings, wanted).await?;
+            let value =
+                json!({ "consumer": settings.name, "number": begun.number, "place": begun.place, "sent": begun.sent });
+            Ok(Done { replays: true, ..looked(value) })
+        }
+        Operation::CancelReplay => {
+            let cancelled = writer.perform(move |c| state::replay::cancel(c, &name)).await?;
+            if !cancelled {
+                return Err(JobError::Refused(format!("no replay of {} is under way", settings.name)));
+            }
+            Ok(Done { replays: true, ..looked(json!({ "consumer": settings.name, "cancelled": true })) })
         }
     }
 }
 
 fn looked(value: Value) -> Done {
-    Done { value, restarts: false, changed_holds: false }
+    Done { value, restarts: false, changed_holds: false, replays: false }
 }
 
 fn changed(value: Value) -> Done {
-    Done { value, restarts: false, changed_holds: true }
+    Done { value, restarts: false, changed_holds: true, replays: false }
 }
 
 fn text_or_hex(bytes: &[u8]) -> Value {
@@ -299,7 +327,7 @@ async fn set_position(
         "after": after.position.0,
         "event_id": after.event_id,
     });
-    Ok(Done { value, restarts: true, changed_holds: false })
+    Ok(Done { restarts: true, ..looked(value) })
 }
 
 fn accept(
@@ -338,19 +366,36 @@ pub async fn forget_removed(
         let known = writer.perform(move |connection| {
             let is_known = checkpoint::load(connection, &name)?.is_some()
                 || held::counts(connection, &name)?.into_iter().any(|n| n > 0);
-            if is_known {
-                forget(connection, &name, &why)?;
-            }
-            Ok(is_known)
+            if is_known { forget(connection, &name, &why).map(Some) } else { Ok(None) }
         });
-        if in_time(known).await? {
-            forgotten.push(json!(source.state_path()));
+        if let Some(mut gone) = in_time(known).await? {
+            gone["file"] = json!(source.state_path());
+            forgotten.push(gone);
         }
     }
     match forgotten.is_empty() {
         true => Err(JobError::Refused(format!("the state of no source knows {consumer}: there is nothing to forget"))),
-        false => Ok(json!({ "consumer": consumer, "forgotten_in": forgotten })),
+        false => Ok(json!({ "consumer": consumer, "forgotten": forgotten, "is_configured": false })),
     }
+}
+
+/// The consumers that only the sources' state still knows: they were renamed, or taken out of the configuration.
+pub fn left_over(sources: &[source::Settings], configured: &[String]) -> Result<Vec<Value>, JobError> {
+    let mut paths: Vec<_> = sources.iter().map(source::Settings::state_path).collect();
+    paths.sort();
+    paths.dedup();
+    let mut left = Vec::new();
+    for path in paths.into_iter().filter(|path| has_state(path)) {
+        for checkpoint in checkpoint::all(&open::reader(&path)?)? {
+            if !configured.contains(&checkpoint.consumer) {
+                left.push(json!({
+                    "name": checkpoint.consumer, "kind": "relay", "source": checkpoint.source, "sink": null,
+                    "is_configured": false, "state": null, "position": checkpoint.mark.position.0, "file": path,
+                }));
+            }
+        }
+    }
+    Ok(left)
 }
 
 /// Whether there are tables of ours: looking for a consumer makes none.
@@ -359,13 +404,26 @@ fn has_state(path: &Path) -> bool {
     connection.is_some_and(|connection| matches!(schema_version(&connection), Ok(Some(_))))
 }
 
-fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<(), JobError> {
+/// Says what went, and up to where the application may prune its rows now.
+fn forget(connection: &rusqlite::Connection, consumer: &str, reason: &str) -> Result<Value, JobError> {
     let checkpoint = checkpoint::load(connection, consumer)?;
-    let held = held::counts(connection, consumer)?.iter().sum::<u64>();
-    let detail = format!("position {:?}, {held} held rows", checkpoint.map(|c| c.mark.position.0));
+    let counts = held::counts(connection, consumer)?;
+    let copies = state::copies::count(connection, consumer)?;
+    let held = counts.iter().sum::<u64>();
+    let position = checkpoint.as_ref().map(|checkpoint| checkpoint.mark.position.0);
+    let detail = format!("position {position:?}, {held} held rows");
     resolution::record(
         connection,
         &Resolution { consumer, action: "forget", event_id: None, key: None, reason, detail },
     )?;
-    checkpoint::forget(connection, consumer)
+    checkpoint::forget(connection, consumer)?;
+    let source = checkpoint.map(|checkpoint| checkpoint.source);
+    let safe = connection
+        .query_row("SELECT position FROM outboxd_safe_position WHERE source = ?1", [&source], |row| {
+            row.get::<_, i64>(0)
+        })
+        .optional()?;
+    let held: serde_json::Map<String, Value> =
+        HeldState::ALL.iter().zip(counts).map(|(state, count)| (state.as_str().to_owned(), json!(count))).collect();
+    Ok(json!({ "source": source, "position": position, "held": held, "copies": copies, "safe_position": safe }))
 }

@@ -3,15 +3,18 @@
 //! While it cannot run (waiting, halted) it still answers operators.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 
 use super::control::{self, Command};
+use super::copies::Copier;
 use super::delivery::{Publish, StateLedger};
 use super::holds::Holds;
+use super::replay::{Replayer, Sinks};
 use super::session::{self, End, SentBefore, Session, Surroundings};
 use super::status::{State, Status};
 use super::{OnReject, Settings, Start};
@@ -29,6 +32,8 @@ use crate::state::held::{self, HeldKey, HeldRow};
 use crate::telemetry::logs::Repeats;
 use crate::telemetry::metric::ConsumerMetrics;
 
+/// What closing a sink of a replay's or a copy's may take when the time is up.
+const SIDE_CLOSE_MIN: Duration = Duration::from_millis(500);
 const FILE_RETRY: Duration = Duration::from_millis(500);
 /// How often a start that has to wait says what for.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
@@ -50,8 +55,26 @@ pub struct Engine {
     pub commands: UnboundedReceiver<Command>,
     pub shutdown: watch::Receiver<Phase>,
     pub status: watch::Sender<Status>,
+    /// Where replays may go.
+    pub sinks: watch::Receiver<Arc<Sinks>>,
     /// An operator said "resume" in this run: `paused = true` in the config has been answered.
     pub resumed: bool,
+}
+
+/// Wakes what runs beside a session.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// The recorded replay was changed.
+    pub replays: Arc<Notify>,
+    /// Copies of dead letters were recorded.
+    pub copies: Arc<Notify>,
+}
+
+/// What runs beside the sessions, from the first on whose state could be read until the consumer ends.
+#[derive(Default)]
+struct Side {
+    wakes: Beside,
+    tasks: JoinSet<()>,
 }
 
 /// Why a consumer is not running.
@@ -82,16 +105,37 @@ impl Engine {
     pub async fn run(mut self) -> Result<(), Locked> {
         let metrics = ConsumerMetrics::new(&self.settings.name, &session::reasons());
         let mut repeats = Repeats::default();
+        let mut side = Side::default();
+        let ended = self.run_sessions(&metrics, &mut repeats, &mut side).await;
+        let at_the_latest = match *self.shutdown.borrow() {
+            Phase::Drain { deadline } => deadline.max(Instant::now() + SIDE_CLOSE_MIN),
+            Phase::Run => Instant::now(),
+        };
+        let all = async { while side.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(at_the_latest.into(), all).await;
+        side.tasks.shutdown().await;
+        ended?;
+        self.say(State::Stopped, "");
+        tracing::info!(event = "consumer_stopped", consumer = %self.settings.name);
+        Ok(())
+    }
+
+    async fn run_sessions(
+        &mut self,
+        metrics: &ConsumerMetrics,
+        repeats: &mut Repeats,
+        side: &mut Side,
+    ) -> Result<(), Locked> {
         loop {
-            let stop = match self.start().await {
+            let stop = match self.start(side).await {
                 Ok(start) => {
                     tracing::info!(event = "consumer_started", consumer = %self.settings.name, position = %start.checkpoint.position);
                     let mut around = Surroundings {
                         commands: &mut self.commands,
                         shutdown: &mut self.shutdown,
                         status: &self.status,
-                        metrics: &metrics,
-                        repeats: &mut repeats,
+                        metrics,
+                        repeats,
                         resumed: &mut self.resumed,
                     };
                     match Session::new(start).run(&mut around).await {
@@ -103,20 +147,45 @@ impl Engine {
                 Err(stop) => stop,
             };
             match stop {
-                Stop::Shutdown => break,
+                Stop::Shutdown => return Ok(()),
                 Stop::Refused(detail) => return Err(Locked(detail)),
                 Stop::Halted(detail) => {
                     tracing::error!(event = "consumer_halted", consumer = %self.settings.name, %detail);
                     self.say(State::Halted, &detail);
-                    if !self.wait_for_resume().await {
-                        break;
+                    if !self.wait_for_resume(&side.wakes).await {
+                        return Ok(());
                     }
                 }
             }
         }
-        self.say(State::Stopped, "");
-        tracing::info!(event = "consumer_stopped", consumer = %self.settings.name);
-        Ok(())
+    }
+
+    /// Once; what it needs of the state's file is there.
+    fn start_beside(&self, side: &mut Side, writer: &Writer) {
+        if !side.tasks.is_empty() {
+            return;
+        }
+        let replayer = Replayer {
+            settings: self.settings.clone(),
+            source: self.source.clone(),
+            reader: self.reader.clone(),
+            writer: writer.clone(),
+            sinks: self.sinks.clone(),
+            status: self.status.clone(),
+            nudge: side.wakes.replays.clone(),
+        };
+        side.tasks.spawn(replayer.keep(self.shutdown.clone()));
+        if let Some((_, sink)) = &self.settings.dead_letter_sink {
+            let copier = Copier {
+                settings: self.settings.clone(),
+                sink: sink.clone(),
+                reader: self.reader.clone(),
+                writer: writer.clone(),
+                status: self.status.clone(),
+                nudge: side.wakes.copies.clone(),
+            };
+            side.tasks.spawn(copier.keep(self.shutdown.clone()));
+        }
     }
 
     fn say(&self, state: State, detail: &str) {
@@ -133,13 +202,14 @@ impl Engine {
     }
 
     /// Everything up to the first event.
-    async fn start(&mut self) -> Result<session::Start, Stop> {
+    async fn start(&mut self, side: &mut Side) -> Result<session::Start, Stop> {
         self.say(State::Starting, "");
         controls::reach(Seam::Start);
         let look = self.look().await?;
         self.status.send_modify(|status| status.warnings = [&look.warnings[..], &look.plan.warnings[..]].concat());
         let writer = self.writer().await?;
         let recorded = self.recorded(&writer).await?;
+        self.start_beside(side, &writer);
         let by_row = look.mapping.rows.is_some();
         let checkpoint = match &recorded.checkpoint {
             Some(checkpoint) => {
@@ -159,6 +229,13 @@ impl Engine {
         });
         self.record_start(&writer, checkpoint.clone(), recorded.checkpoint.is_none()).await?;
 
+        let mut rows = look.mapping.rows.clone();
+        let on_dead_letter =
+            rows.as_mut().map(|rows| &mut rows.on_dead_letter).filter(|_| !self.settings.dead_letter_row);
+        on_dead_letter.into_iter().for_each(|sql| *sql = None);
+        if let Some(sql) = rows.as_ref().and_then(|rows| rows.on_dead_letter.clone()) {
+            self.try_statement(&writer, sql).await?;
+        }
         let (news_tx, news) = mpsc::unbounded_channel();
         let port =
             Port { news: news_tx.clone(), consumer: self.settings.name.clone(), source: self.settings.source.clone() };
@@ -167,7 +244,7 @@ impl Engine {
         Ok(session::Start {
             settings: self.settings.clone(),
             reader: self.reader.clone(),
-            ledger: Box::new(StateLedger { writer: writer.clone(), rows: look.mapping.rows.clone() }),
+            ledger: Box::new(StateLedger { writer: writer.clone(), rows }),
             writer,
             delivery: Box::new(Publish::new(self.settings.sink.clone(), port)),
             news,
@@ -176,6 +253,7 @@ impl Engine {
             witnesses: checkpoint.witnesses,
             by_row,
             holds,
+            beside: side.wakes.clone(),
             dead_rows: recorded.dead_rows,
             sent_before,
             paused: recorded.paused || (self.settings.paused && !self.resumed),
@@ -257,6 +335,21 @@ impl Engine {
         self.during(blocked(writer), recorded).await?.map_err(halted)
     }
 
+    /// What a person wrote is looked at before the first dead letter needs it.
+    async fn try_statement(&mut self, writer: &Writer, sql: String) -> Result<(), Stop> {
+        let name = self.settings.name.clone();
+        let tried = writer.perform(move |connection| {
+            let said = |error: rusqlite::Error| {
+                JobError::Refused(format!(
+                    "dead_letter_row = true in [relays.{name}], and what the source's `on_dead_letter` says cannot be done: {error}. \
+                     Remedy: make the table that it names, or leave dead_letter_row out, then `outboxd resume`"
+                ))
+            };
+            connection.prepare(&sql).map(drop).map_err(said)
+        });
+        self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
+    }
+
     async fn record_start(&mut self, writer: &Writer, from: Checkpoint, is_first: bool) -> Result<(), Stop> {
         let begun = writer.perform(move |connection| checkpoint::begin(connection, &from, is_first));
         self.during(blocked(writer), begun).await?.map_err(halted)
@@ -323,7 +416,7 @@ impl Engine {
     }
 
     /// Answers operators until one says "resume" (true) or the daemon ends (false).
-    async fn wait_for_resume(&mut self) -> bool {
+    async fn wait_for_resume(&mut self, beside: &Beside) -> bool {
         loop {
             let command = tokio::select! {
                 Some(command) = self.commands.recv() => command,
@@ -346,6 +439,9 @@ impl Engine {
                 Command::Operate(operation, reply) => {
                     let Some(done) = self.in_time(self.operate(operation)).await else { return false };
                     let restarts = done.as_ref().is_ok_and(|done| done.restarts);
+                    if done.as_ref().is_ok_and(|done| done.replays) {
+                        beside.replays.notify_one();
+                    }
                     let _ = reply.send(done.map(|done| done.value));
                     if restarts {
                         return true;

@@ -22,9 +22,11 @@ pub use self::blueprint::{Blueprint, Changes, Restarted};
 use super::Settings;
 use super::control::{Command, Reply};
 use super::engine::{Engine, Locked, WhenLocked};
+use super::replay::Sinks;
 use super::status::Status;
 use crate::controls::{self, Seam};
 use crate::shutdown::{self, Phase, Shutdown};
+use crate::sink;
 use crate::source::{self, reader::Reader};
 use crate::sqlite::writer::JobError;
 use crate::state::files::Files;
@@ -58,6 +60,8 @@ pub struct Fleet {
     members: BTreeMap<String, Member>,
     readers: Readers,
     files: Files,
+    /// Where replays may go.
+    sinks: watch::Sender<Arc<Sinks>>,
     tasks: JoinSet<Result<(), Locked>>,
     shutdown: watch::Receiver<Phase>,
     roster: watch::Sender<Roster>,
@@ -87,6 +91,7 @@ impl Fleet {
     /// Starts a reader for every source that a relay reads, and every relay.
     pub fn spawn(
         sources: &BTreeMap<String, source::Settings>,
+        sinks: &BTreeMap<String, sink::Settings>,
         relays: Vec<Settings>,
         when_locked: WhenLocked,
         shutdown: &watch::Receiver<Phase>,
@@ -94,7 +99,8 @@ impl Fleet {
         let files = Files::default();
         let roster = watch::Sender::new(Roster { files: files.clone(), ..Roster::default() });
         let (members, readers, tasks) = Default::default();
-        let mut fleet = Self { members, readers, files, tasks, shutdown: shutdown.clone(), roster };
+        let sinks = watch::Sender::new(Arc::new(Sinks::new(sinks.clone(), &relays)));
+        let mut fleet = Self { members, readers, files, sinks, tasks, shutdown: shutdown.clone(), roster };
         let mut plan = fleet.plan(sources, relays, when_locked)?;
         fleet.enter_upon(&mut plan, Duration::ZERO);
         Ok(fleet)
@@ -105,10 +111,13 @@ impl Fleet {
     pub async fn reload(
         &mut self,
         sources: &BTreeMap<String, source::Settings>,
+        sinks: &BTreeMap<String, sink::Settings>,
         relays: Vec<Settings>,
         drain: Duration,
     ) -> std::io::Result<Result<Changes, Locked>> {
+        let wanted = Arc::new(Sinks::new(sinks.clone(), &relays));
         let mut plan = self.plan(sources, relays, WhenLocked::Wait)?;
+        self.sinks.send_replace(wanted);
         controls::reach(Seam::Reload);
         self.enter_upon(&mut plan, drain);
         while !plan.leaving.is_empty() {
@@ -242,6 +251,7 @@ impl Fleet {
             commands: queue,
             shutdown: phase,
             status: status_tx,
+            sinks: self.sinks.subscribe(),
             resumed: false,
         };
         let forward = shutdown.clone();

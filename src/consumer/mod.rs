@@ -1,10 +1,14 @@
 //! Consumers: each carries one source to one end.
 
 pub mod control;
+pub mod copies;
+pub mod courier;
 pub mod delivery;
 pub mod engine;
 pub mod fleet;
 pub mod holds;
+pub mod order;
+pub mod replay;
 pub mod session;
 pub mod status;
 pub mod verdict;
@@ -26,6 +30,10 @@ pub struct Settings {
     /// What to do where events stand already and there is no checkpoint; `None` = not said.
     pub start: Option<Start>,
     pub on_reject: OnReject,
+    /// Gets a copy of each dead letter: the sink's name and settings.
+    pub dead_letter_sink: Option<(String, crate::sink::Settings)>,
+    /// Each dead letter is written into the application's own table as well.
+    pub dead_letter_row: bool,
     pub bounds: Bounds,
     /// Starts paused until `outboxd resume`.
     pub paused: bool,

@@ -25,7 +25,9 @@ pub use self::settle::halted_by;
 use super::Settings;
 use super::control::Command;
 use super::delivery::{Delivery, Ledger};
+use super::engine::Beside;
 use super::holds::{Holds, Key};
+use super::order::OrderCheck;
 use super::status::Status;
 use super::verdict::{self, Fate};
 use super::window::Window;
@@ -81,6 +83,8 @@ pub struct Start {
     /// The source is read by row: it has no position, and what waits stays pending in the application's table.
     pub by_row: bool,
     pub holds: Holds,
+    /// What runs beside it.
+    pub beside: Beside,
     pub dead_rows: Vec<crate::event::RowKey>,
     pub sent_before: Option<SentBefore>,
     pub paused: bool,
@@ -157,6 +161,8 @@ pub struct Session {
     by_row: bool,
     window: Window,
     holds: Holds,
+    order: OrderCheck,
+    beside: Beside,
     flights: HashMap<u64, Flying>,
     next_flight: u64,
     /// For `in_flight_per_key`: live events in flight.
@@ -197,6 +203,7 @@ pub struct Session {
     end: Option<End>,
     delivered: u64,
     redelivered: u64,
+    violations: u64,
     held_counts: Option<(usize, usize, Option<i64>)>,
     milestones: view::Milestones,
 }
@@ -227,6 +234,8 @@ impl Session {
             by_row: start.by_row,
             window: Window::default(),
             holds: start.holds,
+            order: OrderCheck::new(start.by_row),
+            beside: start.beside,
             flights: HashMap::new(),
             next_flight: 1,
             per_key: HashMap::new(),
@@ -255,6 +264,7 @@ impl Session {
             end: None,
             delivered: 0,
             redelivered: 0,
+            violations: 0,
             held_counts: None,
             milestones: view::Milestones::begin(),
         }

@@ -46,6 +46,8 @@ pub struct Status {
     pub in_flight: u64,
     pub delivered: u64,
     pub redelivered: u64,
+    /// By our own check: always 0.
+    pub order_violations: u64,
     pub held_keys: u64,
     pub retrying: u64,
     pub dead: u64,
@@ -54,8 +56,39 @@ pub struct Status {
     /// Microseconds since 1970 UTC.
     pub oldest_unsettled_micros: Option<i64>,
     pub held_since_micros: Option<i64>,
+    /// The newest replay.
+    pub replay: Option<Replaying>,
+    /// Copies of dead letters; `None` without a dead-letter sink.
+    pub copies: Option<Copies>,
     /// When the loop last turned, by the steady clock.
     pub beat_micros: i64,
+}
+
+/// A replay as seen from outside. Places are positions, or rowids of a table read by row.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Replaying {
+    pub number: i64,
+    /// `running`, `stopped`, `cancelled` or `done`.
+    pub state: String,
+    pub sent: u64,
+    /// Events that fitted and are held, or were given up.
+    pub left_out: u64,
+    pub first: i64,
+    pub place: i64,
+    pub upto: i64,
+    /// Why it was stopped, or what it waits for.
+    pub detail: String,
+    pub updated_at: String,
+}
+
+/// How the copies of dead letters do.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Copies {
+    pub waiting: u64,
+    /// In this run.
+    pub copied: u64,
+    /// What is in the way.
+    pub detail: String,
 }
 
 impl Status {
@@ -73,6 +106,7 @@ impl Status {
             in_flight: 0,
             delivered: 0,
             redelivered: 0,
+            order_violations: 0,
             held_keys: 0,
             retrying: 0,
             dead: 0,
@@ -80,6 +114,8 @@ impl Status {
             blocked: None,
             oldest_unsettled_micros: None,
             held_since_micros: None,
+            replay: None,
+            copies: None,
             beat_micros: clock::steady_micros(),
         }
     }

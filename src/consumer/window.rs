@@ -19,6 +19,8 @@ pub struct Lot {
     pub seq: u64,
     pub batch: Arc<Batch>,
     pub fates: Vec<Fate>,
+    /// The flights in which delivered events were carried, from the lot's first event on.
+    pub carriers: Vec<u64>,
     /// Why events were refused or came under suspicion.
     pub rejections: HashMap<u32, Rejection>,
     /// Events before this one are in a settlement.
@@ -70,7 +72,8 @@ impl Window {
         let seq = self.next_seq;
         self.next_seq += 1;
         let batch = Arc::new(batch);
-        self.lots.push_back(Lot { seq, batch, fates, rejections: HashMap::new(), submitted: 0, sent_before });
+        let carriers = vec![0; batch.len()];
+        self.lots.push_back(Lot { seq, batch, fates, carriers, rejections: HashMap::new(), submitted: 0, sent_before });
     }
 
     /// Decides for the newest lot's events which of them wait.
@@ -171,6 +174,7 @@ impl Window {
         for (slot, pick) in flight.picks.iter().enumerate() {
             if flight.is_delivered(slot) {
                 lot.fates[pick.index as usize] = Fate::Delivered;
+                lot.carriers[pick.index as usize] = flight.id;
             }
         }
         for (slot, outcome) in &notes {
@@ -266,6 +270,7 @@ mod tests {
                 headers: None,
                 time: None,
                 time_micros: None,
+                death: None,
             });
         }
         builder.finish(Position(keys.len() as i64), 0)

@@ -229,6 +229,7 @@ mod tests {
             headers: Some(r#"{"tenant":"blue"}"#),
             time: None,
             time_micros: None,
+            death: None,
         }
     }
 

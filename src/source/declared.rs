@@ -54,6 +54,8 @@ pub struct DeclaredRows {
     pub on_delivered: Mark,
     pub on_retry: Option<Mark>,
     pub on_rejected: Option<Mark>,
+    /// SQL of a person's own.
+    pub on_dead_letter: Option<String>,
 }
 
 /// A file in which this SQL finds something cannot be used, and why.

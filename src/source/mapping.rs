@@ -80,6 +80,8 @@ pub struct RowMapping {
     pub on_retry: Vec<String>,
     /// Empty: a dead row stays as it is.
     pub on_rejected: Vec<String>,
+    /// Runs behind them, where a relay wants it.
+    pub on_dead_letter: Option<String>,
     /// The index that finds pending rows in order; none where that cannot be seen, or cannot be.
     pub index: Option<Index>,
     /// `pending` is SQL of a person's own.
@@ -273,6 +275,7 @@ impl Mapping {
             headers: headers.as_deref(),
             time: time.as_deref(),
             time_micros: time.as_deref().and_then(clock::parse_micros),
+            death: None,
         });
         if let Some(defect) = defect {
             batch.defect(defect);

@@ -68,6 +68,7 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
         on_released: statements(&rows.on_delivered, &released),
         on_retry: rows.on_retry.as_ref().map(|mark| statements(mark, &guard)).unwrap_or_default(),
         on_rejected: rows.on_rejected.as_ref().map(|mark| statements(mark, &guard)).unwrap_or_default(),
+        on_dead_letter: rows.on_dead_letter.clone(),
         tested: compared(&rows.pending).into_iter().map(column).collect(),
         index: None,
         is_own_sql: matches!(rows.pending, Pending::Sql(_)),

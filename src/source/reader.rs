@@ -159,6 +159,7 @@ pub struct Reader {
     bell: Arc<LastRing>,
     /// The source is read by row: it has no position.
     pub by_row: bool,
+    pub settings: Arc<Settings>,
     pub state: watch::Receiver<SourceState>,
 }
 
@@ -179,9 +180,10 @@ impl Reader {
         let (wake, bell) = Wake::new()?;
         metric::source_ready(&settings.name, false);
         let by_row = settings.is_by_row();
+        let kept = Arc::new(settings.clone());
         let desk = Desk::new(settings, queue, wake, state_tx);
         thread::Builder::new().name("reader".into()).spawn(move || desk.run())?;
-        Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, state })
+        Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, settings: kept, state })
     }
 
     fn ask(&self, request: Request) {

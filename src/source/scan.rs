@@ -34,6 +34,7 @@ pub enum Which {
 pub struct Scan {
     connection: Connection,
     mapping: Mapping,
+    event_bytes_max: usize,
 }
 
 /// Some rows, and where the next page begins.
@@ -44,6 +45,11 @@ pub struct Page {
 
 impl Scan {
     pub fn open(settings: &Settings) -> Result<Self, ScanError> {
+        Self::within(settings, EVENT_BYTES_MAX)
+    }
+
+    /// Larger events are not read whole.
+    pub fn within(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
         if let Some(refusal) = inspection::refusal(settings) {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
@@ -52,13 +58,30 @@ impl Scan {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
         match fit::mapping(&connection, &settings.tables)? {
-            Ok(mapping) => Ok(Self { connection, mapping }),
+            Ok(mapping) => Ok(Self { connection, mapping, event_bytes_max }),
             Err(Misfit::NoTable(what) | Misfit::Unusable(what)) => Err(ScanError::Unusable(what)),
         }
     }
 
     pub fn is_by_row(&self) -> bool {
         self.mapping.rows.is_some()
+    }
+
+    pub fn definition(&self) -> &str {
+        &self.mapping.definition
+    }
+
+    /// The lowest and the highest place, as [`Scan::page`] counts them.
+    pub fn bounds(&self) -> Result<Option<(i64, i64)>, ScanError> {
+        let place = self.place();
+        let sql = format!("SELECT min({place}), max({place}) FROM {}", self.mapping.from);
+        let (least, most): (Option<i64>, Option<i64>) =
+            self.connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(least.zip(most))
+    }
+
+    fn place(&self) -> &str {
+        if self.is_by_row() { "o.rowid" } else { &self.mapping.row }
     }
 
     pub fn count(&self) -> Result<u64, ScanError> {
@@ -82,22 +105,26 @@ impl Scan {
 
     /// The rows behind `after`, in the table's own order; `None` at the end.
     pub fn page(&self, which: Which, after: i64) -> Result<Option<Page>, ScanError> {
-        let (place, settled) = match (&self.mapping.rows, which) {
-            (Some(rows), Which::Settled(_)) => ("o.rowid", format!(" AND {}", rows.delivered)),
-            (Some(_), Which::All) => ("o.rowid", String::new()),
-            (None, Which::Settled(position)) => {
-                (self.mapping.row.as_str(), format!(" AND {} <= {position}", self.mapping.row))
-            }
-            (None, Which::All) => (self.mapping.row.as_str(), String::new()),
+        self.page_up_to(which, after, i64::MAX)
+    }
+
+    /// The same, up to a place.
+    pub fn page_up_to(&self, which: Which, after: i64, last: i64) -> Result<Option<Page>, ScanError> {
+        let place = self.place();
+        let settled = match (&self.mapping.rows, which) {
+            (_, Which::All) => String::new(),
+            (Some(rows), Which::Settled(_)) => format!(" AND {}", rows.delivered),
+            (None, Which::Settled(position)) => format!(" AND {place} <= {position}"),
         };
-        let filter = format!("{place} > :after{settled}{}", self.mapping.and_there());
-        let sql = self.mapping.select(EVENT_BYTES_MAX, &filter, &format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}"));
+        let filter = format!("{place} > :after AND {place} <= :last{settled}{}", self.mapping.and_there());
+        let tail = format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}");
+        let sql = self.mapping.select(self.event_bytes_max, &filter, &tail);
         let mut statement = self.connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(named_params! { ":after": after })?;
+        let mut rows = statement.query(named_params! { ":after": after, ":last": last })?;
         let mut batch = BatchBuilder::with_capacity(PAGE_EVENTS_MAX, 64 << 10);
         let mut last = None;
         while let Some(row) = rows.next()? {
-            self.mapping.push(row, &mut batch, EVENT_BYTES_MAX, |_| true)?;
+            self.mapping.push(row, &mut batch, self.event_bytes_max, |_| true)?;
             last = Some(Mapping::row_key(row)?);
             if batch.bytes() >= PAGE_BYTES_MAX {
                 break;

@@ -220,6 +220,8 @@ pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobErr
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
     connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
     connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;
+    super::replay::forget(connection, consumer)?;
+    super::copies::forget(connection, consumer)?;
     set_paused(connection, consumer, false)
 }
 

@@ -7,8 +7,10 @@
 //! 3. A newer schema than ours is refused, never guessed at.
 
 pub mod checkpoint;
+pub mod copies;
 pub mod files;
 pub mod held;
+pub mod replay;
 pub mod resolution;
 pub mod settlement;
 #[cfg(test)]
@@ -111,6 +113,11 @@ pub fn migrate_to(connection: &Connection, wanted: i64) -> Result<(), JobError> 
             "INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES ('schema_version', ?1)",
             [version.to_string()],
         )?;
+    }
+    if wanted == SCHEMA_VERSION {
+        // What an older outboxd can do without makes no new version: one can go back to it.
+        connection.execute_batch(replay::TABLE)?;
+        connection.execute_batch(copies::TABLE)?;
     }
     Ok(())
 }

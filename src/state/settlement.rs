@@ -5,7 +5,8 @@ use std::sync::Arc;
 use rusqlite::{Connection, ToSql};
 
 use super::checkpoint::{self, Witnesses};
-use super::held::{self, HeldRow};
+use super::copies;
+use super::held::{self, HeldRow, HeldState};
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
 use crate::event::{Position, RowKey};
@@ -22,6 +23,8 @@ pub struct Settlement {
     /// By row: what became of which row.
     pub rows: Vec<(RowKey, RowMark)>,
     pub held: Vec<HeldChange>,
+    /// There is a dead-letter sink: it gets a copy of each event that dies.
+    pub copies: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,11 +68,20 @@ impl Settlement {
                 HeldChange::Update(row) => held::update(connection, &self.consumer, row)?,
                 HeldChange::Delete { key, ordinal } => held::delete(connection, &self.consumer, key, *ordinal)?,
             }
+            let died = |row: &&HeldRow| self.copies && matches!(row.state, HeldState::Dead | HeldState::Skipped);
+            let (row, ordinal) = match change {
+                HeldChange::Insert(row) => (Some(row), None),
+                HeldChange::Update(row) => (Some(row), Some(row.ordinal)),
+                HeldChange::Delete { .. } => (None, None),
+            };
+            if let Some(row) = row.filter(died) {
+                copies::queue(connection, &self.consumer, &row.key, ordinal)?;
+            }
         }
         if let Some(mapping) = rows {
             let now = clock::python_iso(clock::now_micros());
             for (key, mark) in &self.rows {
-                mark_row(connection, mapping, key, mark, &now)?;
+                mark_row(connection, mapping, &self.consumer, (key, mark), &now)?;
             }
         }
         Ok(())
@@ -79,8 +91,8 @@ impl Settlement {
 fn mark_row(
     connection: &Connection,
     mapping: &RowMapping,
-    key: &RowKey,
-    mark: &RowMark,
+    consumer: &str,
+    (key, mark): (&RowKey, &RowMark),
     now: &str,
 ) -> Result<(), JobError> {
     let (statements, error) = match mark {
@@ -89,16 +101,23 @@ fn mark_row(
         RowMark::Retry(error) => (&mapping.on_retry, Some(error)),
         RowMark::Rejected(error) => (&mapping.on_rejected, Some(error)),
     };
-    let guarded = !controls::is_off(Protection::RowGuard);
-    for sql in statements {
-        let sql = if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) };
+    let values = [(":row", key as &dyn ToSql), (":now", &now), (":error", &error), (":consumer", &consumer)];
+    let run = |sql: &str| -> Result<(), JobError> {
         let mut statement = connection.prepare_cached(sql)?;
-        for (name, value) in [(":row", key as &dyn ToSql), (":now", &now), (":error", &error)] {
+        for (name, value) in values {
             if let Some(index) = statement.parameter_index(name)? {
                 statement.raw_bind_parameter(index, value)?;
             }
         }
         statement.raw_execute()?;
+        Ok(())
+    };
+    let guarded = !controls::is_off(Protection::RowGuard);
+    for sql in statements {
+        run(if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) })?;
+    }
+    if let (RowMark::Rejected(_), Some(sql)) = (mark, &mapping.on_dead_letter) {
+        run(sql)?;
     }
     controls::reach(Seam::Mark);
     Ok(())

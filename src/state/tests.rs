@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::checkpoint::{self, Checkpoint, Sent, Witnesses};
+use super::copies;
 use super::files::FileError;
 use super::held::{self, HeldRow, HeldState, Selection};
 use super::resolution::{self, Resolution};
@@ -240,6 +241,7 @@ fn marking() -> RowMapping {
         ),
         on_retry: one("UPDATE work SET tries = tries + 1, error = :error WHERE id = :row AND status = 'pending'"),
         on_rejected: one("UPDATE work SET status = 'failed', error = :error WHERE id = :row AND status = 'pending'"),
+        on_dead_letter: None,
         tested: Vec::new(),
         index: None,
         is_own_sql: true,
@@ -262,8 +264,12 @@ fn a_settlement_changes_what_it_says_and_nothing_else() {
             HeldChange::Delete { key: b"a"[..].into(), ordinal: 1 },
         ],
         rows: vec![],
+        copies: true,
     };
     settlement.apply(&connection, None).unwrap();
+    let copied: Vec<String> =
+        copies::waiting(&connection, "r", 0, 9).unwrap().into_iter().map(|copy| copy.event_id).collect();
+    assert_eq!(copied, ["e3", "e2"]);
     assert_eq!(checkpoint::load(&connection, "r").unwrap().unwrap().mark, mark(9));
     assert_eq!(rows_of(&connection, "a"), []);
     assert_eq!(rows_of(&connection, "b"), [("e2".into(), 1, HeldState::Dead)]);

@@ -36,6 +36,10 @@ metrics_table! {
     HELD_KEYS = "outboxd_held_keys", "gauge", ["consumer"], "Keys whose head was refused; later events of them wait.";
     HELD_OLDEST_SECONDS = "outboxd_held_oldest_seconds", "gauge", ["consumer"], "Age of the oldest hold; 0 when there is none.";
     DEAD_LETTERS = "outboxd_dead_letters", "gauge", ["consumer"], "Events whose attempts are spent.";
+    DEAD_LETTERS_COPIED_TOTAL = "outboxd_dead_letters_copied_total", "counter", ["consumer"], "Copies of dead letters that the dead-letter sink has acknowledged.";
+    DEAD_LETTER_COPIES = "outboxd_dead_letter_copies", "gauge", ["consumer"], "Copies of dead letters that the dead-letter sink has not acknowledged yet; 0 without one.";
+    ORDER_VIOLATIONS_TOTAL = "outboxd_order_violations_total", "counter", ["consumer"], "Deliveries that came after a later one of their key, by the daemon's own check: always 0. It remembers the last delivery of up to 4,096 keys.";
+    REPLAYED_TOTAL = "outboxd_replayed_total", "counter", ["consumer"], "Events that were sent again on purpose, by a replay; they count nowhere else.";
     SINK_UP = "outboxd_sink_up", "gauge", ["consumer"], "1 while the sink acknowledges, 0 while it is unavailable or refuses as a whole.";
     SINK_BLOCKED = "outboxd_sink_blocked", "gauge", ["consumer"], "1 while the broker asks publishers to stop (an alarm).";
     RETRIES_TOTAL = "outboxd_retries_total", "counter", ["consumer", "reason"], "Attempts that failed, by reason.";
@@ -108,6 +112,14 @@ pub fn file_is_written(file: &str) {
     }
 }
 
+pub fn replayed(consumer: &str, events: u64) {
+    counter!(REPLAYED_TOTAL, vec![label("consumer", consumer)]).increment(events);
+}
+
+pub fn dead_letters_copied(consumer: &str, copies: u64) {
+    counter!(DEAD_LETTERS_COPIED_TOTAL, vec![label("consumer", consumer)]).increment(copies);
+}
+
 pub fn barrier(source: &str, took: Duration) {
     histogram!(BARRIER_SECONDS, vec![label("source", source)]).record(took);
 }
@@ -129,6 +141,7 @@ pub struct ConsumerMetrics {
     pub skipped: metrics::Counter,
     pub waiting: metrics::Counter,
     pub redelivered: metrics::Counter,
+    pub order_violations: metrics::Counter,
     pub event_to_ack: metrics::Histogram,
 }
 
@@ -146,6 +159,10 @@ impl ConsumerMetrics {
         }
         let redelivered = counter!(REDELIVERED_TOTAL, own());
         redelivered.absolute(0);
+        let order_violations = counter!(ORDER_VIOLATIONS_TOTAL, own());
+        order_violations.absolute(0);
+        replayed(consumer, 0);
+        dead_letters_copied(consumer, 0);
         Self {
             consumer: consumer.to_owned(),
             delivered: outcome("delivered"),
@@ -154,6 +171,7 @@ impl ConsumerMetrics {
             skipped: outcome("skipped"),
             waiting: outcome("waiting"),
             redelivered,
+            order_violations,
             event_to_ack: histogram!(EVENT_TO_ACK_SECONDS, own()),
         }
     }
@@ -171,6 +189,7 @@ pub struct ConsumerGauges<'a> {
     pub held_keys: u64,
     pub held_oldest_seconds: f64,
     pub dead_letters: u64,
+    pub dead_letter_copies: u64,
     pub sink_up: bool,
     pub sink_blocked: bool,
     pub state: &'a str,
@@ -186,6 +205,7 @@ impl ConsumerGauges<'_> {
         gauge!(HELD_KEYS, own()).set(self.held_keys as f64);
         gauge!(HELD_OLDEST_SECONDS, own()).set(self.held_oldest_seconds);
         gauge!(DEAD_LETTERS, own()).set(self.dead_letters as f64);
+        gauge!(DEAD_LETTER_COPIES, own()).set(self.dead_letter_copies as f64);
         gauge!(SINK_UP, own()).set(f64::from(u8::from(self.sink_up)));
         gauge!(SINK_BLOCKED, own()).set(f64::from(u8::from(self.sink_blocked)));
         for state in self.states {

@@ -94,6 +94,11 @@ fn positions_are_shown_and_set() {
         assert_eq!(asked, json!({"command": "position", "action": "set", "consumer": "a", "to": to}));
         assert_eq!(printed, "a: 12, was the beginning\n");
     }
+    for (before, meaning) in [(7, "up to 5 events are skipped"), (20, "up to 8 events are sent again")] {
+        let answer = json!({"ok": true, "position": 12, "previous": before});
+        let (_, printed) = ask(&["position", "set", "a", "12", "--yes"], &answer);
+        assert_eq!(printed, format!("a: 12, was {before}; {meaning}\n"));
+    }
 }
 
 #[test]

@@ -565,7 +565,7 @@ sink = "lines"
         ),
         r#"error: relays.shop_to_lines.sink  (outboxd.toml, line 13)
        relay `b` writes to the same file events.ndjson
-  fix: give each relay a file of its own"#
+  fix: give each relay, and its copies of dead letters, a file of their own"#
     );
 }
 

@@ -341,3 +341,44 @@ async fn thousands_of_held_keys_starve_nobody_and_are_released() {
     relays.reaches("r", |status| status.held_keys == 0).await;
     relays.stop().await;
 }
+
+/// The library's own commands for dead letters see it. Without its table the relay halts, and nothing is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_a_row_of_the_librarys_own_table_where_that_is_wanted() {
+    let stage = Stage::new();
+    stage.refuse("b");
+    enqueue(&stage.application, &[("a", "k1"), ("b", "k2"), ("c", "k1")]);
+    let wanted = |settings: &mut Settings| {
+        settings.dead_letter_row = true;
+        settings.bounds.attempts_max = 1;
+    };
+    let relays = stage.start(wanted);
+    stage.row_reaches("b", "failed").await;
+    let sql = "SELECT event_id || ' ' || projection_name || ' ' || event_type || ' ' || event_data || ' ' || error_message || ' ' || retry_count
+               || ' ' || status || ' ' || (first_failed_at = last_failed_at AND first_failed_at LIKE '20%+00:00') FROM dead_letter_queue";
+    let rows = || stage.application.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(rows(), r#"e-b relay:r Happened {"row":"b"} refused: not like this 1 failed 1"#);
+    // Tried once more in vain, it is the same row.
+    let retry = Operation::Retry(Selection::default());
+    relays.operate("r", retry).await;
+    until("it has failed once more", || {
+        match count(&stage.application, "dead_letter_queue WHERE last_failed_at > first_failed_at") {
+            1 => Ok(()),
+            _ => Err(rows()),
+        }
+    })
+    .await;
+    assert_eq!(count(&stage.application, "dead_letter_queue"), 1);
+    relays.stop().await;
+
+    stage.application.execute_batch("DROP TABLE dead_letter_queue").unwrap();
+    let relays = stage.start(wanted);
+    let halted = relays.reaches("r", |status| status.state == outboxd::consumer::status::State::Halted).await;
+    assert!(halted.detail.contains("dead_letter_queue") && halted.detail.contains("Remedy"), "{}", halted.detail);
+    relays.stop().await;
+    // Who does not want it does not need it.
+    let relays = stage.start(|settings| settings.bounds.attempts_max = 1);
+    enqueue(&stage.application, &[("d", "k3")]);
+    stage.row_reaches("d", "published").await;
+    relays.stop().await;
+}

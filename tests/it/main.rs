@@ -22,6 +22,7 @@ mod config_secrets;
 mod connections_are_protected;
 #[cfg(feature = "controls")]
 mod crash_ladder;
+mod dead_letters_are_copied;
 mod dead_letters_are_operated;
 mod demo;
 mod disks_fill_and_fail;
@@ -53,6 +54,7 @@ mod refusals;
 mod relays_keep_to_what_was_said;
 mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;
+mod replays_stand_beside_the_live_flow;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 mod support;

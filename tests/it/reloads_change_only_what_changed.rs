@@ -279,11 +279,22 @@ fn a_removed_consumer_can_be_forgotten() {
         let output = scene.outboxd(&["consumer", "forget", name, "--yes"]);
         (output.status.success(), text(&output))
     };
-    assert!(forget("to_b").0);
+    let listed = || text(&scene.outboxd(&["consumer", "list"]));
+    let is_left_over = |list: &str, name: &str| {
+        list.lines().any(|line| line.starts_with(name) && line.split_whitespace().nth(4) == Some("no"))
+    };
+    let list = listed();
+    assert!(is_left_over(&list, "to_b") && is_left_over(&list, "to_c") && !is_left_over(&list, "to_a"), "{list}");
+    let (done, said) = forget("to_b");
+    let gone = "to_b is forgotten\n  gone: its checkpoint at 50, no held events, 0 copies of dead letters under way\n  \
+                the application may prune shop up to position 50 now\n";
+    assert!(done && said.contains(gone), "{said}");
     assert_eq!(recorded(), "to_a to_c");
+    assert!(!is_left_over(&listed(), "to_b"));
     let (done, said) = forget("to_b");
     assert!(!done && said.contains("nothing to forget"), "{said}");
     assert_eq!(daemon.stop(SOON).0, Some(0));
+    assert!(is_left_over(&listed(), "to_c"), "without the daemon as well");
     assert!(forget("to_c").0);
     assert_eq!(recorded(), "to_a");
 }
@@ -373,7 +384,12 @@ async fn rows_pass_from_one_name_to_the_next_without_coming_twice() {
     let mut relays = fleet::Relays::start(std::slice::from_ref(&source), vec![relay("r0")]);
     let sources = BTreeMap::from([("app".to_owned(), source)]);
     for n in 1..10 {
-        let changes = relays.fleet.reload(&sources, vec![relay(&format!("r{n}"))], SOON).await.unwrap().unwrap();
+        let changes = relays
+            .fleet
+            .reload(&sources, &BTreeMap::new(), vec![relay(&format!("r{n}"))], SOON)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!((changes.started, changes.stopped), (vec![format!("r{n}")], vec![format!("r{}", n - 1)]));
     }
     fleet::arrived(&far_side, rows).await;

@@ -118,6 +118,7 @@ fn is_by_row(section: &Source) -> bool {
         || section.on_delivered.is_some()
         || section.on_retry.is_some()
         || section.on_rejected.is_some()
+        || section.on_dead_letter.is_some()
 }
 
 fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option<DeclaredRows> {
@@ -200,6 +201,7 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
         on_delivered: section.on_delivered.clone()?,
         on_retry: section.on_retry.clone(),
         on_rejected: section.on_rejected.clone(),
+        on_dead_letter: section.on_dead_letter.clone(),
     })
 }
 

@@ -32,7 +32,7 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .filter_map(|(name, raw)| Some((name.clone(), raw.as_ref()?.resolve(name, &mut checker)?)))
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
-    Config { daemon, sources, relays }
+    Config { daemon, sources, sinks, relays }
 }
 
 /// Where commands go, whatever else is wrong.

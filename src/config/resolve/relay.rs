@@ -12,7 +12,7 @@ use crate::setting::problem::{KeyPath, either, nearest};
 use crate::setting::value::{Size, Span};
 use crate::sink::format::Format;
 use crate::source;
-use crate::source::declared::From;
+use crate::source::declared::{Declared, From};
 use crate::{config, sink};
 
 const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
@@ -69,6 +69,9 @@ fn one(
     if let Some(sink) = &sink_name {
         check_name(&key("sink"), sink, "sinks", raw.sinks.keys(), checker);
     }
+    if let Some(sink) = &relay.dead_letter_sink {
+        check_name(&key("dead_letter_sink"), sink, "sinks", raw.sinks.keys(), checker);
+    }
     let types = relay.types.clone().unwrap_or_default().0;
     if relay.types.is_some() && (types.is_empty() || types.iter().any(String::is_empty)) {
         checker.refuse(
@@ -83,7 +86,24 @@ fn one(
     let (source, sink_name) = (source?, sink_name?);
     let sink = sinks.get(&sink_name)?.for_relay(bounds.ack_timeout);
     let paused = relay.paused.unwrap_or(false);
-    Some(Settings { name: name.to_owned(), source, sink_name, sink, types, start, on_reject, bounds, paused })
+    let dead_letter_sink = relay.dead_letter_sink.clone().and_then(|name| {
+        let sink = sinks.get(&name)?.for_relay(bounds.ack_timeout);
+        Some((name, sink))
+    });
+    let (name, dead_letter_row) = (name.to_owned(), relay.dead_letter_row.unwrap_or(false));
+    Some(Settings {
+        name,
+        source,
+        sink_name,
+        sink,
+        types,
+        start,
+        on_reject,
+        dead_letter_sink,
+        dead_letter_row,
+        bounds,
+        paused,
+    })
 }
 
 fn check_name<'a>(
@@ -155,15 +175,24 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    if relay.sink.format() == Format::EventsourcePy && source.preset.as_deref() != Some("eventsource-py") {
+    let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
+    for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {
+        if sink.format() != Format::EventsourcePy || source.preset.as_deref() == Some("eventsource-py") {
+            continue;
+        }
         checker.refuse(
-            KeyPath::of(["sinks", &relay.sink_name, "format"]),
+            KeyPath::of(["sinks", name, "format"]),
             format!(
                 "relay `{}` brings events from [sources.{}], whose preset is not eventsource-py: they have no such form",
                 relay.name, relay.source
             ),
             "write format = \"plain\" or \"envelope\"",
         );
+    }
+    let has_row = |table: &Declared| table.rows.as_ref().is_some_and(|rows| rows.on_dead_letter.is_some());
+    if relay.dead_letter_row && !source.tables.iter().any(has_row) {
+        let reason = format!("[sources.{}] does not say how a dead letter is written", source.name);
+        checker.refuse(key("dead_letter_row"), reason, "say `on_dead_letter` there, or leave this out");
     }
     if relay.start == Some(Start::Head) && source.is_by_row() {
         let reason =
@@ -193,10 +222,14 @@ fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Se
 fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
     let mut first: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for relay in relays {
-        let Some(path) = relay.sink.destination_file() else { continue };
-        let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
-        let reason = format!("relay `{other}` writes to the same file {}", path.display());
-        checker.refuse(KeyPath::of(["relays", &relay.name, "sink"]), reason, "give each relay a file of its own");
+        let copies = relay.dead_letter_sink.as_ref().map(|(_, sink)| ("dead_letter_sink", sink));
+        for (key, sink) in [Some(("sink", &relay.sink)), copies].into_iter().flatten() {
+            let Some(path) = sink.destination_file() else { continue };
+            let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
+            let reason = format!("relay `{other}` writes to the same file {}", path.display());
+            let remedy = "give each relay, and its copies of dead letters, a file of their own";
+            checker.refuse(KeyPath::of(["relays", &relay.name, key]), reason, remedy);
+        }
     }
 }
 

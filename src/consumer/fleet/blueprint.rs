@@ -46,7 +46,8 @@ impl Blueprint {
             });
             (path, print)
         };
-        let files = settings.sink.files().into_iter().map(print).collect();
+        let sinks = [Some(&settings.sink), settings.dead_letter_sink.as_ref().map(|(_, sink)| sink)];
+        let files = sinks.into_iter().flatten().flat_map(sink::Settings::files).map(print).collect();
         Self { settings, source, files }
     }
 
@@ -72,9 +73,12 @@ impl Blueprint {
 
     /// Whether it may start only when `other` has ended: they share what only one may have.
     pub fn waits_for(&self, other: &Self) -> bool {
-        let file = |of: &Self| of.settings.sink.destination_file().map(PathBuf::from);
+        let files = |of: &Self| {
+            let copies = of.settings.dead_letter_sink.as_ref().and_then(|(_, sink)| sink.destination_file());
+            of.settings.sink.destination_file().into_iter().chain(copies).map(PathBuf::from).collect::<Vec<_>>()
+        };
         let same_rows = self.source.is_by_row() && other.source.is_by_row() && self.source.path == other.source.path;
-        let same_file = file(self).is_some() && file(self) == file(other);
+        let same_file = files(self).iter().any(|file| files(other).contains(file));
         self.settings.name == other.settings.name || same_rows || same_file
     }
 }

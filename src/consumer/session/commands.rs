@@ -66,6 +66,9 @@ impl Session {
                 if let Some(keys) = keys {
                     self.take_over(keys);
                 }
+                if result.as_ref().is_ok_and(|done| done.replays) {
+                    self.beside.replays.notify_one();
+                }
                 if result.as_ref().is_ok_and(|done| done.restarts) {
                     self.end.get_or_insert(End::Restart);
                 }
@@ -78,8 +81,15 @@ impl Session {
         let held: Vec<_> =
             keys.iter().filter(|held| !self.holds.is_recorded(&held.key)).map(|held| held.key.clone()).collect();
         let freed = self.holds.load(keys, self.window.next_seq());
-        held.into_iter().for_each(|key| self.update.hold(key));
-        freed.into_iter().for_each(|key| self.update.free(key));
+        for key in held {
+            // A dead letter that was skipped comes back.
+            self.order.excuse(key.clone());
+            self.update.hold(key);
+        }
+        for key in freed {
+            self.order.free(&key);
+            self.update.free(key);
+        }
         self.held_counts = None;
     }
 }

@@ -81,10 +81,10 @@ impl Session {
         let Some(flying) = self.flights.remove(&flight.id) else { return };
         controls::reach(Seam::Landed);
         self.milestones.landed(&self.settings.name, flight);
+        self.observe_acknowledgements(flight, around);
         match flying.kind {
             Kind::Live { lot } => {
                 self.pass_through(flight);
-                self.observe_acknowledgements(flight, around);
                 let notes = self.window.land(lot, flight);
                 if notes.is_empty() {
                     if let Some(isolation) = &mut self.isolation {

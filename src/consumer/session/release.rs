@@ -35,6 +35,7 @@ pub(super) struct Changes {
     pub dead_rows: Vec<RowKey>,
     pub after: Vec<After>,
     pub tally: Tally,
+    pub violations: u64,
     pub halts: Option<String>,
 }
 
@@ -183,6 +184,7 @@ impl Session {
         let notes = flight.take_notes();
         let first = notes.first().map_or(rows.len(), |(slot, _)| *slot as usize);
         for row in &rows[..first] {
+            self.release.violations += u64::from(self.order.released(&key, row.position, flight.id));
             self.release.held.push(HeldChange::Delete { key: key.clone(), ordinal: row.ordinal });
             self.release.rows.extend(row.row_key.clone().map(|row_key| (row_key, RowMark::Released)));
         }
@@ -320,6 +322,7 @@ impl Session {
         for key in revived.held {
             if !self.holds.is_recorded(&key) {
                 self.holds.record(&key, HeldState::Retrying, clock::now_micros(), self.window.next_seq());
+                self.order.excuse(key.clone());
                 self.update.hold(key.clone());
             }
             let Some(hold) = self.holds.get_mut(&key) else { continue };

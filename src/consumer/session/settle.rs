@@ -6,7 +6,9 @@ use super::release::After;
 use super::{Answer, End, Session, Surroundings};
 use crate::clock::{self, Moment};
 use crate::consumer::holds::Key;
+use crate::consumer::order::OrderCheck;
 use crate::consumer::verdict::{self, Fate, Verdict};
+use crate::consumer::window::Lot;
 use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection, RowKey};
 use crate::retry;
@@ -41,6 +43,7 @@ pub(super) struct Settling {
     /// Held rows were changed.
     holds_changed: bool,
     tally: Tally,
+    violations: u64,
     halts: Option<String>,
 }
 
@@ -106,6 +109,8 @@ impl Session {
         settling.rows = settlement.rows.iter().map(|(row, _)| row.clone()).collect();
         settling.released = changes.after;
         settling.tally = changes.tally;
+        settling.violations = changes.violations;
+        settlement.copies = self.settings.dead_letter_sink.is_some();
         settling.halts = changes.halts;
     }
 
@@ -118,6 +123,9 @@ impl Session {
             if self.holds.is_empty() && !by_row && lot.rejections.is_empty() {
                 // The good path: nothing is held, nothing was refused; the events are only counted.
                 let run = lot.fates[began..].iter().take_while(|fate| **fate == Fate::Delivered).count();
+                for index in began..began + run {
+                    settling.violations += violates(&mut self.order, lot, index);
+                }
                 lot.submitted += run;
                 settling.tally.delivered += run as u64;
             } else {
@@ -134,6 +142,7 @@ impl Session {
                     settling.rows.extend(row_key.clone());
                     match verdict {
                         Verdict::Delivered => {
+                            settling.violations += violates(&mut self.order, lot, index);
                             settling.tally.delivered += 1;
                             settlement.rows.extend(row_key.map(|row| (row, RowMark::Delivered)));
                         }
@@ -237,6 +246,15 @@ impl Session {
         around.metrics.dead.increment(tally.dead);
         around.metrics.skipped.increment(tally.skipped);
         around.metrics.waiting.increment(tally.waiting);
+        if settling.violations > 0 {
+            self.violations += settling.violations;
+            around.metrics.order_violations.increment(settling.violations);
+            let detail = "deliveries came after later ones of their keys: a bug of outboxd; please report it";
+            tracing::error!(event = "order_violated", consumer = %self.settings.name, events = settling.violations, detail);
+        }
+        if tally.dead + tally.skipped > 0 {
+            self.beside.copies.notify_one();
+        }
         if tally.dead + tally.skipped + tally.retrying > 0
             && let Some(repeated) = around.repeats.admit("events_refused")
         {
@@ -251,10 +269,18 @@ impl Session {
     /// Lets a key go that has no rows any more, and tells the reader.
     pub(super) fn free(&mut self, key: &[u8]) {
         if self.holds.free(key) {
+            self.order.free(key);
             self.held_counts = None;
             self.update.free(key.into());
         }
     }
+}
+
+/// 1 when the delivered event comes after a later one of its key, else 0.
+fn violates(order: &mut OrderCheck, lot: &Lot, index: usize) -> u64 {
+    let event = lot.batch.event(index);
+    // An event without a key is a key of its own.
+    event.key.map_or(0, |key| u64::from(order.delivered(key, event.position, lot.carriers[index])))
 }
 
 /// What stands at the place up to which `submitted` events of the batch are settled.

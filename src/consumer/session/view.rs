@@ -94,6 +94,7 @@ impl Session {
             status.in_flight = self.window.events as u64;
             status.delivered = self.delivered;
             status.redelivered = self.redelivered;
+            status.order_violations = self.violations;
             status.held_keys = self.holds.len() as u64;
             status.dead = counts.0 as u64;
             status.retrying = counts.1 as u64;

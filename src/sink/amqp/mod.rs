@@ -225,6 +225,7 @@ mod tests {
                 headers: None,
                 time: None,
                 time_micros: None,
+                death: None,
             });
         }
         let picks = (0..events.len() as u32).map(Pick::first).collect();

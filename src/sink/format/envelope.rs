@@ -15,8 +15,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::Value;
-use super::headers::put_marks;
+use super::headers::{put_death, put_marks};
+use super::{Format, Value, Wire};
 use crate::event::{Columns, Event, Position};
 use crate::sink::Pick;
 
@@ -60,7 +60,7 @@ fn write_as(event: &Event<'_>, source: &str, pick: Option<Pick>, shape: Shape, o
     if let Some(time) = event.time {
         field("time", time, out);
     }
-    headers(event.headers, pick, shape, out);
+    headers(event, pick, shape, out);
     match event.payload {
         Some(payload) if is_json(payload, shape) => {
             name("data", out);
@@ -72,12 +72,13 @@ fn write_as(event: &Event<'_>, source: &str, pick: Option<Pick>, shape: Shape, o
     out.push(b'}');
 }
 
-fn headers(text: Option<&str>, pick: Option<Pick>, shape: Shape, out: &mut Vec<u8>) {
+fn headers(event: &Event<'_>, pick: Option<Pick>, shape: Shape, out: &mut Vec<u8>) {
+    let text = event.headers;
     let mut marks: Vec<u8> = Vec::new();
     if let Some(pick) = pick {
-        put_marks(pick, &mut |mark: &str, value: Value<'_>| {
-            field(mark, &value.to_string(), &mut marks);
-        });
+        let mut put = |mark: &str, value: Value<'_>| field(mark, &value.to_string(), &mut marks);
+        put_death(event, Format::Envelope, Wire::Http, &mut put);
+        put_marks(pick, &mut put);
     }
     let own = text.filter(|text| text.trim_start().starts_with('{') && is_json(text.as_bytes(), shape));
     match (own, text) {
@@ -215,6 +216,7 @@ impl Kept {
             headers: self.headers.as_deref(),
             time: self.time.as_deref(),
             time_micros: self.time.as_deref().and_then(micros),
+            death: None,
         }
     }
 }
@@ -321,6 +323,7 @@ mod tests {
             headers: Some(r#"{ "tenant":"blue" }"#),
             time: Some("2026-11-20T10:00:00Z"),
             time_micros: Some(1_795_168_800_000_000),
+            death: None,
         }
     }
 
@@ -438,6 +441,7 @@ mod tests {
                 payload: payload.as_deref(),
                 version,
                 time_micros: None,
+                death: None,
                 ..event()
             };
             let mut out = Vec::new();

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{Value, Wire};
-use crate::event::{Event, Reason, Rejection};
+use crate::event::{Death, Event, Reason, Rejection};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -39,7 +39,11 @@ pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Val
     let undecodable = |error: String| {
         Rejection::new(Reason::Undecodable, format!("the payload is not an event of eventsource-py: {error}"))
     };
-    let payload = event.payload.unwrap_or_default();
+    let mut payload = event.payload.unwrap_or_default();
+    if event.death.is_some() && payload.is_empty() {
+        // Of what could not be kept there is a copy without a body.
+        payload = b"{}";
+    }
     // A sequence too can be read into a struct.
     if payload.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
         return Err(undecodable("it is no JSON object".into()));
@@ -51,6 +55,31 @@ pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Val
         Wire::Amqp => fields.amqp(put),
     }
     Ok(())
+}
+
+/// As the library's own consumers say it of what they give up (`adapters/kafka/consumer.py`, `adapters/rabbitmq/consumer.py`). What only a
+/// consumer knows (topic, partition, offset, routing key of what it read) is not there.
+pub(super) fn put_death(death: &Death, wire: Wire, put: &mut impl FnMut(&str, Value<'_>)) {
+    let group = format!("relay:{}", death.consumer);
+    let time = python_isoformat(&death.at);
+    match wire {
+        Wire::Kafka | Wire::Http => {
+            let message: String = death.detail.chars().take(1000).collect();
+            put("dlq_reason", Value::Text("max_retries_exceeded"));
+            put("dlq_error_type", Value::Text(&death.reason));
+            put("dlq_error_message", Value::Text(&message));
+            put("dlq_retry_count", Value::Integer(death.attempts.into()));
+            put("dlq_timestamp", Value::Text(&time));
+            put("dlq_consumer_group", Value::Text(&group));
+        }
+        Wire::Amqp => {
+            put("x-dlq-reason", Value::Text(&death.detail));
+            put("x-dlq-error-type", Value::Text(&death.reason));
+            put("x-dlq-retry-count", Value::Integer(death.attempts.into()));
+            put("x-dlq-timestamp", Value::Text(&time));
+            put("x-dlq-consumer", Value::Text(&group));
+        }
+    }
 }
 
 /// When the event happened by its own word, in microseconds since 1970.
@@ -148,6 +177,7 @@ mod tests {
             headers: None,
             time: None,
             time_micros: None,
+            death: None,
         }
     }
 

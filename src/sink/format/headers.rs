@@ -101,6 +101,7 @@ impl Dress {
             self.put_wanted(event, &mut put);
         }
         put_marks(pick, &mut put);
+        put_death(event, self.format, self.wire, &mut put);
         Ok(())
     }
 
@@ -140,6 +141,19 @@ pub(super) fn put_marks(pick: Pick, put: &mut impl FnMut(&str, Value<'_>)) {
     if pick.replay {
         put("outboxd-replay", Value::Text("true"));
     }
+}
+
+/// What a copy of a dead letter says of its end.
+pub(super) fn put_death(event: &Event<'_>, format: Format, wire: Wire, put: &mut impl FnMut(&str, Value<'_>)) {
+    let Some(death) = event.death else { return };
+    if format == Format::EventsourcePy {
+        return eventsource_py::put_death(death, wire, put);
+    }
+    put("outboxd-dead-letter", Value::Text(&death.consumer));
+    put("outboxd-reason", Value::Text(&death.reason));
+    put("outboxd-detail", Value::Text(&death.detail));
+    put("outboxd-attempts", Value::Integer(death.attempts.into()));
+    put("outboxd-failed-at", Value::Text(&death.at));
 }
 
 fn put_traceparent(event: &Event<'_>, put: &mut impl FnMut(&str, Value<'_>)) {
@@ -225,6 +239,7 @@ mod tests {
             ),
             time: Some("2026-11-20T10:00:00Z"),
             time_micros: None,
+            death: None,
         }
     }
 
@@ -260,6 +275,54 @@ mod tests {
         assert_eq!(
             list(&[], Wire::Amqp, pick)[1..],
             ["outboxd-attempt=2", "outboxd-redelivery=true", "outboxd-replay=true"]
+        );
+    }
+
+    #[test]
+    fn a_copy_of_a_dead_letter_says_why_in_our_words_or_the_librarys() {
+        let death = crate::event::Death {
+            consumer: "to_bus".into(),
+            reason: "refused".into(),
+            detail: "no".into(),
+            attempts: 5,
+            at: "2026-11-21T08:00:00Z".into(),
+        };
+        let list = |format: Format, wire: Wire| {
+            let dress = Dress { format, wire, headers: Vec::new(), source: "shop".into() };
+            let mut seen = Vec::new();
+            let event = Event { death: Some(&death), ..event() };
+            dress.each(&event, Pick::first(0), |name, value| seen.push(format!("{name}={value}"))).unwrap();
+            seen.retain(|header| ["outboxd-", "dlq_", "x-dlq-"].iter().any(|ours| header.starts_with(ours)));
+            seen
+        };
+        let ours = [
+            "outboxd-dead-letter=to_bus",
+            "outboxd-reason=refused",
+            "outboxd-detail=no",
+            "outboxd-attempts=5",
+            "outboxd-failed-at=2026-11-21T08:00:00Z",
+        ];
+        assert_eq!(list(Format::Plain, Wire::Amqp), ours);
+        assert_eq!(
+            list(Format::EventsourcePy, Wire::Kafka),
+            [
+                "dlq_reason=max_retries_exceeded",
+                "dlq_error_type=refused",
+                "dlq_error_message=no",
+                "dlq_retry_count=5",
+                "dlq_timestamp=2026-11-21T08:00:00+00:00",
+                "dlq_consumer_group=relay:to_bus",
+            ]
+        );
+        assert_eq!(
+            list(Format::EventsourcePy, Wire::Amqp),
+            [
+                "x-dlq-reason=no",
+                "x-dlq-error-type=refused",
+                "x-dlq-retry-count=5",
+                "x-dlq-timestamp=2026-11-21T08:00:00+00:00",
+                "x-dlq-consumer=relay:to_bus",
+            ]
         );
     }
 

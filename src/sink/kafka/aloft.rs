@@ -77,6 +77,7 @@ mod tests {
                 headers: None,
                 time: None,
                 time_micros: None,
+                death: None,
             });
         }
         let (news, _) = tokio::sync::mpsc::unbounded_channel();

@@ -63,6 +63,7 @@ fn mapping(connection: &Connection) -> Mapping {
             on_delivered: Mark::Delete,
             on_retry: None,
             on_rejected: None,
+            on_dead_letter: None,
         }),
         refuse: None,
         sql_time_max: std::time::Duration::from_secs(10),

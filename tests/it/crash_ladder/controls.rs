@@ -13,6 +13,7 @@ use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::status::State;
 use outboxd::controls::{self, Protection, Seam};
 use outboxd::event::{Reason, Rejection};
+use outboxd::sink::{Fault, Outcome};
 use outboxd::source::feed;
 
 use super::course::{BESIDE, COURSES, Course, named};
@@ -101,6 +102,7 @@ async fn child() {
         "held rows" => held_rows(folder).await,
         "dropped trigger" => dropped_trigger(folder).await,
         "row gone" => row_gone(folder).await,
+        "behind" => behind(folder).await,
         scene => panic!("no scene {scene}"),
     };
     fs::write(folder.join("end"), end).unwrap();
@@ -114,6 +116,24 @@ async fn start(folder: &Path, side: &FarSide) -> Running {
     let mut relay = relay_to("relay", "shop", side);
     relay.bounds.ack_timeout = Duration::from_millis(500);
     Running::start(&sources, vec![relay], WhenLocked::Wait)
+}
+
+/// The daemon's own check of its order counts nothing, and counts when what is behind an event that did not get through stays there.
+#[test]
+fn control_without_sending_what_is_behind_again_violations_are_counted() {
+    assert_eq!(plays("behind", &[]), "0 violations");
+    let counted = plays("behind", &[Protection::Behind]);
+    assert!(counted != "0 violations" && counted.ends_with(" violations"), "{counted}");
+}
+
+async fn behind(folder: &Path) -> String {
+    let side = FarSide::default();
+    side.script([Outcome::Unavailable(Fault::unavailable("away"))]);
+    let running = start(folder, &side).await;
+    eventually("it arrives", || running.status("relay").position == EVENTS as i64).await;
+    let end = format!("{} violations", running.status("relay").order_violations);
+    running.drain().await;
+    end
 }
 
 #[test]

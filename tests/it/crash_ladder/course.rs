@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use outboxd::config::preset;
 use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
+use outboxd::consumer::replay::Wanted;
 use outboxd::consumer::status::State;
 use outboxd::consumer::{Bounds, OnReject, Settings};
 use outboxd::controls::{self, Seam};
@@ -61,6 +62,8 @@ pub enum Trouble {
     DeadLetters,
     /// Two events cannot be decoded: they are dead letters, and stay so.
     DeadForGood,
+    /// When all is settled, all of it is replayed.
+    Replay,
     /// The far side goes away in the middle of a flight, and is found away when it is looked for.
     Away,
 }
@@ -102,7 +105,7 @@ const TINY: Course = Course { events: 4, keys: 2, batch: 2, window: 4, trouble: 
 const BATCH: Course = Course { events: 6, keys: 2, batch: 6, window: 6, end: End::File, ..TINY };
 
 /// One line a course.
-pub static COURSES: [Course; 19] = [
+pub static COURSES: [Course; 21] = [
     BESIDE,
     Course { name: "inside", progress: Progress::Inside, ..SHORT },
     Course { name: "fast", progress: Progress::Inside, durability: Durability::Fast, ..SHORT },
@@ -127,6 +130,15 @@ pub static COURSES: [Course; 19] = [
     Course { name: "batch inside", progress: Progress::Inside, ..BATCH },
     Course { name: "batch by row", progress: Progress::ByRow, ..BATCH },
     Course { name: "batch with dead letters", trouble: Trouble::DeadForGood, keys: 6, ..BATCH },
+    Course { name: "replay", trouble: Trouble::Replay, keys: 2, events: 12, ..SHORT },
+    Course {
+        name: "by row, replay",
+        trouble: Trouble::Replay,
+        keys: 2,
+        events: 12,
+        progress: Progress::ByRow,
+        ..SHORT
+    },
     // One more for each version of the tables that is not the newest.
     Course { name: "tables of version 0", tables: 0, ..TINY },
 ];
@@ -146,6 +158,7 @@ impl Course {
         match self.events {
             60 => [12, 33],
             20 => [5, 13],
+            12 => [3, 8],
             _ => [2, 5],
         }
     }
@@ -225,7 +238,15 @@ impl Course {
             attempts_max: if matches!(self.trouble, Trouble::DeadLetters | Trouble::DeadForGood) { 1 } else { 5 },
             ..Bounds::default()
         };
-        Settings { sink, bounds, on_reject: self.on_reject, ..relay_to("relay", "shop", &FarSide::default()) }
+        let copies = || ("graveyard".to_owned(), sink::Settings::Custom(journal::copies(folder)));
+        let dead_letter_sink = self.has_copies().then(copies);
+        let relay = relay_to("relay", "shop", &FarSide::default());
+        Settings { sink, bounds, on_reject: self.on_reject, dead_letter_sink, ..relay }
+    }
+
+    /// Each dead letter is copied.
+    pub fn has_copies(&self) -> bool {
+        matches!(self.trouble, Trouble::DeadLetters | Trouble::DeadForGood)
     }
 
     /// How many rows there are of which something is still to become.
@@ -237,7 +258,14 @@ impl Course {
         } else {
             one(state, "SELECT coalesce(max(position), 0) FROM outboxd_checkpoint").abs_diff(self.events as i64) as i64
         };
-        unsettled + one(state, "SELECT count(*) FROM outboxd_held") - self.stay()
+        let copies = one(state, "SELECT count(*) FROM outboxd_dead_letter_copy");
+        unsettled + copies + one(state, "SELECT count(*) FROM outboxd_held") - self.stay()
+    }
+
+    /// How many replays there are that are not done.
+    pub fn left_to_replay(&self, state: &Connection) -> i64 {
+        let sql = "SELECT coalesce((SELECT state <> 'done' FROM outboxd_replay), 1)";
+        if self.trouble == Trouble::Replay { state.query_row(sql, [], |row| row.get(0)).unwrap() } else { 0 }
     }
 }
 
@@ -255,6 +283,10 @@ pub async fn run(course: &'static Course, folder: &Path) {
             books = Some((open(&course.database(folder)), open(&course.source(folder).state_path())));
         }
         let left = books.as_ref().map(|(application, state)| course.left(application, state));
+        if let (Some(0), Some((_, state))) = (left, &books) {
+            replay(course, &running, state).await;
+        }
+        let left = left.zip(books.as_ref()).map(|(left, (_, state))| left + course.left_to_replay(state));
         if left == Some(0) || status.state == State::Halted || Instant::now() > deadline {
             fs::write(folder.join("end"), format!("{:?} {} left {left:?}", status.state, status.detail)).unwrap();
             break;
@@ -272,6 +304,15 @@ pub async fn run(course: &'static Course, folder: &Path) {
     let reached: Vec<String> =
         Seam::ALL.iter().filter(|seam| controls::reached(**seam) > 0).map(|seam| format!("{seam:?}")).collect();
     fs::write(folder.join("reached"), reached.join(" ")).unwrap();
+}
+
+/// When all is settled, an operator has all of it sent again, once.
+async fn replay(course: &Course, running: &Running, state: &Connection) {
+    let sql = "SELECT EXISTS (SELECT 1 FROM outboxd_replay)";
+    if course.trouble == Trouble::Replay && !state.query_row(sql, [], |row| row.get::<_, bool>(0)).unwrap() {
+        let all = Operation::Replay(Wanted::default());
+        running.handle("relay").ask(|reply| Command::Operate(all, reply)).await.unwrap();
+    }
 }
 
 /// When both are dead letters, the far side is mended; then the first is retried, and the second discarded.

@@ -31,13 +31,42 @@ pub fn maker(course: &'static Course, folder: &Path) -> Maker {
     }))
 }
 
+/// A sink to which nothing happens, for copies of dead letters.
+pub fn copies(folder: &Path) -> Maker {
+    let folder = folder.to_owned();
+    Maker(Arc::new(move |_| {
+        Box::new(Copies(OpenOptions::new().create(true).append(true).open(folder.join("copies")).unwrap()))
+    }))
+}
+
+struct Copies(File);
+
+impl Sink for Copies {
+    fn check(&mut self, _timeout: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn send(&mut self, flight: Arc<Flight>) {
+        for slot in 0..flight.len() {
+            let event = flight.event(slot);
+            let reason = &event.death.expect("a copy says why").reason;
+            self.0.write_all(format!("{} {reason}\n", event.id).as_bytes()).unwrap();
+            flight.fill(slot, Outcome::Delivered);
+        }
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
 impl Journal {
     fn is_poison(&self, n: usize, attempt: u32) -> bool {
         self.course.poison().contains(&n)
             && match self.course.trouble {
                 Trouble::Refusals => attempt < 2,
                 Trouble::DeadLetters => !self.folder.join("mended").exists(),
-                Trouble::None | Trouble::Away | Trouble::DeadForGood => false,
+                Trouble::None | Trouble::Away | Trouble::DeadForGood | Trouble::Replay => false,
             }
     }
 
@@ -48,6 +77,7 @@ impl Journal {
         }
         let is_convicted = pick.attempt > 1 && !self.course.poison().contains(&n);
         let again = if pick.redelivery { "again" } else { "first" };
+        let again = if pick.replay { "replayed" } else { again };
         self.write(flight, slot, if is_convicted { "convicted" } else { again });
         Outcome::Delivered
     }

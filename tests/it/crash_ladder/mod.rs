@@ -169,6 +169,12 @@ fn nor_while_dead_letters_are_retried_and_discarded_by_row() {
 }
 
 #[test]
+fn nor_while_settled_events_are_replayed() {
+    climb(course::named("replay"));
+    climb(course::named("by row, replay"));
+}
+
+#[test]
 fn nor_with_the_file_sink() {
     climb(course::named("to a file"));
     climb(course::named("by row, to a file"));

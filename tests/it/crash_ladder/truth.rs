@@ -32,7 +32,7 @@ impl Count {
         let wrong = [&self.lost, &self.phantoms, &self.out_of_order, &self.ends_out_of_order];
         // The window; behind each that was refused or dropped, what was in flight of its key; and all of a flight that was cut short.
         let behind = match course.trouble {
-            Trouble::None | Trouble::DeadForGood => 0,
+            Trouble::None | Trouble::DeadForGood | Trouble::Replay => 0,
             Trouble::Refusals | Trouble::DeadLetters => 3 * course.window.div_ceil(course.keys),
             Trouble::Away => 2 * course.window,
         };
@@ -92,6 +92,9 @@ pub fn count(course: &Course, folder: &Path) -> Count {
         let n = *n;
         if !(1..=course.events).contains(&n) {
             result.phantoms.push(n);
+        }
+        if what == "replayed" {
+            continue;
         }
         if what == "dropped" {
             unlucky.insert(n);
@@ -175,6 +178,34 @@ pub fn stands_after_a_crash(course: &Course, folder: &Path) -> Result<(), String
     if missing.is_empty() { Ok(()) } else { Err(format!("settled, and neither delivered nor held: {missing:?}")) }
 }
 
+/// A replay sent all of it, each key in its order but for what a crash repeats.
+fn replayed_in_order(course: &Course, folder: &Path) -> Result<(), String> {
+    if course.trouble != Trouble::Replay {
+        return Ok(());
+    }
+    let mut first: Vec<usize> = Vec::new();
+    for (n, _) in deliveries(course, folder).into_iter().filter(|(_, what)| what == "replayed") {
+        if !first.contains(&n) {
+            first.push(n);
+        }
+    }
+    let all: Vec<usize> = (1..=course.events).collect();
+    if first == all { Ok(()) } else { Err(format!("replayed: {first:?}")) }
+}
+
+/// Of each event that died there is a copy, and none is under way any more.
+fn copied(course: &Course, folder: &Path) -> Result<(), String> {
+    if !course.has_copies() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(folder.join("copies")).unwrap_or_default();
+    let copied: BTreeSet<usize> = text.lines().filter_map(|line| Some(number(line.split_once(' ')?.0))).collect();
+    let left: i64 =
+        one(&look(&course.source(folder).state_path()), "SELECT count(*) FROM outboxd_dead_letter_copy", []);
+    let dead = BTreeSet::from(course.poison());
+    if copied == dead && left == 0 { Ok(()) } else { Err(format!("copied: {copied:?}, under way: {left}")) }
+}
+
 /// Whether the last stop is recorded as a clean one.
 pub fn is_clean_stop(course: &Course, folder: &Path) -> bool {
     one(&look(&course.source(folder).state_path()), "SELECT max(dirty) = 0 FROM outboxd_checkpoint", [])
@@ -183,6 +214,8 @@ pub fn is_clean_stop(course: &Course, folder: &Path) -> bool {
 /// When all is done and the daemon has stopped: nothing is left over, and everything fits.
 pub fn stands_at_the_end(course: &Course, folder: &Path) -> Result<(), String> {
     stands_after_a_crash(course, folder)?;
+    replayed_in_order(course, folder)?;
+    copied(course, folder)?;
     let (source, state) = (look(&course.database(folder)), look(&course.source(folder).state_path()));
     let version =
         format!("SELECT value = '{}' FROM outboxd_meta WHERE name = 'schema_version'", outboxd::state::SCHEMA_VERSION);

@@ -49,6 +49,8 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
         types: vec![],
         start: Some(Start::First),
         on_reject: OnReject::Hold,
+        dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
     }
@@ -68,7 +70,7 @@ impl Relays {
     pub fn start(sources: &[source::Settings], relays: Vec<Settings>) -> Self {
         let sources: BTreeMap<_, _> = sources.iter().map(|source| (source.name.clone(), source.clone())).collect();
         let (shutdown, phase) = Shutdown::new();
-        let fleet = Fleet::spawn(&sources, relays, WhenLocked::Wait, &phase).unwrap();
+        let fleet = Fleet::spawn(&sources, &BTreeMap::new(), relays, WhenLocked::Wait, &phase).unwrap();
         Self { fleet, shutdown }
     }
 

@@ -37,6 +37,7 @@ impl Draft {
             headers: Some(r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","CC":"never"}"#),
             time: Some("2026-11-20T10:00:00Z"),
             time_micros: None,
+            death: None,
         }
     }
 }

@@ -41,8 +41,18 @@ pub struct Running {
 
 impl Running {
     pub fn start(sources: &BTreeMap<String, source::Settings>, relays: Vec<Settings>, when_locked: WhenLocked) -> Self {
+        Self::with_sinks(sources, &BTreeMap::new(), relays, when_locked)
+    }
+
+    /// With further sinks that are known by name.
+    pub fn with_sinks(
+        sources: &BTreeMap<String, source::Settings>,
+        sinks: &BTreeMap<String, sink::Settings>,
+        relays: Vec<Settings>,
+        when_locked: WhenLocked,
+    ) -> Self {
         let (shutdown, phase) = Shutdown::new();
-        let fleet = Fleet::spawn(sources, relays, when_locked, &phase).unwrap();
+        let fleet = Fleet::spawn(sources, sinks, relays, when_locked, &phase).unwrap();
         Self { fleet, shutdown }
     }
 
@@ -275,6 +285,8 @@ pub fn relay_to(name: &str, source: &str, far_side: &FarSide) -> Settings {
         types: Vec::new(),
         start: Some(Start::First),
         on_reject: OnReject::Hold,
+        dead_letter_sink: None,
+        dead_letter_row: false,
         bounds: Bounds { retry_min: Duration::from_millis(20), ..Bounds::default() },
         paused: false,
     }

@@ -15,7 +15,8 @@
 FROM rust:1.94-bookworm AS build
 WORKDIR /build
 COPY .cargo ./.cargo
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY config ./config
 COPY src ./src
 COPY migrations ./migrations
 # The default features: Kafka and RabbitMQ, and OpenSSL built from source into the program.

@@ -1,7 +1,7 @@
 //! The tables that are known by name. A preset is data: a file in `config/presets`, in the words that a person's own table is described in.
 //!
 //! `[[outbox]]` and `[[events]]` are the tables that `read` chooses from; several of one name are its generations, the newest first: the
-//! first that fits the file is taken. A new preset is one file, and one line here.
+//! first that fits the file is taken. A new preset is one file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,16 +10,8 @@ use super::file;
 use super::resolve::declared::declared;
 use crate::source::declared::Declared;
 
-/// Every preset's name and text.
-pub const ALL: [(&str, &str); 7] = [
-    ("outboxd", include_str!("../../config/presets/outboxd.toml")),
-    ("eventsource-py", include_str!("../../config/presets/eventsource-py.toml")),
-    ("debezium", include_str!("../../config/presets/debezium.toml")),
-    ("emmett", include_str!("../../config/presets/emmett.toml")),
-    ("django-outbox-pattern", include_str!("../../config/presets/django-outbox-pattern.toml")),
-    ("flightdeck", include_str!("../../config/presets/flightdeck.toml")),
-    ("eventsourcing", include_str!("../../config/presets/eventsourcing.toml")),
-];
+/// Every preset's name and text, by name (`build.rs` lists the folder).
+pub const ALL: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
 
 pub fn names() -> impl Iterator<Item = &'static str> + Clone {
     ALL.iter().map(|(name, _)| *name)

@@ -152,7 +152,7 @@ async fn real_file(preset: &str, folder: &Folder) {
 /// What whoever takes a preset is shown first.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_shows_mapping_plan_and_first_messages_of_every_preset() {
-    for (preset, text) in preset::ALL {
+    for &(preset, text) in preset::ALL {
         for read in toml::from_str::<toml::Table>(text).unwrap().keys() {
             let folder = Folder::with(&format!(
                 "[sources.app]\npath = \"app.db\"\npreset = \"{preset}\"\nread = \"{read}\"\n[sinks.out]\ntype = \"file\"\n\
@@ -187,7 +187,7 @@ async fn check_shows_mapping_plan_and_first_messages_of_every_preset() {
 #[test]
 fn a_preset_is_in_the_words_of_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, text) in preset::ALL {
+    for &(name, text) in preset::ALL {
         let tables: toml::Table = toml::from_str(text).unwrap();
         for (read, generations) in &tables {
             let pasted = toml::to_string(&generations[0]).unwrap();

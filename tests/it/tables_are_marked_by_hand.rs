@@ -283,6 +283,7 @@ fn mistakes_of_a_description_are_told() {
             "this changes nothing that `pending` looks at",
         ),
         (format!("{by_row}on_retry = \"delete\"\n"), "an event that is tried again needs its row"),
+        (format!("{by_row}on_dead_letter = \"COMMIT\"\n"), "may only add a row"),
         (format!("{by_row}pending_sql = \"1\"\n"), "`pending` and `pending_sql` are both said"),
         (by_row.replace("table = \"jobs\"", "query = \"SELECT 1\""), "marked row by row is read itself"),
         (by_row.replace(SENT, "on_delivered = \"drop\"\n"), "\"drop\" is not known here"),

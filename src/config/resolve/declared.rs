@@ -194,6 +194,11 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
     if let Some(Mark::Delete | Mark::Archive(_)) = &section.on_retry {
         complain("on_retry", "an event that is tried again needs its row", "write { set = { ... } }, or leave it out");
     }
+    let inserts = |sql: &String| sql.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("INSERT"));
+    if section.on_dead_letter.as_ref().is_some_and(|sql| !inserts(sql)) {
+        let reason = "it runs in the transaction that records the dead letter, and may only add a row";
+        complain("on_dead_letter", reason, "write one INSERT");
+    }
     Some(DeclaredRows {
         row: section.row.clone()?,
         pending: pending?,

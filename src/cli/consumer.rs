@@ -67,7 +67,8 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Accept { consumer } => control_client::Consumer::Accept { consumer: consumer.clone() },
         Command::Forget { consumer } => {
             let name = terminal::visible(consumer);
-            terminal::confirm(&format!("Forget {name}, its checkpoint and its held events for good?"), context.yes)?;
+            let question = || Ok(format!("Forget {name}, its checkpoint and its held events for good?"));
+            terminal::confirm(question, context.yes)?;
             control_client::Consumer::Forget { consumer: consumer.clone() }
         }
     };

@@ -131,7 +131,7 @@ fn request(command: &Command, context: &Context) -> anyhow::Result<DeadLetters> 
             if reason.trim().is_empty() {
                 return Err(Failure::new(Exit::Usage, "the reason is empty", "say why, for whoever asks later").into());
             }
-            terminal::confirm("Discard these dead letters for good?", context.yes)?;
+            terminal::confirm(|| Ok("Discard these dead letters for good?".to_owned()), context.yes)?;
             DeadLetters::Discard { filter: selection.filter(), reason: reason.clone() }
         }
     })

@@ -46,14 +46,14 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     let request = match command {
         Command::Show { consumer } => Position::Show { consumer: consumer.clone() },
         Command::Set { consumer, to } => {
-            if !context.yes {
+            let question = || {
                 let show = Position::Show { consumer: Some(consumer.clone()) };
                 let shown: Shown = serde_json::from_value(context.ask(&Request::Position(show))?)?;
                 let place = shown.positions.first().and_then(|standing| standing.position);
                 let place = place.map_or("at the beginning".to_owned(), |position| format!("at {position}"));
-                let question = format!("{} is {place}. Set it to {}?", terminal::visible(consumer), told(to));
-                terminal::confirm(&question, false)?;
-            }
+                Ok(format!("{} is {place}. Set it to {}?", terminal::visible(consumer), told(to)))
+            };
+            terminal::confirm(question, context.yes)?;
             Position::Set { consumer: consumer.clone(), to: to.clone() }
         }
     };

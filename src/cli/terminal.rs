@@ -44,8 +44,8 @@ pub fn sheet(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{name:width$}  {}\n", visible(value))).collect()
 }
 
-/// Asks before something that cannot be undone.
-pub fn confirm(question: &str, is_confirmed: bool) -> anyhow::Result<()> {
+/// Asks before something that cannot be undone. The question may itself have to be found out.
+pub fn confirm(question: impl FnOnce() -> anyhow::Result<String>, is_confirmed: bool) -> anyhow::Result<()> {
     if is_confirmed {
         return Ok(());
     }
@@ -54,7 +54,7 @@ pub fn confirm(question: &str, is_confirmed: bool) -> anyhow::Result<()> {
             Failure::new(Exit::Usage, "this cannot be undone, and nobody is here to be asked", "add --yes").into()
         );
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", question()?);
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

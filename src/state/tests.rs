@@ -119,6 +119,20 @@ fn a_checkpoint_is_read_as_it_was_put() {
 }
 
 #[test]
+fn a_run_begins_where_it_looked_or_not_at_all() {
+    let (_folder, connection) = file();
+    let at = |position| checkpoint_at("r", position);
+    let standing = || checkpoint::load(&connection, "r").unwrap().map(|found| found.mark);
+    assert!(refusal(checkpoint::begin(&connection, &at(5), false)).contains("somebody else moved it"));
+    assert_eq!(standing(), None, "it was there before");
+    checkpoint::begin(&connection, &at(5), true).unwrap();
+    assert_eq!(standing(), Some(mark(5)));
+    assert!(refusal(checkpoint::begin(&connection, &at(9), true)).contains("somebody else moved it"));
+    assert!(refusal(checkpoint::begin(&connection, &at(9), false)).contains("somebody else moved it"));
+    assert_eq!(standing(), Some(mark(5)), "somebody else was the first");
+}
+
+#[test]
 fn a_checkpoint_moves_only_from_where_it_is() {
     let (_folder, connection) = file();
     checkpoint::put(&connection, &checkpoint_at("r", 5)).unwrap();

@@ -246,7 +246,7 @@ impl Course {
 
     /// Each dead letter is copied.
     pub fn has_copies(&self) -> bool {
-        matches!(self.trouble, Trouble::DeadLetters | Trouble::DeadForGood)
+        self.trouble == Trouble::DeadLetters
     }
 
     /// How many rows there are of which something is still to become.

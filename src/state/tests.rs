@@ -196,8 +196,13 @@ fn held_rows_stand_in_order_behind_their_key_and_are_read_as_they_were_written()
     let again = HeldRow { ordinal: 2, state: HeldState::Dead, attempts: 4, reason: None, payload: None, ..first };
     held::update(&connection, "r", &again).unwrap();
     let found = held::of_key(&connection, "r", b"a", 9).unwrap().remove(0);
-    assert_eq!((found.attempts, found.state, found.reason), (4, HeldState::Dead, None));
+    assert_eq!((found.attempts, found.state, &found.reason), (4, HeldState::Dead, &None));
     assert_eq!(found.payload, Some(b"{}".to_vec()), "a copy that was kept stays");
+    assert_eq!(held::payload(&connection, "r", &found).unwrap(), found.payload);
+    assert_eq!(held::payload(&connection, "r", &HeldRow { ordinal: 99, ..found }).unwrap(), None);
+    let mut ids = held::ids(&connection, "r").unwrap();
+    ids.sort();
+    assert_eq!(ids, ["e2", "e3", "e4"]);
     assert_eq!(rows_of(&connection, "b"), [("e3".into(), 1, HeldState::Dead)]);
 }
 
@@ -289,6 +294,23 @@ fn a_settlement_changes_what_it_says_and_nothing_else() {
     assert_eq!(rows_of(&connection, "b"), [("e2".into(), 1, HeldState::Dead)]);
     assert_eq!(rows_of(&connection, "c"), [("e3".into(), 1, HeldState::Dead)]);
     assert!(refusal(settlement.apply(&connection, None)).contains("no longer at position 5"));
+}
+
+#[test]
+fn only_the_dead_are_copied_and_only_where_copies_are_wanted() {
+    let (_folder, connection) = file();
+    for (key, state, copies) in [
+        ("a", HeldState::Dead, false),
+        ("b", HeldState::Retrying, true),
+        ("c", HeldState::Waiting, true),
+        ("d", HeldState::Skipped, true),
+    ] {
+        let held = vec![HeldChange::Insert(row(key, key, state))];
+        Settlement { consumer: "r".into(), held, copies, ..Settlement::default() }.apply(&connection, None).unwrap();
+    }
+    let copied: Vec<String> =
+        copies::waiting(&connection, "r", 0, 9).unwrap().into_iter().map(|copy| copy.event_id).collect();
+    assert_eq!(copied, ["d"]);
 }
 
 #[test]

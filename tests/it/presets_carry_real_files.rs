@@ -174,7 +174,12 @@ async fn check_shows_mapping_plan_and_first_messages_of_every_preset() {
             for (subject, said) in wanted {
                 let found = of(subject);
                 // django-outbox-pattern has no index for the order of its rows, and is told so.
-                let is_right = |verdict: &str| verdict == "ok" || (verdict == "slow" && subject == " plan");
+                // And the SQLite of whoever wrote the file may be an old one.
+                let is_right = |verdict: &str| {
+                    verdict == "ok"
+                        || (verdict == "slow" && subject == " plan")
+                        || (verdict == "warning" && subject.is_empty())
+                };
                 let is_told = found.first().is_some_and(|(verdict, detail)| *verdict == "ok" && detail.contains(said))
                     && found.iter().all(|(verdict, _)| is_right(verdict));
                 assert!(is_told, "{preset} {read}{subject}: {found:?}");

@@ -270,7 +270,7 @@ token_file = "t"
         errors(&small(r#"preset = "outboxd""#, r#"preset = "zzz""#)),
         r#"error: sources.shop.preset  (outboxd.toml, line 4)
        "zzz" is not a choice here
-  fix: write `outboxd`, `eventsource-py`, `debezium`, `emmett`, `django-outbox-pattern`, `flightdeck` or `eventsourcing`"#
+  fix: write `debezium`, `django-outbox-pattern`, `emmett`, `eventsource-py`, `eventsourcing`, `flightdeck` or `outboxd`"#
     );
 }
 

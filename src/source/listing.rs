@@ -41,6 +41,15 @@ pub struct Listing {
     pub pending: u64,
     /// The rowid of a free one that has no name by which it could be marked.
     pub nameless: Option<i64>,
+    /// There are more.
+    pub is_cut: bool,
+}
+
+/// How long a list may become. Names and what is sorted by may have any length, so their number alone bounds nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    pub rows: usize,
+    pub bytes: usize,
 }
 
 /// What rows are sorted by.
@@ -134,6 +143,20 @@ struct Listed {
     row: RowKey,
 }
 
+impl Listed {
+    fn bytes(&self) -> usize {
+        let name = match &self.row {
+            RowKey::Integer(_) => 0,
+            RowKey::Text(bytes) | RowKey::Blob(bytes) => bytes.len(),
+        };
+        let of = |rank: &Rank| match rank {
+            Rank::Text(bytes) | Rank::Blob(bytes) => size_of::<Rank>() + bytes.len(),
+            _ => size_of::<Rank>(),
+        };
+        size_of::<Self>() + name + self.place.order.iter().map(of).sum::<usize>()
+    }
+}
+
 impl PartialEq for Listed {
     fn eq(&self, other: &Self) -> bool {
         self.place == other.place
@@ -154,13 +177,13 @@ impl Ord for Listed {
     }
 }
 
-/// Lists the first `most` rows. `free` is an SQL condition, asked of each pending row once; `limit` is for each slice anew.
+/// Lists the first rows, at most so many. `free` is an SQL condition, asked of each pending row once; `limit` is for each slice anew.
 pub fn list(
     connection: &Connection,
     mapping: &Mapping,
     free: &str,
     scope: Scope,
-    most: usize,
+    most: Most,
     limit: &TimeLimit,
 ) -> Result<Listing, ReadFault> {
     loop {
@@ -196,7 +219,7 @@ struct Walk<'a> {
     first: String,
     rest: String,
     later: String,
-    most: usize,
+    most: Most,
     /// The last row that was looked at.
     value: Option<Rank>,
     rowid: i64,
@@ -205,6 +228,9 @@ struct Walk<'a> {
     schema: Option<i64>,
     progress: Progress,
     heap: BinaryHeap<Listed>,
+    bytes: usize,
+    /// The first that had no room: none behind it is listed, or it would be overtaken.
+    cut: Option<Place>,
     newest: i64,
     pending: u64,
     nameless: Option<i64>,
@@ -216,7 +242,7 @@ impl<'a> Walk<'a> {
         mapping: &Mapping,
         free: &str,
         scope: Scope,
-        most: usize,
+        most: Most,
     ) -> Result<Self, ReadFault> {
         let RowMapping { pending, walk: time, tested, .. } =
             mapping.rows.as_ref().expect("a table read by row has a row mapping");
@@ -248,7 +274,7 @@ impl<'a> Walk<'a> {
         Ok(by_rowid("", i64::MIN))
     }
 
-    fn over(connection: &'a Connection, mapping: &Mapping, most: usize) -> Self {
+    fn over(connection: &'a Connection, mapping: &Mapping, most: Most) -> Self {
         Self {
             connection,
             way: Way::Whole,
@@ -264,6 +290,8 @@ impl<'a> Walk<'a> {
             schema: None,
             progress: Progress::Goes,
             heap: BinaryHeap::new(),
+            bytes: 0,
+            cut: None,
             newest: 0,
             pending: 0,
             nameless: None,
@@ -322,19 +350,32 @@ impl<'a> Walk<'a> {
                 self.nameless = Some(self.rowid);
                 return Ok(());
             };
-            if self.heap.len() < self.most || self.heap.peek().is_some_and(|last| place < last.place) {
-                self.heap.push(Listed { place, row: key });
-                if self.heap.len() > self.most {
-                    self.heap.pop();
-                }
+            if self.cut.as_ref().is_none_or(|cut| place < *cut) {
+                self.add(Listed { place, row: key });
             }
         }
         Ok(())
     }
 
+    fn add(&mut self, listed: Listed) {
+        self.bytes += listed.bytes();
+        self.heap.push(listed);
+        while self.heap.len() > self.most.rows || (self.bytes > self.most.bytes && self.heap.len() > 1) {
+            let Some(last) = self.heap.pop() else { break };
+            self.bytes -= last.bytes();
+            self.cut = Some(last.place);
+        }
+    }
+
     fn listing(self) -> Listing {
         let rows = self.heap.into_sorted_vec().into_iter().map(|listed| listed.row).collect();
-        Listing { rows, newest: self.newest, pending: self.pending, nameless: self.nameless }
+        Listing {
+            rows,
+            newest: self.newest,
+            pending: self.pending,
+            nameless: self.nameless,
+            is_cut: self.cut.is_some(),
+        }
     }
 }
 
@@ -351,7 +392,7 @@ pub enum Way {
 
 /// The way, and SQLite's plan for it.
 pub fn way(connection: &Connection, mapping: &Mapping) -> Result<(Way, Vec<String>), ReadFault> {
-    let walk = Walk::new(connection, mapping, "1", Scope::Pending, 0)?;
+    let walk = Walk::new(connection, mapping, "1", Scope::Pending, Most { rows: 0, bytes: 0 })?;
     Ok((walk.way, plan(connection, &walk.first)?))
 }
 

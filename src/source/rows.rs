@@ -23,7 +23,7 @@ use rusqlite::{Connection, Statement, named_params};
 use super::decode::Field;
 use super::filter::Filter;
 use super::fit::quoted;
-use super::listing::{self, Scope};
+use super::listing::{self, Most, Scope};
 use super::mapping::{Mapping, RowMapping};
 use super::plan::Plan;
 use super::reader::{Halt, Look, ReadFault, ReadRequest};
@@ -33,6 +33,7 @@ use crate::event::{Batch, BatchBuilder, Position, RowKey, hold_key};
 use crate::sqlite::open::{self, TimeLimit};
 
 const PASS_ROWS_MAX: usize = 50_000;
+const PASS: Most = Most { rows: PASS_ROWS_MAX, bytes: 16 << 20 };
 const FULL_PASS_EVERY: Duration = Duration::from_secs(5);
 /// As long as fewer rows are passed over, every pass is a full one.
 const PASSED_OVER_FEW: usize = 1_000;
@@ -367,7 +368,7 @@ impl Rows {
         let scope = if full { Scope::Pending } else { Scope::NewerThan(self.seen_rowid) };
         self.pass.clear();
         let data_version = open::data_version(connection)?;
-        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS_ROWS_MAX, &self.limit)?;
+        let listing = listing::list(connection, &self.mapping, &self.free(), scope, PASS, &self.limit)?;
         if let Some(rowid) = listing.nameless {
             return Err(ReadFault::Halt(self.nameless(rowid)));
         }
@@ -375,7 +376,7 @@ impl Rows {
         if full {
             let pass = FullPass { ended: Instant::now(), took: began.elapsed(), data_version };
             // A list that was cut goes on with a full pass.
-            self.last_full_pass = (self.pass.len() < PASS_ROWS_MAX).then_some(pass);
+            self.last_full_pass = (!listing.is_cut).then_some(pass);
             self.seen_rowid = self.seen_rowid.max(listing.newest);
             self.listed_pending = listing.pending;
         }

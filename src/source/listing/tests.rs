@@ -71,6 +71,10 @@ fn mapping(connection: &Connection) -> Mapping {
     fit::mapping(connection, &[declared]).unwrap().unwrap()
 }
 
+fn rows(rows: usize) -> Most {
+    Most { rows, bytes: usize::MAX }
+}
+
 fn sorted(connection: &Connection, condition: &str, most: usize) -> VecDeque<RowKey> {
     let sql = format!(
         "SELECT o.id FROM event_outbox o LEFT JOIN events e ON e.event_id = o.event_id WHERE o.status = 'pending' AND {condition}
@@ -89,11 +93,12 @@ fn slices_list_what_one_statement_would() {
     let free = "CASE WHEN o.status = 'pending' THEN o.rowid % 7 > 0 END";
     let lists_all = || {
         for most in [1, 3_000, 100_000] {
-            let listing = list(&connection, &mapping, free, Scope::Pending, most, &TimeLimit::none()).unwrap();
+            let listing = list(&connection, &mapping, free, Scope::Pending, rows(most), &TimeLimit::none()).unwrap();
             assert_eq!(listing.rows, sorted(&connection, "o.rowid % 7 > 0", most));
             assert_eq!(listing.pending, sorted(&connection, "true", ROWS).len() as u64);
         }
-        let listing = list(&connection, &mapping, free, Scope::NewerThan(2_500), 4_000, &TimeLimit::none()).unwrap();
+        let listing =
+            list(&connection, &mapping, free, Scope::NewerThan(2_500), rows(4_000), &TimeLimit::none()).unwrap();
         assert_eq!(listing.rows, sorted(&connection, "o.rowid % 7 > 0 AND o.rowid > 2500", 4_000));
     };
     lists_all();
@@ -103,6 +108,24 @@ fn slices_list_what_one_statement_would() {
         )
         .unwrap();
     lists_all();
+}
+
+/// Long names are listed in several lists, each the next part of the same order.
+#[test]
+fn a_list_is_cut_by_bytes_and_nothing_is_overtaken() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = table(&folder);
+    connection.execute("UPDATE event_outbox SET id = id || hex(zeroblob(500 * (rowid % 5)))", []).unwrap();
+    let mapping = mapping(&connection);
+    let free = "CASE WHEN o.status = 'pending' THEN true END";
+    let all = sorted(&connection, "true", ROWS);
+    let most = Most { rows: ROWS, bytes: 1 << 20 };
+    let listing = list(&connection, &mapping, free, Scope::Pending, most, &TimeLimit::none()).unwrap();
+    assert!(listing.is_cut && (200..2_000).contains(&listing.rows.len()), "{}", listing.rows.len());
+    assert!(listing.rows.iter().eq(all.iter().take(listing.rows.len())));
+    let one = Most { rows: ROWS, bytes: 1 };
+    let listing = list(&connection, &mapping, free, Scope::Pending, one, &TimeLimit::none()).unwrap();
+    assert_eq!((listing.is_cut, listing.rows.len(), listing.rows.front()), (true, 1, all.front()));
 }
 
 /// Whatever stands behind the look or before it.
@@ -124,7 +147,8 @@ fn what_is_committed_meanwhile_is_left_out() {
         })
         .unwrap();
     let mapping = mapping(&connection);
-    let listing = list(&connection, &mapping, "meanwhile()", Scope::Pending, 100_000, &TimeLimit::none()).unwrap();
+    let listing =
+        list(&connection, &mapping, "meanwhile()", Scope::Pending, rows(100_000), &TimeLimit::none()).unwrap();
     assert_eq!(sorted(&connection, "true", 100_000).len(), before.len() + 2);
     assert_eq!(listing.rows, before);
 }
@@ -144,6 +168,7 @@ fn rows_that_are_renumbered_meanwhile_are_listed_anew() {
         })
         .unwrap();
     let mapping = mapping(&connection);
-    let listing = list(&connection, &mapping, "meanwhile()", Scope::Pending, 100_000, &TimeLimit::none()).unwrap();
+    let listing =
+        list(&connection, &mapping, "meanwhile()", Scope::Pending, rows(100_000), &TimeLimit::none()).unwrap();
     assert_eq!(listing.rows, sorted(&connection, "true", 100_000));
 }

@@ -80,6 +80,10 @@ listed! {
         DeadLetterCopy,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
+        /// A projection's tables have been made; their transaction is open.
+        Define,
+        /// A projection's statements have run for one event; their transaction is open.
+        Apply,
     }
 }
 
@@ -127,6 +131,10 @@ listed! {
         Gone,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
+        /// A projection's statements reach only what its section names.
+        Authorizer,
+        /// What a projection's statements did is committed with the settlement that moves the checkpoint past it, and not before.
+        Together,
     }
 }
 

@@ -88,7 +88,7 @@ async fn known(desk: &impl Desk) -> Result<Vec<Value>, Refusal> {
     Ok(statuses
         .map(|status| {
             json!({
-                "name": status["name"], "kind": "relay", "source": status["source"], "sink": status["sink"],
+                "name": status["name"], "kind": status["kind"], "source": status["source"], "sink": status["sink"],
                 "is_configured": true, "state": status["state"],
             })
         })

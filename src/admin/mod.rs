@@ -107,6 +107,7 @@ pub fn status_json(status: &Status) -> Value {
     json!({
         "name": status.consumer,
         "source": status.source,
+        "kind": status.kind,
         "sink": status.sink,
         "state": status.state.as_str(),
         "detail": status.detail,
@@ -127,6 +128,7 @@ pub fn status_json(status: &Status) -> Value {
         "sink_blocked": status.blocked,
         "replay": status.replay,
         "dead_letter_copies": status.copies,
+        "unhandled": status.unhandled,
     })
 }
 

@@ -24,13 +24,13 @@ pub struct Raw {
     /// `None`: its type is missing or unknown, which has been reported.
     pub sinks: BTreeMap<String, Option<Box<dyn sink::Keys>>>,
     pub relays: BTreeMap<String, file::Relay>,
+    pub projections: BTreeMap<String, file::Projection>,
 }
 
-const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
+const TOP_LEVEL: [&str; 5] = ["daemon", "sources", "sinks", "relays", "projections"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 5] = [
-    ("projections", "projections are not in this version"),
+const LATER: [(&str, &str); 4] = [
     ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
@@ -58,6 +58,9 @@ pub fn sections(layers: &Layers, problems: &mut Vec<Problem>) -> Raw {
             "sources" => raw.sources = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Source::SECTION)),
             "sinks" => raw.sinks = reader.named(&path, value, Reader::sink),
             "relays" => raw.relays = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Relay::SECTION)),
+            "projections" => {
+                raw.projections = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Projection::SECTION));
+            }
             _ => reader.unknown(&path, &TOP_LEVEL),
         }
     }

@@ -14,6 +14,7 @@ pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
         ["daemon", rest @ ..] => key_in(&file::Daemon::SECTION, rest),
         ["sources", _, rest @ ..] => key_in(&file::Source::SECTION, rest),
         ["relays", _, rest @ ..] => key_in(&file::Relay::SECTION, rest),
+        ["projections", _, rest @ ..] => key_in(&file::Projection::SECTION, rest),
         ["sinks", _, rest @ ..] => sink::types().find_map(|known| key_in(&known.section, rest)),
         _ => None,
     }
@@ -37,8 +38,10 @@ const HEAD: &str = include_str!("reference_head.md");
 pub fn markdown() -> String {
     let mut text = HEAD.to_owned();
     let sinks = sink::types().map(|known| &known.section);
-    let sections =
-        [&file::Daemon::SECTION, &file::Source::SECTION].into_iter().chain(sinks).chain([&file::Relay::SECTION]);
+    let sections = [&file::Daemon::SECTION, &file::Source::SECTION]
+        .into_iter()
+        .chain(sinks)
+        .chain([&file::Relay::SECTION, &file::Projection::SECTION]);
     for section in sections {
         push_section(&mut text, section, "##");
         for key in section.keys {

@@ -54,9 +54,12 @@ pub(super) fn shown(layers: &Layers) -> Shown {
     let empty = Dict::new();
     let dict = |name: &str| layers.values.get(name).and_then(Value::as_dict).unwrap_or(&empty);
     lines.section(&KeyPath::of(["daemon"]), dict("daemon"), &file::Daemon::SECTION);
-    for (group, section) in
-        [("sources", Some(file::Source::SECTION)), ("sinks", None), ("relays", Some(file::Relay::SECTION))]
-    {
+    for (group, section) in [
+        ("sources", Some(file::Source::SECTION)),
+        ("sinks", None),
+        ("relays", Some(file::Relay::SECTION)),
+        ("projections", Some(file::Projection::SECTION)),
+    ] {
         for (name, value) in dict(group) {
             let values = value.as_dict().unwrap_or(&empty);
             let said = values.get("type").and_then(Value::as_str);
@@ -96,6 +99,9 @@ impl Lines<'_> {
         match (key.kind, value) {
             (Kind::Keys(inner), Value::Dict(_, values)) if !values.is_empty() => self.section(&path, values, inner),
             (Kind::Secret, _) => self.push(path, HIDDEN.to_owned()),
+            (Kind::Statements, Value::Dict(_, values)) => {
+                values.iter().for_each(|(kind, said)| self.push(path.join(kind), written(said)));
+            }
             (Kind::Table, Value::Dict(_, values)) => self.properties(&path, values),
             _ => self.push(path, written(value)),
         }

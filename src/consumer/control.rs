@@ -155,14 +155,17 @@ pub async fn operate(
         Operation::SetPosition { to, reason } => set_position(writer, reader, settings, to, reason).await,
         Operation::Accept { reason } => {
             let mapping = look(reader).await?.mapping;
-            let source = settings.source.clone();
-            writer.perform(move |c| accept(c, &name, &source, &mapping.definition, &reason)).await?;
+            let (source, definition) = (settings.source.clone(), settings.definition(&mapping));
+            writer.perform(move |c| accept(c, &name, &source, &definition, &reason)).await?;
             Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
         }
         Operation::Forget { reason } => {
             let gone = writer.perform(move |c| forget(c, &name, &reason)).await?;
             let value = json!({ "consumer": settings.name, "forgotten": [gone], "is_configured": true });
             Ok(Done { restarts: true, ..changed(value) })
+        }
+        Operation::Replay(_) if settings.destination.tables().is_some() => {
+            Err(JobError::Refused(replay::NOT_A_RELAY.to_owned()))
         }
         Operation::Replay(wanted) => {
             let source = reader.settings.clone();
@@ -298,7 +301,8 @@ async fn set_position(
             Mark { position, event_id }
         }
     };
-    let (name, source, definition) = (settings.name.clone(), settings.source.clone(), look.mapping.definition.clone());
+    let (name, source, definition) =
+        (settings.name.clone(), settings.source.clone(), settings.definition(&look.mapping));
     let after = mark.clone();
     let before = writer
         .perform(move |connection| {

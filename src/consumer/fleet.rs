@@ -27,7 +27,7 @@ use super::status::Status;
 use crate::controls::{self, Seam};
 use crate::shutdown::{self, Phase, Shutdown};
 use crate::sink;
-use crate::source::{self, reader::Reader};
+use crate::source::{self, Durability, StatePlace, reader::Reader};
 use crate::sqlite::writer::JobError;
 use crate::state::files::Files;
 
@@ -88,7 +88,7 @@ struct Plan {
 }
 
 impl Fleet {
-    /// Starts a reader for every source that a relay reads, and every relay.
+    /// Starts a reader for every source that is read, and every consumer.
     pub fn spawn(
         sources: &BTreeMap<String, source::Settings>,
         sinks: &BTreeMap<String, sink::Settings>,
@@ -132,7 +132,9 @@ impl Fleet {
                 self.start_who_can(&mut plan);
             }
         }
-        self.files.keep(&self.readers.values().map(|(source, _)| source.state_path()).collect::<Vec<_>>()).await;
+        self.files
+            .keep(&self.members.values().map(|member| member.blueprint.source.state_path()).collect::<Vec<_>>())
+            .await;
         controls::reach(Seam::Reload);
         Ok(Ok(plan.changes))
     }
@@ -177,16 +179,17 @@ impl Fleet {
         let (readers, leaving, coming, changes) = Default::default();
         let mut plan = Plan { readers, leaving, coming, changes, when_locked };
         let mut gone: BTreeMap<&String, &Member> = self.members.iter().collect();
-        for settings in relays {
+        for settings in relays.iter().cloned() {
             let source = sources.get(&settings.source).expect("the config was resolved: every relay's source is there");
-            let wanted = Blueprint::new(settings, source.clone());
+            let wanted = Blueprint::new(settings, source);
             if !plan.readers.contains_key(&source.name) {
-                let running = self.readers.get(&source.name).filter(|(settings, _)| settings == source);
+                let source = source::Settings { durability: durability(source, &relays), ..source.clone() };
+                let running = self.readers.get(&source.name).filter(|(settings, _)| *settings == source);
                 let reader = match running {
                     Some((_, reader)) => reader.clone(),
                     None => Reader::start(source.clone())?,
                 };
-                plan.readers.insert(source.name.clone(), (source.clone(), reader));
+                plan.readers.insert(source.name.clone(), (source, reader));
             }
             let name = wanted.settings.name.clone();
             let Some(member) = gone.remove(&name) else {
@@ -231,7 +234,7 @@ impl Fleet {
         }
         self.roster.send_replace(Roster {
             consumers: self.members.values().map(|member| member.handle.clone()).collect(),
-            sources: self.readers.values().map(|(source, _)| source.clone()).collect(),
+            sources: self.members.values().map(|member| member.blueprint.source.clone()).collect(),
             files: self.files.clone(),
         });
     }
@@ -239,7 +242,7 @@ impl Fleet {
     fn start(&mut self, blueprint: Blueprint, when_locked: WhenLocked) {
         let settings = &blueprint.settings;
         let (commands, queue) = mpsc::unbounded_channel();
-        let (status_tx, status) = watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
+        let (status_tx, status) = watch::channel(Status::new(settings));
         let handle = Handle { name: settings.name.clone(), commands, status };
         let (shutdown, phase) = Shutdown::new();
         let engine = Engine {
@@ -263,6 +266,17 @@ impl Fleet {
             }
         });
         self.members.insert(handle.name.clone(), Member { blueprint, handle, task: task.id(), shutdown });
+    }
+}
+
+/// A read model in another file would keep what a power cut takes from its source: then what is read is always made durable first.
+fn durability(source: &source::Settings, consumers: &[Settings]) -> Durability {
+    let is_apart = |consumer: &&Settings| {
+        consumer.destination.tables().is_some() && consumer.placed(source).state != StatePlace::Inside
+    };
+    match consumers.iter().filter(|consumer| consumer.source == source.name).find(is_apart) {
+        Some(_) => Durability::Strict,
+        None => source.durability,
     }
 }
 

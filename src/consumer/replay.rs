@@ -41,6 +41,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// With a rate, a flight is what may be sent in so long.
 const RATE_STEP: f64 = 0.1;
 
+/// Its tables hold what is settled already.
+pub const NOT_A_RELAY: &str = "a projection is not replayed: what its tables hold would be counted twice. Remedy: `outboxd rebuild` makes \
+                               them anew from the first event";
+
 /// Which events are to be sent again: those that everything said here fits.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -85,8 +89,8 @@ pub struct Sinks {
 impl Sinks {
     pub fn new(by_name: BTreeMap<String, sink::Settings>, relays: &[Settings]) -> Self {
         let files = |relay: &Settings| {
-            let copies = relay.dead_letter_sink.as_ref().and_then(|(_, sink)| sink.destination_file());
-            relay.sink.destination_file().into_iter().chain(copies).map(PathBuf::from).collect::<Vec<_>>()
+            let files = relay.sinks().into_iter().filter_map(|(_, sink)| sink.destination_file());
+            files.map(PathBuf::from).collect::<Vec<_>>()
         };
         Self { by_name, taken: relays.iter().flat_map(files).collect() }
     }
@@ -94,7 +98,7 @@ impl Sinks {
     /// Where a replay of the relay goes, or why it cannot go there.
     fn of(&self, relay: &Settings, wanted: &Wanted) -> Result<sink::Settings, String> {
         let settings = match &wanted.to_sink {
-            None => &relay.sink,
+            None => relay.destination.sink().ok_or_else(|| NOT_A_RELAY.to_owned())?,
             Some(name) => self.by_name.get(name).ok_or_else(|| {
                 let known: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
                 format!("there is no sink {name}; there are: {}", known.join(", "))

@@ -86,11 +86,13 @@ impl Reloader {
         };
         let config = loaded.config;
         // A consumer that leaves is given the time that the new configuration says.
-        let changes =
-            match fleet.reload(&config.sources, &config.sinks, config.relays, config.daemon.drain_timeout).await {
-                Ok(changes) => changes?,
-                Err(error) => return Ok(Err(error.into())),
-            };
+        let changes = match fleet
+            .reload(&config.sources, &config.sinks, config.consumers().cloned().collect(), config.daemon.drain_timeout)
+            .await
+        {
+            Ok(changes) => changes?,
+            Err(error) => return Ok(Err(error.into())),
+        };
         Ok(Ok(Done { changes, daemon: self.take_over(config.daemon) }))
     }
 

@@ -12,6 +12,7 @@
 
 pub mod barrier;
 pub mod fault;
+pub mod guard;
 pub mod lockfile;
 pub mod open;
 pub mod pool;

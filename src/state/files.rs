@@ -95,7 +95,7 @@ async fn open(source: &source::Settings, path: PathBuf) -> Result<Writer, FileEr
         return Err(FileError::Refused(refusal));
     }
     let lock = LockFile::take(&path)?;
-    if source.state != StatePlace::Inside {
+    if matches!(source.state, StatePlace::Beside | StatePlace::At(_)) {
         let foreign = super::foreign(&path).map_err(|source| FileError::Open { path: path.clone(), source })?;
         if let Some(refusal) = foreign {
             return Err(FileError::Refused(refusal));
@@ -103,10 +103,13 @@ async fn open(source: &source::Settings, path: PathBuf) -> Result<Writer, FileEr
     }
     let (connection, owner) = match source.state {
         StatePlace::Inside => (open::writer(&path, Durable::Normal), Owner::Application),
-        StatePlace::Beside | StatePlace::At(_) => (open::state_file(&path), Owner::Ourselves),
+        StatePlace::Beside | StatePlace::At(_) | StatePlace::ReadModel(_) => {
+            (open::state_file(&path), Owner::Ourselves)
+        }
     };
     let connection = connection.map_err(|source| FileError::Open { path: path.clone(), source })?;
     let writer = Writer::start(connection, &path, owner, lock);
+    let writer = writer.map_err(|source| FileError::Open { path: path.clone(), source })?;
     let migrated = writer.perform(migrate).await;
     migrated.map_err(|source| FileError::Migrate { path, source })?;
     Ok(writer)

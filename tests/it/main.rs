@@ -38,6 +38,7 @@ mod good_neighbour;
 mod guilty_only_alone;
 mod held_keys_slow_nobody;
 mod hostile_rows;
+mod hostile_sql;
 mod house;
 mod idle_writes_nothing;
 mod kills_lose_nothing;
@@ -47,6 +48,9 @@ mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod power_cuts_send_nothing_that_is_undone;
 mod presets_carry_real_files;
+#[cfg(feature = "controls")]
+mod projection_ladder;
+mod projections;
 mod pruning_is_safe_below_the_safe_position;
 #[path = "../referee/mod.rs"]
 mod referee;

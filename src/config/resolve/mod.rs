@@ -3,6 +3,7 @@
 
 mod daemon;
 pub(super) mod declared;
+mod projection;
 mod relay;
 mod source;
 
@@ -32,7 +33,8 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .filter_map(|(name, raw)| Some((name.clone(), raw.as_ref()?.resolve(name, &mut checker)?)))
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
-    Config { daemon, sources, sinks, relays }
+    let projections = projection::resolve(raw, &sources, &mut checker);
+    Config { daemon, sources, sinks, relays, projections }
 }
 
 /// Where commands go, whatever else is wrong.

@@ -3,6 +3,7 @@
 use super::{End, Session, Surroundings};
 use crate::controls::{self, Protection};
 use crate::event::Batch;
+use crate::projection::Key;
 use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
 impl Session {
@@ -39,7 +40,11 @@ impl Session {
 
     pub(super) fn on_read(&mut self, news: ReadNews, around: &mut Surroundings<'_>) {
         match news {
-            ReadNews::Batch(batch) => {
+            ReadNews::Batch(mut batch) => {
+                if let Some(definition) = self.settings.destination.tables().filter(|tables| tables.key != Key::Source)
+                {
+                    batch.rekey(|event| definition.key.of(event));
+                }
                 self.reading = false;
                 self.at_head = false;
                 self.milestones.read(&self.settings.name);

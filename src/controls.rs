@@ -127,6 +127,8 @@ listed! {
         Gone,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
+        /// A Kafka client that looks for no broker any more is given up.
+        WatchedClient,
     }
 }
 

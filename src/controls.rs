@@ -135,6 +135,8 @@ listed! {
         Authorizer,
         /// What a projection's statements did is committed with the settlement that moves the checkpoint past it, and not before.
         Together,
+        /// A Kafka client that looks for no broker any more is given up.
+        WatchedClient,
     }
 }
 

@@ -102,6 +102,9 @@ pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Resu
     tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
 }
 
+/// Its tables hold what is settled already.
+const NOT_A_RELAY: &str = "a projection is not replayed: what its tables hold would be counted twice. Remedy: `outboxd rebuild` makes \
+                           them anew from the first event";
 /// Rows that one command changes.
 const ROWS_MAX: usize = 10_000;
 /// Rows that are shown whole.
@@ -165,7 +168,7 @@ pub async fn operate(
             Ok(Done { restarts: true, ..changed(value) })
         }
         Operation::Replay(_) if settings.destination.tables().is_some() => {
-            Err(JobError::Refused(replay::NOT_A_RELAY.to_owned()))
+            Err(JobError::Refused(NOT_A_RELAY.to_owned()))
         }
         Operation::Replay(wanted) => {
             let source = reader.settings.clone();

@@ -41,10 +41,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// With a rate, a flight is what may be sent in so long.
 const RATE_STEP: f64 = 0.1;
 
-/// Its tables hold what is settled already.
-pub const NOT_A_RELAY: &str = "a projection is not replayed: what its tables hold would be counted twice. Remedy: `outboxd rebuild` makes \
-                               them anew from the first event";
-
 /// Which events are to be sent again: those that everything said here fits.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -98,7 +94,7 @@ impl Sinks {
     /// Where a replay of the relay goes, or why it cannot go there.
     fn of(&self, relay: &Settings, wanted: &Wanted) -> Result<sink::Settings, String> {
         let settings = match &wanted.to_sink {
-            None => relay.destination.sink().ok_or_else(|| NOT_A_RELAY.to_owned())?,
+            None => relay.destination.sink().ok_or("a projection has no sink")?,
             Some(name) => self.by_name.get(name).ok_or_else(|| {
                 let known: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
                 format!("there is no sink {name}; there are: {}", known.join(", "))

@@ -84,6 +84,8 @@ listed! {
         Define,
         /// A projection's statements have run for one event; their transaction is open.
         Apply,
+        /// Rebuilt tables are being put in the place of the live ones: these are renamed, those filled, or all is done; their transaction is open.
+        Swap,
     }
 }
 

@@ -124,6 +124,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
+        until: None,
     };
     let sources = BTreeMap::from([("shop".to_owned(), source)]);
     Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Refuse, phase)

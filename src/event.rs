@@ -293,6 +293,21 @@ impl Batch {
         }
     }
 
+    /// Leaves out what stands behind a position.
+    pub fn truncate(&mut self, until: Position) {
+        if self.end <= until {
+            return;
+        }
+        let left = self.rows.partition_point(|row| row.position <= until);
+        self.rows.truncate(left);
+        self.defects.retain(|(index, _)| (*index as usize) < left);
+        self.end = until;
+        self.end_id = match left.checked_sub(1).map(|last| self.event(last)) {
+            Some(last) if last.position == until => last.id.to_owned(),
+            _ => String::new(),
+        };
+    }
+
     /// Notes which events may have been sent before.
     pub fn note_again(&mut self, may_be: impl Fn(&Event<'_>) -> bool) {
         self.again = (0..self.len()).filter(|index| may_be(&self.event(*index))).map(|index| index as u32).collect();

@@ -62,6 +62,7 @@ impl Running {
             dead_letter_row: false,
             bounds: Bounds::default(),
             paused: false,
+            until: None,
         };
         let sources = BTreeMap::from([("shop".to_owned(), source)]);
         let (shutdown, phase) = Shutdown::new();

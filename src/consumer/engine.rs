@@ -40,6 +40,8 @@ use crate::telemetry::metric::ConsumerMetrics;
 /// What closing a sink of a replay's or a copy's may take when the time is up.
 const SIDE_CLOSE_MIN: Duration = Duration::from_millis(500);
 const FILE_RETRY: Duration = Duration::from_millis(500);
+/// Before a flight that could not be committed is applied anew.
+const UNDONE_RETRY: Duration = Duration::from_secs(1);
 /// How often a start that has to wait says what for.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
 
@@ -146,6 +148,14 @@ impl Engine {
                     match Session::new(start).run(&mut around).await {
                         End::Shutdown => Stop::Shutdown,
                         End::Restart => continue,
+                        End::Undone(why) => {
+                            let what = format!("it could not be written, and is done anew: {why}");
+                            self.say(State::Unavailable, &what);
+                            match self.during(|| Some(what.clone()), tokio::time::sleep(UNDONE_RETRY)).await {
+                                Ok(()) => continue,
+                                Err(stop) => stop,
+                            }
+                        }
                         End::Halted(detail) => Stop::Halted(detail),
                     }
                 }
@@ -197,7 +207,7 @@ impl Engine {
         self.status.send_modify(|status| {
             status.state = state;
             detail.clone_into(&mut status.detail);
-            status.sink_up = false;
+            (status.sink_up, status.is_at_end) = (false, false);
             status.beat_micros = crate::clock::steady_micros();
             if state == State::Halted {
                 // Nobody looks at the events any more: from now on it falls behind.

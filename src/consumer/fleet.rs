@@ -161,6 +161,13 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until every consumer has ended, and the files that they wrote are closed.
+    pub async fn closed(mut self) -> Result<(), Locked> {
+        self.ended().await?;
+        self.files.close().await;
+        Ok(())
+    }
+
     /// Waits until a consumer says that the daemon must end; while none does, for ever.
     pub async fn refused(&mut self) -> Locked {
         match self.ended().await {

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod fleet;
 pub mod holds;
 pub mod order;
+pub mod rebuild;
 pub mod replay;
 pub mod session;
 pub mod status;
@@ -17,6 +18,7 @@ pub mod window;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::event::Position;
 use crate::projection::Definition;
 use crate::source::mapping::Mapping;
 use crate::source::{self, StatePlace};
@@ -40,6 +42,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Starts paused until `outboxd resume`.
     pub paused: bool,
+    /// Goes no further than this.
+    pub until: Option<Position>,
 }
 
 /// Where a consumer ends.

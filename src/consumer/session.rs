@@ -56,6 +56,8 @@ pub enum End {
     Shutdown,
     /// What an operator did asks for a new start.
     Restart,
+    /// What was applied could not be committed, and is undone: it starts from the checkpoint.
+    Undone(String),
     /// A person has to act.
     Halted(String),
 }

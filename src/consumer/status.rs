@@ -58,6 +58,8 @@ pub struct Status {
     pub retrying: u64,
     pub dead: u64,
     pub sink_up: bool,
+    /// All that there is to be read is settled.
+    pub is_at_end: bool,
     pub blocked: Option<String>,
     /// Microseconds since 1970 UTC.
     pub oldest_unsettled_micros: Option<i64>,
@@ -120,6 +122,7 @@ impl Status {
             retrying: 0,
             dead: 0,
             sink_up: false,
+            is_at_end: false,
             blocked: None,
             oldest_unsettled_micros: None,
             held_since_micros: None,

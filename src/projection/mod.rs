@@ -75,18 +75,24 @@ impl Key {
 impl Definition {
     /// A number for everything that decides what stands in the tables.
     pub fn hash(&self) -> String {
+        let mut text = String::new();
+        for byte in &Sha256::digest(self.as_json().to_string())[..8] {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    pub fn as_json(&self) -> serde_json::Value {
         let key = match &self.key {
             Key::Source => "source".to_owned(),
             Key::Stream => "stream_id".to_owned(),
             Key::Path(path) => path.to_string(),
         };
-        let whole = serde_json::json!([key, self.tables, self.schema, self.reads, self.ignore, self.on]);
-        let mut text = String::new();
-        for byte in &Sha256::digest(whole.to_string())[..8] {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
+        serde_json::json!({
+            "key": key, "tables": self.tables, "views": self.views, "schema": self.schema, "reads": self.reads, "ignore": self.ignore,
+            "on": self.on,
+        })
     }
 
     /// What its statements may do, or those of its schema.

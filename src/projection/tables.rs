@@ -28,11 +28,10 @@ pub fn make(connection: &Connection, guard: &Guard, definition: &Definition) -> 
     let there = there(connection, definition)?;
     if let Some(table) = there.first() {
         return Err(JobError::Refused(format!(
-            "{} has a table or view {table} already, and no checkpoint of {} that would tell how far it has come. Remedy: rename or drop it, \
-             or give the projection another file or other tables; then `outboxd resume {}`",
+            "{} has a table or view {table} already, and no checkpoint of {name} that would tell how far it has come. Remedy: rename or drop it, \
+             or give the projection another file or other tables, then `outboxd resume {name}`; or have it replaced by `outboxd rebuild {name}`",
             definition.path.display(),
-            definition.name,
-            definition.name
+            name = definition.name,
         )));
     }
     run_schema(connection, guard, definition)?;

@@ -78,6 +78,16 @@ impl Files {
         Ok(writer)
     }
 
+    /// Lets go of all files, and waits until what was queued is written and their locks are free.
+    pub async fn close(&self) {
+        self.keep(&[]).await;
+        for place in self.open.lock().await.values() {
+            if let Slot::Closing(state) = &mut *place.lock().await {
+                while state.changed().await.is_ok() {}
+            }
+        }
+    }
+
     /// Lets go of all files but these. Nobody may be asking for one of the others.
     pub async fn keep(&self, paths: &[PathBuf]) {
         let open = self.open.lock().await;

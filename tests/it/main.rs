@@ -53,6 +53,7 @@ mod presets_carry_real_files;
 mod projection_ladder;
 mod projections;
 mod pruning_is_safe_below_the_safe_position;
+mod rebuilds;
 #[path = "../referee/mod.rs"]
 mod referee;
 mod refusals;

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::support::dice::{Dice, number};
+use crate::support::disk::SmallDisk;
 use crate::support::events::{EVENTS, Shop, TOTALS, standing};
 use crate::support::process::{Daemon, Scene, shared_machine};
 use crate::support::proof::Proof;
@@ -108,8 +109,13 @@ fn kills_leave_a_projection_as_it_would_be_without() {
     let shop = Shop::of(&scene);
     shop.count(2_000, 50);
     let (mut last, mut moved) = (0, 0);
-    for _ in 0..kills {
+    for kill in 0..kills {
         let mut daemon = scene.daemon();
+        if kill % 2 == 1 {
+            // However slow the machine is: it gets on between every other two.
+            shop.count(50, 50);
+            daemon.until("totals", "further", PATIENCE, |status| status["position"].as_i64() > Some(last));
+        }
         let until = std::time::Instant::now() + dice.between(Duration::from_millis(10), Duration::from_millis(150));
         while std::time::Instant::now() < until {
             shop.count(1 + dice.below(300) as usize, 50);
@@ -126,7 +132,7 @@ fn kills_leave_a_projection_as_it_would_be_without() {
     let mut daemon = scene.daemon();
     settled(&mut daemon, "totals", &shop);
     assert_eq!(standing(&scene.path("read.db"), "totals"), (shop.truth(shop.head()), shop.head()));
-    assert!(moved * 3 > kills, "it got on between most kills: {moved}");
+    assert!(moved * 2 >= kills - 1, "it got on between every other two: {moved}");
     Proof::of("kill -9 of the daemon, projection")
         .seed(seed)
         .tried("kills of the daemon", kills)
@@ -407,6 +413,72 @@ fn a_changed_definition_refuses_the_old_tables() {
     assert_eq!(standing(&scene.path("read.db"), "totals").0, shop.truth(shop.head()));
 }
 
+/// Whoever has written an event asks for its position, and then reads.
+#[test]
+fn own_writes_can_be_waited_for_and_read() {
+    let _machine = shared_machine();
+    let scene = Scene::new(&[EVENTS, TOTALS].concat());
+    let shop = Shop::of(&scene);
+    let mut daemon = scene.daemon();
+    daemon.until_state("totals", "running", PATIENCE);
+    for round in 1..=20 {
+        shop.count(3, 3);
+        let (code, body) = daemon.get(&format!("/api/v1/wait?consumer=totals&position={}&timeout=20s", shop.head()));
+        assert_eq!(code, 200, "{body}");
+        assert_eq!(standing(&scene.path("read.db"), "totals").0, shop.truth(shop.head()), "round {round}: {body}");
+    }
+    let (code, body) = daemon.get("/api/v1/wait?consumer=totals&position=1000&timeout=100ms");
+    assert_eq!((code, body.contains("\"reached\":false")), (504, true), "{body}");
+    assert_eq!(daemon.get("/api/v1/wait?consumer=nobody&position=1").0, 404);
+    assert_eq!(daemon.get("/api/v1/wait?consumer=totals&position=1&timeout=soon").0, 400);
+    assert_eq!(daemon.get("/api/v1/wait?consumer=totals").0, 400);
+}
+
+/// The disk under the read model is full: nobody is to blame, and nothing of a batch that could not be committed stays.
+#[test]
+fn a_full_disk_under_a_read_model_is_waited_for() {
+    let proof = Proof::of("disk full: a read model's");
+    let disk = match SmallDisk::new(2048) {
+        Ok(disk) => disk,
+        Err(why) => return drop(proof.not_run(&format!("file systems cannot be mounted here: {why}"))),
+    };
+    let file = disk.path("read.db");
+    let scene = Scene::new(&[EVENTS, &TOTALS.replace("read.db", file.to_str().unwrap())].concat());
+    let shop = Shop::of(&scene);
+    shop.count(200, 7);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("totals", shop.head(), PATIENCE);
+    disk.fill();
+    let before = shop.head();
+    shop.count(5_000, 1_000);
+    daemon.until("totals", "waiting", PATIENCE, |status| {
+        ["unavailable", "waiting"].iter().any(|state| status["state"] == *state)
+    });
+    disk.free();
+    let status = daemon.until_settled("totals", shop.head(), Duration::from_secs(60));
+    assert_eq!((&status["held_keys"], &status["dead_letters"]), (&json!(0), &json!(0)));
+    assert_eq!(standing(&file, "totals"), (shop.truth(shop.head()), shop.head()));
+    proof
+        .tried("events behind a full disk", (shop.head() - before) as u64)
+        .found("counted twice, not at all or dead", 0);
+}
+
+/// What a power cut could take from the source is not in a read model beside it.
+#[test]
+fn a_read_model_apart_always_takes_the_barrier() {
+    let _machine = shared_machine();
+    for (file, is_synced) in [("read.db", true), ("app.db", false)] {
+        let config = [EVENTS, "durability = \"fast\"\n", &TOTALS.replace("read.db", file)].concat();
+        let scene = Scene::new(&config);
+        let shop = Shop::of(&scene);
+        shop.count(50, 7);
+        let mut daemon = scene.daemon();
+        daemon.until_settled("totals", shop.head(), PATIENCE);
+        let syncs = daemon.metric("outboxd_barrier_seconds_count{source=\"shop\"}").unwrap_or(0.0);
+        assert_eq!(syncs > 0.0, is_synced, "{file}: {syncs}");
+    }
+}
+
 /// Tables that nobody knows the origin of are not written.
 #[test]
 fn tables_without_a_checkpoint_are_not_taken_over() {
@@ -416,6 +488,13 @@ fn tables_without_a_checkpoint_are_not_taken_over() {
     let mut daemon = scene.daemon();
     let status = daemon.until_state("totals", "halted", PATIENCE);
     assert!(status["detail"].as_str().unwrap().contains("has a table or view totals already"), "{status}");
+    // They can be replaced, and stay.
+    let shop = Shop::of(&scene);
+    shop.count(10, 5);
+    told(&scene, &["rebuild", "totals"], true);
+    settled(&mut daemon, "totals", &shop);
+    assert_eq!(standing(&scene.path("read.db"), "totals").0, shop.truth(shop.head()));
+    assert_eq!(count(&open(&scene.path("read.db")), "SELECT count(*) FROM pragma_table_info('outboxd_old_totals')"), 1);
 }
 
 /// Several projections in one file: each is right, and what one may not do to the other it does not.

@@ -115,6 +115,7 @@ fn one(name: &str, said: &file::Projection, raw: &Raw, checker: &mut Checker<'_>
         dead_letter_row: false,
         bounds,
         paused: said.paused.unwrap_or(false),
+        until: None,
     })
 }
 

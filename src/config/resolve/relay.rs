@@ -106,6 +106,7 @@ fn one(
         dead_letter_row,
         bounds,
         paused,
+        until: None,
     })
 }
 

@@ -30,7 +30,10 @@ impl Engine {
         let (definition, guard) = (self.settings.destination.tables().cloned(), writer.guard.clone());
         let begun = writer.perform(move |connection| {
             match &definition {
-                Some(definition) if is_first => tables::make(connection, &guard, definition)?,
+                Some(definition) if is_first => {
+                    tables::make(connection, &guard, definition)?;
+                    checkpoint::keep_section(connection, &definition.name, &definition.as_json())?;
+                }
                 Some(definition) => tables::are_there(connection, definition)?,
                 None => {}
             }

@@ -209,8 +209,10 @@ impl Session {
     pub(super) fn on_settled(&mut self, result: Result<(), JobError>, around: &mut Surroundings<'_>) {
         let settling = self.settling.take().expect("one settlement is under way at a time");
         if let Err(JobError::Undone(why)) = &result {
-            tracing::warn!(event = "flight_undone", consumer = %self.settings.name, detail = %why);
-            self.end = Some(End::Restart);
+            if let Some(repeated) = around.repeats.admit("flight_undone") {
+                tracing::warn!(event = "flight_undone", consumer = %self.settings.name, detail = %why, repeated);
+            }
+            self.end = Some(End::Undone(why.clone()));
             return;
         }
         if let Err(error) = result {

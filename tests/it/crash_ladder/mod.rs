@@ -193,8 +193,8 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
-/// Of a whole daemon, and of projections: `reloads_lose_nothing` and `projection_ladder` climb over them.
-const ELSEWHERE: [Seam; 3] = [Seam::Reload, Seam::Define, Seam::Apply];
+/// Of a whole daemon, and of projections: `reloads_lose_nothing`, `projection_ladder` and `rebuilds` climb over them.
+const ELSEWHERE: [Seam; 4] = [Seam::Reload, Seam::Define, Seam::Apply, Seam::Swap];
 
 /// Every seam that exists is climbed over by some course.
 #[test]

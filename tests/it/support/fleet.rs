@@ -52,6 +52,7 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
         dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
+        until: None,
     }
 }
 

@@ -288,6 +288,7 @@ pub fn relay_to(name: &str, source: &str, far_side: &FarSide) -> Settings {
         dead_letter_row: false,
         bounds: Bounds { retry_min: Duration::from_millis(20), ..Bounds::default() },
         paused: false,
+        until: None,
     }
 }
 

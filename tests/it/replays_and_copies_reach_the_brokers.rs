@@ -118,7 +118,8 @@ fn replayed_and_copied(what: &str, sinks: &str, destination: &[(&str, &str)], re
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        assert_eq!(copy.arrival.body, Some(application.ledger[n - 1].body));
+        // What could not be decoded has no body that could be trusted.
+        assert_eq!(copy.arrival.body, Some(Print::of(b"")));
         assert_eq!((said("outboxd-dead-letter"), said("outboxd-source")), ("to_bus".into(), "shop".into()));
         assert_eq!((said("outboxd-position"), said("outboxd-attempts")), (n.to_string(), "1".into()));
         assert_eq!(said("outboxd-reason"), "undecodable");

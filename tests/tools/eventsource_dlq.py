@@ -51,7 +51,9 @@ async def rabbitmq(options):
     if options.replay:
         found = await bus.replay_dlq_message(options.replay)
     else:
-        for message in await bus.get_dlq_messages():
+        # It puts back what it has looked at, and would look at the same again.
+        count = await bus.get_dlq_message_count()
+        for message in await bus.get_dlq_messages(limit=count) if count else []:
             tell(dataclasses.asdict(message))
     await bus.shutdown(timeout=0.5)
     return 0 if found else 1

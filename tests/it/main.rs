@@ -41,6 +41,8 @@ mod held_keys_slow_nobody;
 mod hostile_rows;
 mod house;
 mod idle_writes_nothing;
+#[cfg(feature = "controls")]
+mod jobs_run_on_schedule;
 mod kills_lose_nothing;
 mod one_daemon_a_file;
 mod only_the_guilty_are_refused;

@@ -157,8 +157,8 @@ fn a_replay_and_copies_to_rabbitmq() {
     topology::declare(broker, live, "#");
     topology::declare(broker, dead, "#");
     let uri = broker.text("uri");
-    let sinks = amqp("bus", &uri, live, "way.{type}", "") + &amqp("graveyard", &uri, dead, "dead", "");
+    let sinks = amqp("bus", &uri, live, "way", "") + &amqp("graveyard", &uri, dead, "dead", "");
     let read = |sink: &str| from_rabbitmq(broker, if sink == "bus" { live } else { dead });
-    let destination = [("outboxd-exchange", live), ("outboxd-routing-key", "way.Happened")];
+    let destination = [("outboxd-exchange", live), ("outboxd-routing-key", "way")];
     replayed_and_copied("RabbitMQ", &sinks, &destination, read);
 }

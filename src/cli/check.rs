@@ -116,6 +116,11 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
             Err(halt) => findings.push(Finding { subject, verdict: "problem", detail: halt.detail, exit: Exit::Data }),
         }
     }
+    for job in &loaded.config.jobs {
+        let next = job.schedule.times.next(crate::clock::now_micros()).map_or("never".to_owned(), crate::clock::iso);
+        let detail = format!("{}, {}; the next time is {next}", job.kind, job.schedule.times);
+        findings.push(ok(format!("job {}", job.name), detail));
+    }
     for relay in &loaded.config.relays {
         for (name, sink) in relay.sinks() {
             findings.push(sink_finding(relay, name, sink, args.offline).await);
@@ -170,7 +175,7 @@ enum Seen {
 async fn look_at(source: &source::Settings, payloads: bool) -> Result<Seen, Halt> {
     // Nothing is sent: what is read need not be made durable.
     let reading = source::Settings { durability: Durability::Fast, ..source.clone() };
-    let reader = Reader::start(reading).map_err(|error| Halt::new(error.to_string()))?;
+    let reader = Reader::glance(reading).map_err(|error| Halt::new(error.to_string()))?;
     // A look that is stopped says so when its time is over.
     let wait = LOOK_WAIT + source.tables.iter().map(|table| table.sql_time_max).max().unwrap_or_default();
     let mut state = reader.state.clone();

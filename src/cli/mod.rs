@@ -15,6 +15,7 @@ mod demo;
 pub mod exit;
 mod health;
 mod init;
+mod job;
 mod offline;
 mod pause;
 mod position;
@@ -96,6 +97,9 @@ pub enum Command {
     /// Look at the consumers that a file knows, accept a changed one, or forget one
     #[command(subcommand)]
     Consumer(consumer::Command),
+    /// Look at the jobs, or run one now
+    #[command(subcommand)]
+    Job(job::Command),
     /// Send events once more that were delivered already, marked as such
     Replay(replay::Args),
     /// Tell what a rebuild of a projection would change, and which events it would meet; change nothing
@@ -176,6 +180,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Resume(args) => resume::execute(args, context),
         Command::Position(command) => position::execute(command, context),
         Command::Consumer(command) => consumer::execute(command, context),
+        Command::Job(command) => job::execute(command, context),
         Command::Replay(args) => replay::execute(args, context),
         Command::Plan(args) => rebuild::plan(args, context),
         Command::Rebuild(args) => rebuild::execute(args, context),

@@ -14,7 +14,7 @@ use super::reference;
 use crate::setting::key::{Key, Kind, Section};
 use crate::setting::problem::{KeyPath, Origin, Problem, either, nearest};
 use crate::setting::secret_file::{self, Audience};
-use crate::sink;
+use crate::{maintenance, sink};
 
 /// Everything that the configuration says, section by section, not yet checked against each other.
 #[derive(Debug, Default)]
@@ -25,13 +25,14 @@ pub struct Raw {
     pub sinks: BTreeMap<String, Option<Box<dyn sink::Keys>>>,
     pub relays: BTreeMap<String, file::Relay>,
     pub projections: BTreeMap<String, file::Projection>,
+    /// `None`: as of a sink.
+    pub jobs: BTreeMap<String, Option<Box<dyn maintenance::Keys>>>,
 }
 
-const TOP_LEVEL: [&str; 5] = ["daemon", "sources", "sinks", "relays", "projections"];
+const TOP_LEVEL: [&str; 6] = ["daemon", "sources", "sinks", "relays", "projections", "jobs"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 4] = [
-    ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
+const LATER: [(&str, &str); 3] = [
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
@@ -61,6 +62,7 @@ pub fn sections(layers: &Layers, problems: &mut Vec<Problem>) -> Raw {
             "projections" => {
                 raw.projections = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Projection::SECTION));
             }
+            "jobs" => raw.jobs = reader.named(&path, value, Reader::job),
             _ => reader.unknown(&path, &TOP_LEVEL),
         }
     }
@@ -113,14 +115,37 @@ impl Reader<'_> {
         sections
     }
 
-    fn sink(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn sink::Keys>> {
-        let names = || sink::types().map(|known| known.name);
-        let write = || format!("write {}", either(names()));
+    /// What `type` says; where it says nothing, that is reported.
+    fn kind<'a>(&mut self, path: &KeyPath, value: &'a Value, write: impl Fn() -> String) -> Option<&'a str> {
         let Some(said) = value.as_dict().and_then(|dict| dict.get("type")) else {
             self.complain(path.join("type"), "must be said".to_owned(), Some(write()));
             return None;
         };
-        let said = said.as_str().unwrap_or_default();
+        Some(said.as_str().unwrap_or_default())
+    }
+
+    fn job(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn maintenance::Keys>> {
+        let names = || maintenance::types().filter(|known| known.is_for_users()).map(|known| known.name);
+        let write = || format!("write {}", either(names()));
+        let said = self.kind(path, value, write)?;
+        if let Some(known) = maintenance::types().find(|known| known.name == said) {
+            return self.section_of(path, value, &known.section, known.read);
+        }
+        let (reason, remedy) = match maintenance::is_planned(said) {
+            true => (format!("jobs of type {said:?} are not in this version"), "leave the section out".to_owned()),
+            false => (
+                "there is no such type of job".to_owned(),
+                nearest(said, names()).map_or_else(write, |name| format!("did you mean `{name}`?")),
+            ),
+        };
+        self.complain(path.join("type"), reason, Some(remedy));
+        None
+    }
+
+    fn sink(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn sink::Keys>> {
+        let names = || sink::types().map(|known| known.name);
+        let write = || format!("write {}", either(names()));
+        let said = self.kind(path, value, write)?;
         if let Some(known) = sink::types().find(|known| known.name == said) {
             return self.section_of(path, value, &known.section, known.read);
         }

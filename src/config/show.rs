@@ -6,7 +6,7 @@ use super::file;
 use super::layers::Layers;
 use crate::setting::key::{Fallback, Key, Kind, Section};
 use crate::setting::problem::{KeyPath, Origin};
-use crate::sink;
+use crate::{maintenance, sink};
 
 const HIDDEN: &str = "***";
 
@@ -59,11 +59,15 @@ pub(super) fn shown(layers: &Layers) -> Shown {
         ("sinks", None),
         ("relays", Some(file::Relay::SECTION)),
         ("projections", Some(file::Projection::SECTION)),
+        ("jobs", None),
     ] {
         for (name, value) in dict(group) {
             let values = value.as_dict().unwrap_or(&empty);
             let said = values.get("type").and_then(Value::as_str);
-            let by_type = || sink::types().find(|known| said == Some(known.name)).map(|known| known.section);
+            let by_type = || match group {
+                "jobs" => maintenance::types().find(|known| said == Some(known.name)).map(|known| known.section),
+                _ => sink::types().find(|known| said == Some(known.name)).map(|known| known.section),
+            };
             if let Some(section) = section.or_else(by_type) {
                 lines.section(&KeyPath::of([group, name]), values, &section);
             }

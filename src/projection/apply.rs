@@ -91,9 +91,9 @@ impl Applier {
         run.ready.resize_with(self.statements.len(), || None);
         if refused.is_empty() {
             connection.prepare_cached("SAVEPOINT flight")?.execute([])?;
-            let all = guard.under(&self.rules, || {
+            let all = guard.under(connection, &self.rules, || {
                 (0..flight.len()).try_for_each(|slot| run.event(&flight.event(slot)).map_err(|failed| (slot, failed)))
-            });
+            })?;
             match all {
                 Ok(()) => {
                     connection.prepare_cached("RELEASE flight")?.execute([])?;
@@ -152,8 +152,8 @@ impl Run<'_, '_> {
     fn in_savepoint(&mut self, slot: usize, event: &Event<'_>) -> Result<Option<Rejection>, Stopped> {
         self.connection.prepare_cached("SAVEPOINT event")?.execute([])?;
         let rules = self.applier.rules.clone();
-        let guard = self.guard;
-        let rejection = match guard.under(&rules, || self.event(event)) {
+        let (guard, connection) = (self.guard, self.connection);
+        let rejection = match guard.under(connection, &rules, || self.event(event))? {
             Ok(()) => None,
             Err(Failed::All(stopped)) => return Err(stopped),
             Err(Failed::Event(rejection)) if self.connection.is_autocommit() => {

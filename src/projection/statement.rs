@@ -118,7 +118,7 @@ type Wrong = (Option<(usize, usize)>, String);
 
 fn prove_one(connection: &Connection, guard: &Guard, rules: &Arc<Rules>, sql: &str) -> rusqlite::Result<Option<Wrong>> {
     let wrong = |reason: &str| Ok(Some((None, reason.to_owned())));
-    let statement = match guard.under(rules, || connection.prepare(sql)) {
+    let statement = match guard.under(connection, rules, || connection.prepare(sql))? {
         Ok(statement) => statement,
         Err(rusqlite::Error::MultipleStatement) => {
             let _ = guard.denied();

@@ -57,7 +57,7 @@ pub fn are_there(connection: &Connection, definition: &Definition) -> Result<(),
 fn run_schema(connection: &Connection, guard: &Guard, definition: &Definition) -> Result<(), JobError> {
     let rules = Arc::new(definition.rules(true));
     guard.begin(rules.time_max);
-    match guard.under(&rules, || connection.execute_batch(&definition.schema)) {
+    match guard.under(connection, &rules, || connection.execute_batch(&definition.schema))? {
         Ok(()) => Ok(()),
         Err(error) if matches!(fault::classify(&error).0, Kind::Sql | Kind::Stopped) => {
             let (at, reason) = told(&error, guard.denied());

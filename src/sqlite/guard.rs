@@ -52,6 +52,8 @@ struct Acting {
     rules: Option<Arc<Rules>>,
     denied: Option<String>,
     writes: bool,
+    /// It was asked since it was looked.
+    is_watched: bool,
 }
 
 impl Guard {
@@ -71,9 +73,22 @@ impl Guard {
         connection.set_limit(Limit::SQLITE_LIMIT_COMPOUND_SELECT, 50)?;
         connection.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, 500)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)?;
-        let acting = guard.acting.clone();
+        guard.watch(connection)?;
+        let (base, until) = (guard.base, guard.until_micros.clone());
+        let is_over = move || match until.load(Relaxed) {
+            0 => false,
+            until => base.elapsed().as_micros() as u64 > until,
+        };
+        connection.progress_handler(Self::STEPS, Some(is_over))?;
+        Ok(guard)
+    }
+
+    /// Has the authorizer look. Another one may have been put in its place meanwhile, and taken away.
+    fn watch(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let acting = self.acting.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| {
             let mut acting = lock(&acting);
+            acting.is_watched = true;
             acting.writes |= matches!(
                 context.action,
                 AuthAction::Insert { .. } | AuthAction::Update { .. } | AuthAction::Delete { .. }
@@ -86,23 +101,26 @@ impl Guard {
                 }
                 _ => Authorization::Allow,
             }
-        }))?;
-        let (base, until) = (guard.base, guard.until_micros.clone());
-        let is_over = move || match until.load(Relaxed) {
-            0 => false,
-            until => base.elapsed().as_micros() as u64 > until,
-        };
-        connection.progress_handler(Self::STEPS, Some(is_over))?;
-        Ok(guard)
+        }))
     }
 
     /// Does something under these rules.
-    pub fn under<T>(&self, rules: &Arc<Rules>, work: impl FnOnce() -> T) -> T {
-        *lock(&self.acting) = Acting { rules: Some(rules.clone()), ..Acting::default() };
+    pub fn under<T>(
+        &self,
+        connection: &Connection,
+        rules: &Arc<Rules>,
+        work: impl FnOnce() -> T,
+    ) -> rusqlite::Result<T> {
+        *lock(&self.acting) = Acting::default();
+        connection.prepare("SELECT 1")?;
+        if !lock(&self.acting).is_watched {
+            self.watch(connection)?;
+        }
+        lock(&self.acting).rules = Some(rules.clone());
         let done = work();
         lock(&self.acting).rules = None;
         self.until_micros.store(0, Relaxed);
-        done
+        Ok(done)
     }
 
     /// A statement begins, which may run for so long.
@@ -171,5 +189,26 @@ impl Rules {
             AuthAction::CreateView { .. } | AuthAction::Reindex { .. } if self.defines && is_main => Ok(()),
             _ => Err("it may insert, update and delete rows, and nothing else".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::open;
+
+    #[test]
+    fn whoever_takes_the_authorizer_away_takes_no_rule_away() {
+        let connection = open::scratch().unwrap();
+        connection.execute_batch("CREATE TABLE mine (a); CREATE TABLE theirs (a)").unwrap();
+        let guard = Guard::install(&connection).unwrap();
+        let rules = Arc::new(Rules { own: ["mine".to_owned()].into(), ..Rules::default() });
+        for _ in 0..2 {
+            let prepare = |sql: &str| guard.under(&connection, &rules, || connection.prepare(sql).is_ok()).unwrap();
+            assert!(prepare("DELETE FROM mine"));
+            assert!(!prepare("DELETE FROM theirs"));
+            open::fenced(&connection, |connection| connection.prepare("SELECT 1").map(drop)).unwrap().unwrap();
+        }
+        assert!(connection.prepare("DELETE FROM theirs").is_ok(), "we ourselves may");
     }
 }

@@ -15,7 +15,7 @@ use crate::support::relays::{amqp, file, kafka, relay};
 use crate::support::wait::until;
 use crate::support::{readers, topology};
 
-fn without(protection: &str) -> [(&str, &str); 1] {
+pub fn without(protection: &str) -> [(&str, &str); 1] {
     [("TURNED_OFF", protection)]
 }
 

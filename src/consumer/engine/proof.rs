@@ -5,6 +5,7 @@ use crate::consumer::{OnReject, Start, session};
 use crate::projection::tables;
 use crate::source::StatePlace;
 use crate::source::reader::{Look, Mark};
+use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use crate::state::held::HeldRow;
@@ -20,7 +21,7 @@ impl Engine {
                      Remedy: make the table that it names, or leave dead_letter_row out, then `outboxd resume`"
                 ))
             };
-            connection.prepare(&sql).map(drop).map_err(said)
+            open::fenced(connection, |connection| connection.prepare(&sql).map(drop))?.map_err(said)
         });
         self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
     }

@@ -142,6 +142,11 @@ fn nor_with_durability_fast() {
 }
 
 #[test]
+fn nor_by_feed() {
+    climb(course::named("by feed"));
+}
+
+#[test]
 fn nor_by_row() {
     climb(course::named("by row"));
 }
@@ -193,8 +198,9 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
-/// Of a whole daemon, and of projections: `reloads_lose_nothing`, `projection_ladder` and `rebuilds` climb over them.
-const ELSEWHERE: [Seam; 4] = [Seam::Reload, Seam::Define, Seam::Apply, Seam::Swap];
+/// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `projection_ladder` and `rebuilds` climb
+/// over them.
+const ELSEWHERE: [Seam; 6] = [Seam::Reload, Seam::JobRun, Seam::JobWork, Seam::Define, Seam::Apply, Seam::Swap];
 
 /// Every seam that exists is climbed over by some course.
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -10,23 +10,17 @@ use super::control_client::{self, Answer, Rebuild, Request};
 use super::{Context, Exit, Failure, offline, terminal};
 use crate::config::Loaded;
 use crate::consumer::Settings;
-use crate::consumer::engine::WhenLocked;
-use crate::consumer::fleet::Fleet;
-use crate::consumer::rebuild::{self, Comparison, Purpose};
-use crate::consumer::status::{State, Status};
+use crate::consumer::rebuild::{self, Comparison, Failed, Purpose};
+use crate::consumer::status::Status;
 use crate::controls;
 use crate::event::Position;
 use crate::projection::Definition;
-use crate::shutdown::Shutdown;
 use crate::source;
 use crate::source::scan::{Scan, Which};
 use crate::sqlite::open;
 use crate::state::checkpoint;
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 const BAR_WIDTH: usize = 30;
-/// How long the source, or the file, may take to be there.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub struct RebuildArgs {
@@ -281,34 +275,14 @@ async fn run_up_to(
     until: Option<Position>,
     bar: &mut Bar,
 ) -> anyhow::Result<()> {
-    let settings = Settings { until, ..settings.clone() };
-    let name = settings.name.clone();
-    let (shutdown, phase) = Shutdown::new();
-    let sources = BTreeMap::from([(source.name.clone(), source.clone())]);
-    let mut fleet = Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Wait, &phase)?;
-    let status = fleet.handle(&name).expect("it was just started").status.clone();
-    let mut well_since = Instant::now();
-    let failed = loop {
-        let now = status.borrow().clone();
-        bar.draw(&now, until);
-        match now.state {
-            State::Running if now.is_at_end && now.in_flight == 0 && now.retrying == 0 => break None,
-            State::Running => well_since = Instant::now(),
-            State::Halted => break Some((Exit::Data, now.detail)),
-            _ if well_since.elapsed() >= PATIENCE => break Some((Exit::Unavailable, now.detail)),
-            _ => {}
-        }
-        tokio::select! {
-            locked = fleet.refused() => break Some((Exit::Locked, locked.to_string())),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-    };
-    shutdown.drain(PATIENCE);
-    let closed = fleet.closed().await;
-    match failed {
-        None => Ok(closed?),
-        Some((exit, reason)) => Err(Failure { exit, reason, remedy: None }.into()),
-    }
+    let ran = rebuild::run_up_to(source, settings, until, &mut |status| bar.draw(status, until)).await;
+    ran.map_err(|failed| {
+        let (exit, reason) = match failed {
+            Failed::Halted(why) => (Exit::Data, why),
+            Failed::Away(why) => (Exit::Unavailable, why),
+        };
+        Failure { exit, reason, remedy: None }.into()
+    })
 }
 
 /// One line on the terminal that is drawn over itself.

@@ -185,6 +185,9 @@ section! {
         on_reject: String, Value(r#""hold""#), r#""hold""#;
         /// How often an event is tried before it is a dead letter.
         attempts_max: u64, Value("5"), "5";
+        /// When what makes the tables what they are is another than before: `"refuse"` to run on the old ones, or `"rebuild"` them; until
+        /// they are swapped, the old ones stand still.
+        on_change: String, Value(r#""refuse""#), r#""rebuild""#;
         /// How long a statement may run for one event. What runs for longer is stopped, and its event refused.
         statement_time_max: Span, Value(r#""5s""#), r#""5s""#;
         /// How many events are read at once: the most that one transaction takes.

@@ -3,6 +3,7 @@
 //! While it cannot run (waiting, halted) it still answers operators.
 
 mod proof;
+mod rebuilding;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,6 +90,8 @@ struct Side {
 enum Stop {
     Shutdown,
     Halted(String),
+    /// The tables of another definition are to be made anew.
+    Rebuild,
     /// The whole daemon has to end: another one holds the file and waiting was not wanted.
     Refused(String),
 }
@@ -161,8 +164,16 @@ impl Engine {
                 }
                 Err(stop) => stop,
             };
+            let stop = match stop {
+                Stop::Rebuild => match self.rebuild().await {
+                    Ok(()) => continue,
+                    Err(stop) => stop,
+                },
+                stop => stop,
+            };
             match stop {
                 Stop::Shutdown => return Ok(()),
+                Stop::Rebuild => unreachable!("a rebuild asks for no other"),
                 Stop::Refused(detail) => return Err(Locked(detail)),
                 Stop::Halted(detail) => {
                     tracing::error!(event = "consumer_halted", consumer = %self.settings.name, %detail);

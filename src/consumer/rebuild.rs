@@ -6,19 +6,25 @@
 //! 2. Tables, held events and checkpoint are swapped in one transaction.
 //! 3. The tables never go back behind the live checkpoint.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use serde_json::{Value, json};
 
+use super::engine::WhenLocked;
+use super::fleet::Fleet;
+use super::status::{State, Status};
 use super::{Destination, Settings};
 use crate::controls::{self, Seam};
 use crate::event::Position;
 use crate::projection::{Definition, tables};
+use crate::shutdown::Shutdown;
+use crate::source;
 use crate::sqlite::guard::Guard;
 use crate::sqlite::lockfile::LockFile;
 use crate::sqlite::open;
@@ -30,6 +36,10 @@ use crate::state::held;
 const KEPT: &str = "outboxd_old_";
 /// Rows of a table that are shown.
 pub const SHOWN_MAX: usize = 20;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long the source, or the file, may take to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a scratch file is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -262,6 +272,50 @@ fn copy_rows(from: &Connection, to: &Connection, table: &str, which: &str, value
         count += 1;
     }
     Ok(count)
+}
+
+/// Why the tables were not made.
+#[derive(Debug)]
+pub enum Failed {
+    /// A person has to act.
+    Halted(String),
+    /// The source or the file is away.
+    Away(String),
+}
+
+/// Runs the projection into its file until all is applied, up to a position or to the end; `look` is told how far it is.
+pub async fn run_up_to(
+    source: &source::Settings,
+    settings: &Settings,
+    until: Option<Position>,
+    look: &mut (dyn FnMut(&Status) + Send),
+) -> Result<(), Failed> {
+    let settings = Settings { until, ..settings.clone() };
+    let name = settings.name.clone();
+    let (shutdown, phase) = Shutdown::new();
+    let sources = BTreeMap::from([(source.name.clone(), source.clone())]);
+    let fleet = Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Wait, &phase);
+    let fleet = fleet.map_err(|error| Failed::Away(error.to_string()))?;
+    let status = fleet.handle(&name).expect("it was just started").status.clone();
+    let mut well_since = Instant::now();
+    let failed = loop {
+        let now = status.borrow().clone();
+        look(&now);
+        match now.state {
+            State::Running if now.is_at_end && now.in_flight == 0 && now.retrying == 0 => break None,
+            State::Running => well_since = Instant::now(),
+            State::Halted => break Some(Failed::Halted(now.detail)),
+            _ if well_since.elapsed() >= PATIENCE => break Some(Failed::Away(now.detail)),
+            _ => {}
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    shutdown.drain(PATIENCE);
+    let closed = fleet.closed().await;
+    match failed {
+        None => closed.map_err(|error| Failed::Away(error.to_string())),
+        Some(failed) => Err(failed),
+    }
 }
 
 /// Where a consumer stands in a file.

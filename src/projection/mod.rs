@@ -45,6 +45,16 @@ pub struct Definition {
     pub ignore: Vec<String>,
     pub on: BTreeMap<String, Vec<String>>,
     pub statement_time_max: Duration,
+    pub on_change: OnChange,
+}
+
+/// What becomes of tables that another definition has made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnChange {
+    /// A person decides.
+    Refuse,
+    /// They are made anew, and swapped.
+    Rebuild,
 }
 
 /// What order is kept by.

@@ -131,6 +131,34 @@ fn a_projection_is_verified_against_a_rebuild() {
     assert_eq!(json_of(&scene, &["verify", "totals"], 0)["rows"], 0);
 }
 
+/// Where that was said, nobody has to ask for it.
+#[test]
+fn a_changed_definition_rebuilds_itself_where_that_was_said() {
+    let _machine = shared_machine();
+    let by_itself =
+        |config: &str| config.replace("[projections.totals]\n", "[projections.totals]\non_change = \"rebuild\"\n");
+    let scene = Scene::new(&by_itself(&[EVENTS, TOTALS].concat()));
+    let shop = Shop::of(&scene);
+    shop.count(500, 7);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("totals", shop.head(), PATIENCE);
+    scene.reconfigure(&by_itself(&double()));
+    shop.count(100, 7);
+    told(&scene, &["reload"], 0);
+    shop.count(100, 7);
+    let file = scene.path("read.db");
+    daemon.until("totals", "rebuilt", PATIENCE, |status| {
+        status["position"].as_i64() == Some(shop.head()) && standing(&file, "totals").0 == doubled(&shop, shop.head())
+    });
+    // One that refuses events leaves the live tables, and says so.
+    let refusing = double().replace("amount INTEGER NOT NULL", "amount INTEGER NOT NULL CHECK (amount < 100)");
+    scene.reconfigure(&by_itself(&refusing));
+    told(&scene, &["reload"], 0);
+    let status = daemon.until_state("totals", "halted", PATIENCE);
+    assert!(status["detail"].as_str().unwrap().contains("could not be made anew"), "{status}");
+    assert_eq!(standing(&file, "totals").0, doubled(&shop, shop.head()));
+}
+
 /// Where events are refused, the live tables stay, unless that is wanted.
 #[test]
 fn a_rebuild_that_refuses_events_is_not_swapped_in_unasked() {

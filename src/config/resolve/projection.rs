@@ -10,11 +10,12 @@ use super::{Bytes, Checker, Nanos};
 use crate::config::read::Raw;
 use crate::config::{file, same_file};
 use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
-use crate::projection::{Definition, Key, tables};
+use crate::projection::{Definition, Key, OnChange, tables};
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{Size, Span};
 use crate::source::{self, StatePlace, json_path::JsonPath};
 
+const ON_CHANGES: [(&str, OnChange); 2] = [("refuse", OnChange::Refuse), ("rebuild", OnChange::Rebuild)];
 const TIME_MIN: Duration = Duration::from_millis(10);
 const TIME_MAX: Duration = Duration::from_secs(600);
 /// Its transaction ends when it ends: nothing is given up for being late.
@@ -54,6 +55,7 @@ fn one(name: &str, said: &file::Projection, raw: &Raw, checker: &mut Checker<'_>
     let schema = checker.require(&key("schema"), said.schema.as_ref());
     let on = checker.require(&key("on"), said.on.as_ref());
     let on_reject = checker.choose_or(&key("on_reject"), said.on_reject.as_ref(), &ON_REJECTS, OnReject::Hold);
+    let on_change = checker.choose_or(&key("on_change"), said.on_change.as_ref(), &ON_CHANGES, OnChange::Refuse);
     let bounds = bounds(name, said, checker);
     let statement_time_max = said.statement_time_max.unwrap_or(Span(Duration::from_secs(5)));
     let (least, most) = (Nanos(Span(TIME_MIN)), Nanos(Span(TIME_MAX)));
@@ -102,6 +104,7 @@ fn one(name: &str, said: &file::Projection, raw: &Raw, checker: &mut Checker<'_>
         ignore: said.ignore.clone().unwrap_or_default().0,
         on: on.0,
         statement_time_max: statement_time_max.0,
+        on_change,
     };
     let definition = with_views(definition, checker)?;
     Some(Settings {

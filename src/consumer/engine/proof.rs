@@ -2,7 +2,7 @@
 
 use super::{Engine, Stop, blocked, halted};
 use crate::consumer::{OnReject, Start, session};
-use crate::projection::tables;
+use crate::projection::{OnChange, tables};
 use crate::source::StatePlace;
 use crate::source::reader::{Look, Mark};
 use crate::sqlite::open;
@@ -57,6 +57,9 @@ impl Engine {
             return Ok(());
         }
         if let Some(tables) = self.settings.destination.tables() {
+            if tables.on_change == OnChange::Rebuild && checkpoint.source == self.settings.source {
+                return Err(Stop::Rebuild);
+            }
             return Err(Stop::Halted(format!(
                 "{name} has another definition than its tables in {} were made with: source {}, {}; now source {}, {definition}. What stands \
                  there would be of two kinds. Remedy: `outboxd plan {name}` tells what differs, `outboxd rebuild {name}` makes the tables anew; \

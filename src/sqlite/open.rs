@@ -104,6 +104,14 @@ pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Appends to a file as its application would: SQLite checkpoints by itself, and foreign keys hold.
+pub fn appender(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    synchronous(&connection, durable)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    Ok(connection)
+}
+
 /// Opens our own state file, made when it is not there, in WAL mode.
 pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;

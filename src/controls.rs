@@ -78,6 +78,10 @@ listed! {
         Replay,
         /// The copy of a dead letter was put on its way or taken away (its transaction is open), or is about to be sent.
         DeadLetterCopy,
+        /// A run of a job was recorded as begun or ended; its transaction is open.
+        JobRun,
+        /// A job's work is about to begin, or is done and not recorded yet.
+        JobWork,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
     }
@@ -129,6 +133,10 @@ listed! {
         Savepoint,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
+        /// A Kafka client that looks for no broker any more is given up.
+        WatchedClient,
+        /// Jobs of one file take turns.
+        Turns,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::admin::{Board, http};
 use crate::config::Loaded;
 use crate::consumer::engine::Locked;
 use crate::consumer::fleet::Fleet;
+use crate::maintenance::crew::Crew;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{logs, metric};
 
@@ -50,7 +51,9 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
     let (shutdown, phase) = Shutdown::new();
     let mut fleet = Fleet::spawn(&config.sources, &config.sinks, config.relays, config.daemon.when_locked, &phase)
         .map_err(Error::Start)?;
-    let board = Board { roster: fleet.roster(), metrics: metrics.clone(), started: Instant::now(), reloads };
+    let mut crew = Crew::spawn(config.jobs, fleet.files().clone(), &phase).await;
+    let (roster, jobs) = (fleet.roster(), crew.roster());
+    let board = Board { roster, jobs, metrics: metrics.clone(), started: Instant::now(), reloads };
     if let Some(address) = config.daemon.admin {
         let bound = http::serve(address, board.clone()).map_err(|source| Error::Admin { address, source })?;
         tracing::info!(event = "admin_listens", address = %bound);
@@ -66,9 +69,11 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
 
     tracing::info!(event = "daemon_started", version = env!("CARGO_PKG_VERSION"));
     let ended = tokio::select! {
-        locked = reloader.serve(&mut fleet) => Err(locked),
+        locked = reloader.serve(&mut fleet, &mut crew) => Err(locked),
         // A reload that is under way is left where it is: those that it has not started yet are not needed any more.
-        () = signals.end() => drain(&shutdown, reloader.drain_timeout(), &mut fleet, &mut signals).await,
+        () = signals.end() => {
+            drain(&shutdown, reloader.drain_timeout(), &mut fleet, &mut crew, &mut signals).await
+        }
     };
     control.abort();
     let _ = control.await;
@@ -76,14 +81,20 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
     Ok(ended?)
 }
 
-async fn drain(shutdown: &Shutdown, timeout: Duration, fleet: &mut Fleet, signals: &mut Signals) -> Result<(), Locked> {
+async fn drain(
+    shutdown: &Shutdown,
+    timeout: Duration,
+    fleet: &mut Fleet,
+    crew: &mut Crew,
+    signals: &mut Signals,
+) -> Result<(), Locked> {
     tracing::info!(event = "daemon_drains");
     shutdown.drain(timeout);
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || tell.send(sd_notify::notify(&[sd_notify::NotifyState::Stopping])));
     let _ = tokio::time::timeout(GOODBYE, told).await;
     tokio::select! {
-        ended = fleet.ended() => ended,
+        (ended, ()) = async { tokio::join!(fleet.ended(), crew.ended()) } => ended,
         () = signals.end() => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ pub mod controls;
 pub mod daemon;
 pub mod demo;
 pub mod event;
+pub mod maintenance;
 pub mod retry;
 pub mod secret;
 pub mod setting;

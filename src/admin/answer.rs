@@ -4,8 +4,9 @@ use std::future::Future;
 
 use serde_json::{Value, json};
 
-use super::request::{Consumer, DeadLetters, Position, Request};
+use super::request::{Consumer, DeadLetters, Job, Position, Request};
 use crate::consumer::control::Operation;
+use crate::maintenance::Failure;
 use crate::sqlite::writer::JobError;
 
 /// Who knows the consumers.
@@ -17,6 +18,10 @@ pub trait Desk {
     fn left_over(&self) -> impl Future<Output = Result<Vec<Value>, Refusal>> + Send;
     fn pause(&self, consumer: &str, paused: bool) -> impl Future<Output = Result<Value, Refusal>> + Send;
     fn operate(&self, consumer: &str, operation: Operation) -> impl Future<Output = Result<Value, Refusal>> + Send;
+    /// One JSON object a job, as [`crate::maintenance::status::Status::to_json`] makes it.
+    fn jobs(&self) -> impl Future<Output = Result<Vec<Value>, Refusal>> + Send;
+    /// Runs a job now; answered when the run has ended.
+    fn run_job(&self, job: &str) -> impl Future<Output = Result<Value, Refusal>> + Send;
     /// Reads the configuration anew.
     fn reload(&self) -> impl Future<Output = Result<Value, Refusal>> + Send;
 }
@@ -32,6 +37,7 @@ impl Refusal {
     pub const USAGE: u8 = 64;
     pub const DATA: u8 = 65;
     pub const UNAVAILABLE: u8 = 69;
+    pub const BUG: u8 = 70;
     pub const LOCKED: u8 = 75;
     pub const CONFIG: u8 = 78;
 
@@ -39,8 +45,26 @@ impl Refusal {
         Self { error: error.into(), exit }
     }
 
+    pub fn no_job(job: &str, known: impl IntoIterator<Item = String>) -> Self {
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        let known = if known.is_empty() { "none".to_owned() } else { known };
+        Self::new(Self::USAGE, format!("there is no job {job}; there are: {known}"))
+    }
+
     pub fn to_json(&self) -> Value {
         json!({ "ok": false, "error": self.error, "exit": self.exit })
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let exit = match failure {
+            Failure::Data(_) => Refusal::DATA,
+            Failure::Locked(_) => Refusal::LOCKED,
+            Failure::Bug(_) => Refusal::BUG,
+            Failure::Aborted | Failure::Unavailable(_) => Refusal::UNAVAILABLE,
+        };
+        Refusal::new(exit, failure.to_string())
     }
 }
 
@@ -55,7 +79,9 @@ impl From<JobError> for Refusal {
 pub async fn answer(desk: &impl Desk, request: &Request) -> Result<Value, Refusal> {
     let names = meant(desk, request)?;
     let mut value = match request {
-        Request::Status => json!({ "consumers": desk.statuses().await? }),
+        Request::Status => json!({ "consumers": desk.statuses().await?, "jobs": desk.jobs().await? }),
+        Request::Job(Job::List) => json!({ "jobs": desk.jobs().await? }),
+        Request::Job(Job::Run { job }) => desk.run_job(job).await?,
         Request::Consumer(Consumer::List) => json!({ "consumers": known(desk).await? }),
         Request::Reload => desk.reload().await?,
         Request::Pause { consumer } => desk.pause(consumer, true).await?,

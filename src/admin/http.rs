@@ -109,6 +109,7 @@ fn router(board: Board) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/status", get(api_status))
         .route("/api/v1/consumers", get(api_consumers))
+        .route("/api/v1/jobs", get(api_jobs))
         .route("/api/v1/dead-letters", get(api_dead_letters))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; / lists what there is\n") })
         .method_not_allowed_fallback(|| async {
@@ -119,7 +120,7 @@ fn router(board: Board) -> Router {
 }
 
 async fn index() -> &'static str {
-    "outboxd\n\n/metrics\n/livez\n/readyz  (?verbose, ?consumers)\n/api/v1/status\n/api/v1/consumers\n/api/v1/dead-letters?consumer=NAME\n"
+    "outboxd\n\n/metrics\n/livez\n/readyz  (?verbose, ?consumers)\n/api/v1/status\n/api/v1/consumers\n/api/v1/jobs\n/api/v1/dead-letters?consumer=NAME\n"
 }
 
 async fn metrics(State(board): State<Board>) -> Response {
@@ -161,7 +162,12 @@ async fn readyz(State(board): State<Board>, Query(query): Query<Readiness>) -> R
 async fn api_status(State(board): State<Board>) -> Response {
     let consumers: Vec<_> = board.statuses().iter().map(status_json).collect();
     let uptime = board.started.elapsed().as_secs();
-    json_response(&json!({ "version": env!("CARGO_PKG_VERSION"), "uptime_seconds": uptime, "consumers": consumers }))
+    let (version, jobs) = (env!("CARGO_PKG_VERSION"), board.job_statuses());
+    json_response(&json!({ "version": version, "uptime_seconds": uptime, "consumers": consumers, "jobs": jobs }))
+}
+
+async fn api_jobs(State(board): State<Board>) -> Response {
+    json_response(&json!(board.job_statuses()))
 }
 
 async fn api_consumers(State(board): State<Board>) -> Response {

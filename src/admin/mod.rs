@@ -19,6 +19,7 @@ use crate::clock;
 use crate::consumer::control::{self, Command, Operation};
 use crate::consumer::fleet::{Handle, Roster};
 use crate::consumer::status::{State, Status};
+use crate::maintenance::{crew, status::run_json, work};
 use crate::telemetry::metric::ConsumerGauges;
 use answer::{Desk, Refusal};
 
@@ -29,6 +30,7 @@ const BEAT_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Board {
     pub roster: watch::Receiver<Roster>,
+    pub jobs: watch::Receiver<Vec<crew::Handle>>,
     pub metrics: PrometheusHandle,
     pub started: Instant,
     pub reloads: mpsc::UnboundedSender<ReloadRequest>,
@@ -40,6 +42,11 @@ pub type ReloadRequest = oneshot::Sender<Result<Value, Refusal>>;
 impl Board {
     pub fn statuses(&self) -> Vec<Status> {
         self.roster.borrow().consumers.iter().map(|handle| handle.status.borrow().clone()).collect()
+    }
+
+    /// As commands and the API show them.
+    pub fn job_statuses(&self) -> Vec<Value> {
+        self.jobs.borrow().iter().map(|handle| handle.status.borrow().to_json()).collect()
     }
 
     fn handle(&self, consumer: &str) -> Option<Handle> {
@@ -77,9 +84,9 @@ impl Board {
         self.of_the_present(&self.metrics.render())
     }
 
-    /// Without the series of consumers and sources that a reload has removed: the recorder forgets nothing.
+    /// Without the series of consumers, sources and jobs that a reload has removed: the recorder forgets nothing.
     fn of_the_present(&self, metrics: &str) -> String {
-        let roster = self.roster.borrow();
+        let (roster, jobs) = (self.roster.borrow(), self.jobs.borrow());
         let label = |line: &str, name: &str| {
             let from = line.find(name)? + name.len();
             Some(line[from..].split('"').next().unwrap_or_default().to_owned())
@@ -87,7 +94,9 @@ impl Board {
         let stays = |line: &&str| {
             let consumer =
                 label(line, "consumer=\"").is_none_or(|name| roster.consumers.iter().any(|c| c.name == name));
-            consumer && label(line, "source=\"").is_none_or(|name| roster.sources.iter().any(|s| s.name == name))
+            consumer
+                && label(line, "source=\"").is_none_or(|name| roster.sources.iter().any(|s| s.name == name))
+                && label(line, "{job=\"").is_none_or(|name| jobs.iter().any(|job| job.name == name))
         };
         metrics.split_inclusive('\n').filter(|line| line.starts_with('#') || stays(line)).collect()
     }
@@ -137,7 +146,26 @@ impl Board {
     }
 }
 
+/// What a run came to, as the command that asked for it is told; one that failed says so by its exit code.
+pub fn job_answer(job: &str, ended: work::Ended) -> Result<Value, Refusal> {
+    match ended.result {
+        Ok(_) => Ok(json!({ "job": job, "run": run_json(&ended.run) })),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
 impl Desk for Board {
+    async fn jobs(&self) -> Result<Vec<Value>, Refusal> {
+        Ok(self.job_statuses())
+    }
+
+    async fn run_job(&self, job: &str) -> Result<Value, Refusal> {
+        let handle = self.jobs.borrow().iter().find(|handle| handle.name == job).cloned();
+        let handle =
+            handle.ok_or_else(|| Refusal::no_job(job, self.jobs.borrow().iter().map(|job| job.name.clone())))?;
+        job_answer(job, handle.run().await?)
+    }
+
     async fn statuses(&self) -> Result<Vec<Value>, Refusal> {
         Ok(Board::statuses(self).iter().map(status_json).collect())
     }

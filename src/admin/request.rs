@@ -18,6 +18,7 @@ pub enum Request {
     Position(Position),
     Consumer(Consumer),
     Replay(Replay),
+    Job(Job),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,11 +96,21 @@ pub enum Replay {
     },
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Job {
+    List,
+    /// Answered when the run has ended.
+    Run {
+        job: String,
+    },
+}
+
 impl Request {
     /// The consumer that is meant; `None` = all.
     pub fn consumer(&self) -> Option<&str> {
         match self {
-            Request::Status | Request::Reload | Request::Consumer(Consumer::List) => None,
+            Request::Status | Request::Reload | Request::Job(_) | Request::Consumer(Consumer::List) => None,
             Request::Pause { consumer } | Request::Resume { consumer } => Some(consumer),
             Request::DeadLetters(
                 DeadLetters::List { filter, .. } | DeadLetters::Retry { filter } | DeadLetters::Discard { filter, .. },
@@ -117,6 +128,7 @@ impl Request {
         Some(match self {
             Request::Status
             | Request::Reload
+            | Request::Job(_)
             | Request::Pause { .. }
             | Request::Resume { .. }
             | Request::Consumer(Consumer::List) => return None,

@@ -115,6 +115,11 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
             Err(halt) => findings.push(Finding { subject, verdict: "problem", detail: halt.detail, exit: Exit::Data }),
         }
     }
+    for job in &loaded.config.jobs {
+        let next = job.schedule.times.next(crate::clock::now_micros()).map_or("never".to_owned(), crate::clock::iso);
+        let detail = format!("{}, {}; the next time is {next}", job.kind, job.schedule.times);
+        findings.push(ok(format!("job {}", job.name), detail));
+    }
     for relay in &loaded.config.relays {
         let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
         for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {

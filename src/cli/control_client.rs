@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
-pub use crate::admin::request::{Consumer, DeadLetters, Filter, Place, Position, Replay, Request};
+pub use crate::admin::request::{Consumer, DeadLetters, Filter, Job, Place, Position, Replay, Request};
 
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -38,8 +38,9 @@ pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
             return Err(anyhow::Error::new(error).context(format!("connect to {}", socket.display())));
         }
     };
-    // A reload takes as long as the consumers need to drain; a daemon that dies closes the connection.
-    stream.set_read_timeout((*request != Request::Reload).then_some(ANSWER_WAIT))?;
+    // A reload takes as long as the consumers need to drain, and a job as long as it has work; a daemon that dies closes the connection.
+    let takes_its_time = matches!(request, Request::Reload | Request::Job(Job::Run { .. }));
+    stream.set_read_timeout((!takes_its_time).then_some(ANSWER_WAIT))?;
     stream.set_write_timeout(Some(ANSWER_WAIT))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');

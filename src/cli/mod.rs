@@ -16,6 +16,7 @@ mod events;
 pub mod exit;
 mod health;
 mod init;
+mod job;
 mod offline;
 mod pause;
 mod position;
@@ -96,6 +97,9 @@ pub enum Command {
     /// Look at the consumers that a file knows, accept a changed one, or forget one
     #[command(subcommand)]
     Consumer(consumer::Command),
+    /// Look at the jobs, or run one now
+    #[command(subcommand)]
+    Job(job::Command),
     /// Send events once more that were delivered already, marked as such
     Replay(replay::Args),
     /// Compare what a relay's source holds with what its sink really holds; take and change nothing
@@ -170,6 +174,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Resume(args) => resume::execute(args, context),
         Command::Position(command) => position::execute(command, context),
         Command::Consumer(command) => consumer::execute(command, context),
+        Command::Job(command) => job::execute(command, context),
         Command::Replay(args) => replay::execute(args, context),
         Command::Audit(args) => audit::execute(args, context),
         Command::Events(command) => events::execute(command, context),

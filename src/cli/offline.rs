@@ -9,12 +9,13 @@ use tokio::sync::watch;
 use super::control_client::Request;
 use super::{Exit, Failure};
 use crate::admin::answer::{self, Desk, Refusal};
-use crate::admin::status_json;
+use crate::admin::{job_answer, status_json};
 use crate::config::{Config, Loaded};
 use crate::consumer::control::{self, Operation};
 use crate::consumer::replay::{Replayer, Sinks, Wanted};
 use crate::consumer::status::{State, Status};
 use crate::consumer::{self};
+use crate::maintenance::{self, Stop, work};
 use crate::shutdown::Shutdown;
 use crate::source;
 use crate::source::reader::Reader;
@@ -22,7 +23,7 @@ use crate::sqlite::lockfile::LockError;
 use crate::sqlite::open;
 use crate::sqlite::writer::Writer;
 use crate::state::files::{FileError, Files};
-use crate::state::{checkpoint, held};
+use crate::state::{checkpoint, held, job_run};
 
 /// How often a replay is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -144,9 +145,43 @@ impl Desk for Offline<'_> {
         Ok(done.map_err(|_| slow())??.value)
     }
 
+    async fn jobs(&self) -> Result<Vec<Value>, Refusal> {
+        self.config.jobs.iter().map(job_status).collect()
+    }
+
+    /// In this process, under the locks that a daemon would take.
+    async fn run_job(&self, job: &str) -> Result<Value, Refusal> {
+        let names = || self.config.jobs.iter().map(|job| job.name.clone());
+        let settings = self.config.jobs.iter().find(|settings| settings.name == job);
+        let settings = settings.ok_or_else(|| Refusal::no_job(job, names()))?;
+        if let Some(missing) = settings.job.files().into_iter().find(|file| !file.exists()) {
+            return Err(Refusal::new(Refusal::UNAVAILABLE, format!("{} is not there", missing.display())));
+        }
+        let files = Files::default();
+        let writer = files.writer(&settings.home).await.map_err(unopened)?;
+        work::take_over(settings, &writer).await?;
+        job_answer(job, work::perform(settings, &writer, &files, &Stop::default()).await?)
+    }
+
     async fn reload(&self) -> Result<Value, Refusal> {
         Err(Refusal::new(Refusal::UNAVAILABLE, "no daemon runs: there is nothing to reload"))
     }
+}
+
+/// What the files know of a job.
+fn job_status(settings: &maintenance::Settings) -> Result<Value, Refusal> {
+    let mut status = maintenance::status::Status::new(settings);
+    (status.state, status.detail) = (maintenance::status::State::Stopped, "no daemon runs".into());
+    let path = settings.home.state_path();
+    if path.exists() {
+        let unread =
+            |error: &dyn std::fmt::Display| Refusal::new(Refusal::DATA, format!("{}: {error}", path.display()));
+        let connection = open::reader(&path).map_err(|error| unread(&error))?;
+        if crate::state::schema_version(&connection).map_err(|error| unread(&error))?.is_some() {
+            status.last = job_run::newest(&connection, &settings.name).map_err(|error| unread(&error))?;
+        }
+    }
+    Ok(status.to_json())
 }
 
 fn unopened(error: FileError) -> Refusal {

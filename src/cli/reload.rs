@@ -10,6 +10,7 @@ use super::{Context, Exit, Failure, configuration, terminal};
 ///
 /// The new configuration is checked first, and taken whole or not at all: a consumer whose section, source, sink, secrets and
 /// certificates stayed the same goes on undisturbed; a changed one drains as at a stop and starts again from its checkpoint.
+/// A run of a job that changed is aborted.
 /// `daemon.admin`, `daemon.control` and `daemon.log_format` want a restart. SIGHUP does the same.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -22,7 +23,16 @@ struct Done {
     stopped: Vec<String>,
     restarted: Vec<Restarted>,
     unchanged: Vec<String>,
+    jobs: Jobs,
     daemon: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Jobs {
+    started: Vec<String>,
+    restarted: Vec<String>,
+    stopped: Vec<String>,
+    unchanged: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,12 +72,19 @@ fn told(answer: Value) -> anyhow::Result<String> {
     for name in &done.stopped {
         say("stopped", name, &format!("  (its checkpoint stays; `outboxd consumer forget {name}` removes it)"));
     }
+    done.jobs.started.iter().for_each(|name| say("started", &format!("job {name}"), ""));
+    done.jobs.restarted.iter().for_each(|name| say("restarted", &format!("job {name}"), ""));
+    done.jobs.stopped.iter().for_each(|name| say("stopped", &format!("job {name}"), ""));
     done.daemon.iter().for_each(|key| say("changed", &format!("daemon.{key}"), ""));
-    text.push_str(&match (text.is_empty(), done.unchanged.len()) {
-        (true, _) => "nothing changed\n".to_owned(),
-        (false, 0) => String::new(),
-        (false, 1) => "1 consumer went on undisturbed\n".to_owned(),
-        (false, count) => format!("{count} consumers went on undisturbed\n"),
-    });
+    if text.is_empty() {
+        return Ok("nothing changed\n".to_owned());
+    }
+    for (word, count) in [("consumer", done.unchanged.len()), ("job", done.jobs.unchanged.len())] {
+        text.push_str(&match count {
+            0 => String::new(),
+            1 => format!("1 {word} went on undisturbed\n"),
+            count => format!("{count} {word}s went on undisturbed\n"),
+        });
+    }
     Ok(text)
 }

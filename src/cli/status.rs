@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::control_client::Request;
-use super::{Context, Exit, Failure, terminal};
+use super::{Context, Exit, Failure, job, terminal};
 use crate::telemetry::visible::visible;
 
 const REDRAW: Duration = Duration::from_secs(1);
@@ -24,6 +24,8 @@ pub struct Args {
 #[derive(Debug, Deserialize)]
 pub struct Status {
     pub consumers: Vec<Consumer>,
+    #[serde(default)]
+    pub jobs: Vec<job::Job>,
 }
 
 /// One consumer in it. What is not known is left out or null.
@@ -79,7 +81,8 @@ fn drawn(answer: Value) -> anyhow::Result<String> {
         .collect();
     let rows: Vec<Vec<String>> = status.consumers.into_iter().map(row).collect();
     let head = ["CONSUMER", "STATE", "LAG", "BACKLOG", "DELIVERED", "HELD", "DEAD", "DETAIL"];
-    Ok(terminal::table(&head, &rows) + &warnings.concat())
+    let jobs = if status.jobs.is_empty() { String::new() } else { format!("\n{}", job::table(status.jobs)) };
+    Ok(terminal::table(&head, &rows) + &warnings.concat() + &jobs)
 }
 
 fn row(consumer: Consumer) -> Vec<String> {

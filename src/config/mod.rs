@@ -32,7 +32,7 @@ pub use crate::setting::value::{Size, Span};
 pub use show::{Line, Shown};
 
 pub use crate::consumer::engine::WhenLocked;
-use crate::{consumer, sink, source};
+use crate::{consumer, maintenance, sink, source};
 use layers::Layers;
 
 /// How often a configuration that changes while it is read is read again.
@@ -49,6 +49,7 @@ pub struct Config {
     pub sources: BTreeMap<String, source::Settings>,
     pub sinks: BTreeMap<String, sink::Settings>,
     pub relays: Vec<consumer::Settings>,
+    pub jobs: Vec<maintenance::Settings>,
 }
 
 /// A resolved `[daemon]` section.

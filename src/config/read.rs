@@ -14,7 +14,7 @@ use super::reference;
 use crate::setting::key::{Key, Kind, Section};
 use crate::setting::problem::{KeyPath, Origin, Problem, either, nearest};
 use crate::setting::secret_file::{self, Audience};
-use crate::sink;
+use crate::{maintenance, sink};
 
 /// Everything that the configuration says, section by section, not yet checked against each other.
 #[derive(Debug, Default)]
@@ -24,14 +24,15 @@ pub struct Raw {
     /// `None`: its type is missing or unknown, which has been reported.
     pub sinks: BTreeMap<String, Option<Box<dyn sink::Keys>>>,
     pub relays: BTreeMap<String, file::Relay>,
+    /// `None`: as of a sink.
+    pub jobs: BTreeMap<String, Option<Box<dyn maintenance::Keys>>>,
 }
 
-const TOP_LEVEL: [&str; 4] = ["daemon", "sources", "sinks", "relays"];
+const TOP_LEVEL: [&str; 5] = ["daemon", "sources", "sinks", "relays", "jobs"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 5] = [
+const LATER: [(&str, &str); 4] = [
     ("projections", "projections are not in this version"),
-    ("jobs", "jobs (backups, snapshots, archive, retention, vacuum) are not in this version"),
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
@@ -58,6 +59,7 @@ pub fn sections(layers: &Layers, problems: &mut Vec<Problem>) -> Raw {
             "sources" => raw.sources = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Source::SECTION)),
             "sinks" => raw.sinks = reader.named(&path, value, Reader::sink),
             "relays" => raw.relays = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Relay::SECTION)),
+            "jobs" => raw.jobs = reader.named(&path, value, Reader::job),
             _ => reader.unknown(&path, &TOP_LEVEL),
         }
     }
@@ -110,14 +112,37 @@ impl Reader<'_> {
         sections
     }
 
-    fn sink(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn sink::Keys>> {
-        let names = || sink::types().map(|known| known.name);
-        let write = || format!("write {}", either(names()));
+    /// What `type` says; where it says nothing, that is reported.
+    fn kind<'a>(&mut self, path: &KeyPath, value: &'a Value, write: impl Fn() -> String) -> Option<&'a str> {
         let Some(said) = value.as_dict().and_then(|dict| dict.get("type")) else {
             self.complain(path.join("type"), "must be said".to_owned(), Some(write()));
             return None;
         };
-        let said = said.as_str().unwrap_or_default();
+        Some(said.as_str().unwrap_or_default())
+    }
+
+    fn job(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn maintenance::Keys>> {
+        let names = || maintenance::types().filter(|known| known.is_for_users()).map(|known| known.name);
+        let write = || format!("write {}", either(names()));
+        let said = self.kind(path, value, write)?;
+        if let Some(known) = maintenance::types().find(|known| known.name == said) {
+            return self.section_of(path, value, &known.section, known.read);
+        }
+        let (reason, remedy) = match maintenance::is_planned(said) {
+            true => (format!("jobs of type {said:?} are not in this version"), "leave the section out".to_owned()),
+            false => (
+                "there is no such type of job".to_owned(),
+                nearest(said, names()).map_or_else(write, |name| format!("did you mean `{name}`?")),
+            ),
+        };
+        self.complain(path.join("type"), reason, Some(remedy));
+        None
+    }
+
+    fn sink(&mut self, path: &KeyPath, value: &Value) -> Option<Box<dyn sink::Keys>> {
+        let names = || sink::types().map(|known| known.name);
+        let write = || format!("write {}", either(names()));
+        let said = self.kind(path, value, write)?;
         if let Some(known) = sink::types().find(|known| known.name == said) {
             return self.section_of(path, value, &known.section, known.read);
         }

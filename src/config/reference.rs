@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::file;
 use crate::setting::key::{Fallback, Key, Kind, Section};
 use crate::setting::problem::KeyPath;
-use crate::sink;
+use crate::{maintenance, sink};
 
 /// The key that a path names, whatever names the user chose on the way.
 pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
@@ -14,6 +14,7 @@ pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
         ["daemon", rest @ ..] => key_in(&file::Daemon::SECTION, rest),
         ["sources", _, rest @ ..] => key_in(&file::Source::SECTION, rest),
         ["relays", _, rest @ ..] => key_in(&file::Relay::SECTION, rest),
+        ["jobs", _, rest @ ..] => maintenance::types().find_map(|known| key_in(&known.section, rest)),
         ["sinks", _, rest @ ..] => sink::types().find_map(|known| key_in(&known.section, rest)),
         _ => None,
     }
@@ -37,8 +38,9 @@ const HEAD: &str = include_str!("reference_head.md");
 pub fn markdown() -> String {
     let mut text = HEAD.to_owned();
     let sinks = sink::types().map(|known| &known.section);
-    let sections =
-        [&file::Daemon::SECTION, &file::Source::SECTION].into_iter().chain(sinks).chain([&file::Relay::SECTION]);
+    let jobs = maintenance::types().filter(|known| known.is_for_users()).map(|known| &known.section);
+    let sections = [&file::Daemon::SECTION, &file::Source::SECTION].into_iter();
+    let sections = sections.chain(sinks).chain([&file::Relay::SECTION]).chain(jobs);
     for section in sections {
         push_section(&mut text, section, "##");
         for key in section.keys {

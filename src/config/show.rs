@@ -6,7 +6,7 @@ use super::file;
 use super::layers::Layers;
 use crate::setting::key::{Fallback, Key, Kind, Section};
 use crate::setting::problem::{KeyPath, Origin};
-use crate::sink;
+use crate::{maintenance, sink};
 
 const HIDDEN: &str = "***";
 
@@ -54,13 +54,15 @@ pub(super) fn shown(layers: &Layers) -> Shown {
     let empty = Dict::new();
     let dict = |name: &str| layers.values.get(name).and_then(Value::as_dict).unwrap_or(&empty);
     lines.section(&KeyPath::of(["daemon"]), dict("daemon"), &file::Daemon::SECTION);
-    for (group, section) in
-        [("sources", Some(file::Source::SECTION)), ("sinks", None), ("relays", Some(file::Relay::SECTION))]
-    {
+    let (source, relay) = (Some(file::Source::SECTION), Some(file::Relay::SECTION));
+    for (group, section) in [("sources", source), ("sinks", None), ("relays", relay), ("jobs", None)] {
         for (name, value) in dict(group) {
             let values = value.as_dict().unwrap_or(&empty);
             let said = values.get("type").and_then(Value::as_str);
-            let by_type = || sink::types().find(|known| said == Some(known.name)).map(|known| known.section);
+            let by_type = || match group {
+                "jobs" => maintenance::types().find(|known| said == Some(known.name)).map(|known| known.section),
+                _ => sink::types().find(|known| said == Some(known.name)).map(|known| known.section),
+            };
             if let Some(section) = section.or_else(by_type) {
                 lines.section(&KeyPath::of([group, name]), values, &section);
             }

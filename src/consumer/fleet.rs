@@ -11,6 +11,7 @@ mod blueprint;
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,7 +133,6 @@ impl Fleet {
                 self.start_who_can(&mut plan);
             }
         }
-        self.files.keep(&self.readers.values().map(|(source, _)| source.state_path()).collect::<Vec<_>>()).await;
         controls::reach(Seam::Reload);
         Ok(Ok(plan.changes))
     }
@@ -140,6 +140,16 @@ impl Fleet {
     /// Who runs at present; it changes with a reload.
     pub fn roster(&self) -> watch::Receiver<Roster> {
         self.roster.subscribe()
+    }
+
+    /// The writers of this daemon, which jobs share.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The files that the consumers' states stand in.
+    pub fn states(&self) -> Vec<PathBuf> {
+        self.readers.values().map(|(source, _)| source.state_path()).collect()
     }
 
     pub fn handle(&self, name: &str) -> Option<&Handle> {

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::{self, Daemon, Loaded};
 use crate::consumer::engine::Locked;
 use crate::consumer::fleet::{Changes, Fleet};
+use crate::maintenance::crew::{self, Crew};
 use crate::telemetry::logs;
 use crate::telemetry::metric;
 
@@ -30,6 +31,7 @@ pub(super) struct Reloader {
 /// What a reload did.
 struct Done {
     changes: Changes,
+    jobs: crew::Changes,
     /// The keys of `[daemon]` that have another value now.
     daemon: Vec<&'static str>,
 }
@@ -57,7 +59,7 @@ impl Reloader {
     }
 
     /// Reloads whenever that is asked for; ends when a consumer says that the daemon must.
-    pub(super) async fn serve(&mut self, fleet: &mut Fleet) -> Locked {
+    pub(super) async fn serve(&mut self, fleet: &mut Fleet, crew: &mut Crew) -> Locked {
         loop {
             let reply = tokio::select! {
                 locked = fleet.refused() => return locked,
@@ -65,7 +67,7 @@ impl Reloader {
                 Some(reply) = self.requests.recv() => Some(reply),
             };
             let _ = sd_notify::notify(&reloading());
-            let reloaded = match self.reload(fleet).await {
+            let reloaded = match self.reload(fleet, crew).await {
                 Ok(reloaded) => reloaded,
                 Err(locked) => return locked,
             };
@@ -79,7 +81,7 @@ impl Reloader {
         }
     }
 
-    async fn reload(&mut self, fleet: &mut Fleet) -> Result<Result<Done, Refused>, Locked> {
+    async fn reload(&mut self, fleet: &mut Fleet, crew: &mut Crew) -> Result<Result<Done, Refused>, Locked> {
         let loaded = match self.read().await {
             Ok(loaded) => loaded,
             Err(error) => return Ok(Err(error.into())),
@@ -91,7 +93,9 @@ impl Reloader {
                 Ok(changes) => changes?,
                 Err(error) => return Ok(Err(error.into())),
             };
-        Ok(Ok(Done { changes, daemon: self.take_over(config.daemon) }))
+        let jobs = crew.reload(config.jobs).await;
+        fleet.files().keep(&[fleet.states(), crew.files()].concat()).await;
+        Ok(Ok(Done { changes, jobs, daemon: self.take_over(config.daemon) }))
     }
 
     async fn read(&self) -> Result<Loaded, config::Error> {
@@ -124,6 +128,7 @@ impl Reloader {
 impl Done {
     fn into_json(self) -> Value {
         let mut value = json!(self.changes);
+        value["jobs"] = json!(self.jobs);
         value["daemon"] = json!(self.daemon);
         value
     }
@@ -143,7 +148,7 @@ fn reloading() -> Vec<NotifyState<'static>> {
 
 fn tell(reloaded: &Result<Done, Refused>) {
     match reloaded {
-        Ok(Done { changes, daemon }) => {
+        Ok(Done { changes, jobs, daemon }) => {
             let restarted: Vec<_> =
                 changes.restarted.iter().map(|one| format!("{} ({})", one.consumer, one.changed.join(", "))).collect();
             tracing::info!(
@@ -152,6 +157,9 @@ fn tell(reloaded: &Result<Done, Refused>) {
                 restarted = restarted.join(", "),
                 stopped = changes.stopped.join(", "),
                 unchanged = changes.unchanged.len(),
+                jobs_started = jobs.started.join(", "),
+                jobs_restarted = jobs.restarted.join(", "),
+                jobs_stopped = jobs.stopped.join(", "),
                 daemon = daemon.join(", "),
             );
             for consumer in &changes.stopped {

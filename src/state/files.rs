@@ -1,7 +1,7 @@
 //! The files that state stands in: each is locked, opened and migrated once, and has one writer that everyone shares.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
@@ -55,14 +55,31 @@ type Place = Arc<Mutex<Slot>>;
 enum Slot {
     #[default]
     Empty,
-    Open(Writer),
+    Open(Writer, Tables),
     /// Nobody asks for it any more; its thread ends, and with it the lock, when what was queued is written.
     Closing(watch::Receiver<WriterState>),
+}
+
+/// Whether our tables are known to stand in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tables {
+    There,
+    NotAskedFor,
 }
 
 impl Files {
     /// The writer of the file that the source's state stands in.
     pub async fn writer(&self, source: &source::Settings) -> Result<Writer, FileError> {
+        self.opened(source, Tables::There).await
+    }
+
+    /// The writer of the application's own file, in which nothing of ours is made.
+    pub async fn application(&self, source: &source::Settings) -> Result<Writer, FileError> {
+        let inside = source::Settings { state: StatePlace::Inside, ..source.clone() };
+        self.opened(&inside, Tables::NotAskedFor).await
+    }
+
+    async fn opened(&self, source: &source::Settings, wanted: Tables) -> Result<Writer, FileError> {
         let path = source.state_path();
         let place = self.open.lock().await.entry(path.clone()).or_default().clone();
         let mut slot = place.lock().await;
@@ -70,11 +87,15 @@ impl Files {
             while state.changed().await.is_ok() {}
             *slot = Slot::Empty;
         }
-        if let Slot::Open(writer) = &*slot {
-            return Ok(writer.clone());
+        let (writer, tables) = match &*slot {
+            Slot::Open(writer, tables) => (writer.clone(), *tables),
+            _ => (open(source, &path)?, Tables::NotAskedFor),
+        };
+        if (wanted, tables) == (Tables::There, Tables::NotAskedFor) {
+            let migrated = writer.perform(migrate).await;
+            migrated.map_err(|source| FileError::Migrate { path, source })?;
         }
-        let writer = open(source, path).await?;
-        *slot = Slot::Open(writer.clone());
+        *slot = Slot::Open(writer.clone(), if wanted == Tables::There { wanted } else { tables });
         Ok(writer)
     }
 
@@ -83,31 +104,28 @@ impl Files {
         let open = self.open.lock().await;
         for (_, place) in open.iter().filter(|(path, _)| !paths.contains(path)) {
             let mut slot = place.lock().await;
-            if let Slot::Open(writer) = &*slot {
+            if let Slot::Open(writer, _) = &*slot {
                 *slot = Slot::Closing(writer.state.clone());
             }
         }
     }
 }
 
-async fn open(source: &source::Settings, path: PathBuf) -> Result<Writer, FileError> {
+fn open(source: &source::Settings, path: &Path) -> Result<Writer, FileError> {
     if let Some(refusal) = inspection::refusal(source) {
         return Err(FileError::Refused(refusal));
     }
-    let lock = LockFile::take(&path)?;
+    let lock = LockFile::take(path)?;
     if source.state != StatePlace::Inside {
-        let foreign = super::foreign(&path).map_err(|source| FileError::Open { path: path.clone(), source })?;
+        let foreign = super::foreign(path).map_err(|source| FileError::Open { path: path.to_owned(), source })?;
         if let Some(refusal) = foreign {
             return Err(FileError::Refused(refusal));
         }
     }
     let (connection, owner) = match source.state {
-        StatePlace::Inside => (open::writer(&path, Durable::Normal), Owner::Application),
-        StatePlace::Beside | StatePlace::At(_) => (open::state_file(&path), Owner::Ourselves),
+        StatePlace::Inside => (open::writer(path, Durable::Normal), Owner::Application),
+        StatePlace::Beside | StatePlace::At(_) => (open::state_file(path), Owner::Ourselves),
     };
-    let connection = connection.map_err(|source| FileError::Open { path: path.clone(), source })?;
-    let writer = Writer::start(connection, &path, owner, lock);
-    let migrated = writer.perform(migrate).await;
-    migrated.map_err(|source| FileError::Migrate { path, source })?;
-    Ok(writer)
+    let connection = connection.map_err(|source| FileError::Open { path: path.to_owned(), source })?;
+    Ok(Writer::start(connection, path, owner, lock))
 }

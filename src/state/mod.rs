@@ -1,4 +1,4 @@
-//! What must survive a restart: checkpoints, held events, what operators decided. Each its table, its SQL, its type.
+//! What must survive a restart: checkpoints, held events, what operators decided, runs of jobs. Each its table, its SQL, its type.
 //!
 //! The tables stand in a file beside the source (`<file>-outboxd.db`) or in the source's own file (`state = "inside"`); there they
 //! are the only tables of ours. Invariants:
@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod copies;
 pub mod files;
 pub mod held;
+pub mod job_run;
 pub mod replay;
 pub mod resolution;
 pub mod settlement;

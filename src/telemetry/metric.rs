@@ -50,6 +50,9 @@ metrics_table! {
     TRANSACTIONS_TOTAL = "outboxd_transactions_total", "counter", ["file", "result"], "Transactions of ours by result: committed, retried, failed.";
     BARRIER_SECONDS = "outboxd_barrier_seconds", "histogram", ["source"], "How long it took to make what was read durable.";
     FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
+    JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
+    JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
+    JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
@@ -75,6 +78,27 @@ pub fn config_read(taken: Option<i64>) {
     gauge!(CONFIG_LAST_RELOAD_SUCCESSFUL).set(f64::from(u8::from(taken.is_some())));
     if let Some(micros) = taken {
         gauge!(CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS).set(micros as f64 / 1e6);
+    }
+}
+
+const JOB_RESULTS: [&str; 4] = ["done", "failed", "aborted", "killed"];
+
+/// A job is known: its series stand from the start. `success` is when it last ended well, in microseconds since 1970.
+pub fn job_is_known(job: &str, success: Option<i64>) {
+    for result in JOB_RESULTS {
+        counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(0);
+    }
+    gauge!(JOB_LAST_SUCCESS_TIMESTAMP_SECONDS, vec![label("job", job)]).set(success.unwrap_or(0) as f64 / 1e6);
+}
+
+/// A run has ended; `success` says when, where it was done.
+pub fn job_ended(job: &str, result: &'static str, took: Option<Duration>, success: Option<i64>) {
+    counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(1);
+    if let Some(took) = took {
+        histogram!(JOB_DURATION_SECONDS, vec![label("job", job)]).record(took);
+    }
+    if let Some(micros) = success {
+        gauge!(JOB_LAST_SUCCESS_TIMESTAMP_SECONDS, vec![label("job", job)]).set(micros as f64 / 1e6);
     }
 }
 

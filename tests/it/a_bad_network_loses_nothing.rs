@@ -148,14 +148,9 @@ async fn cut_everywhere(exchange: &mut Exchange<'_>) -> u64 {
     cuts
 }
 
-/// How long a probe of a connection that is cut may take, and what a busy machine adds.
-const PROBE: Duration = Duration::from_secs(2);
-const SLACK: Duration = Duration::from_secs(2);
-
-/// Cuts the way from the first byte of a connection to a probe that succeeds. Says how many cuts there were, and how many of them the client
-/// overlooked, so that only the probe's own limit ended them: an RPC that lapin is asked for in the instant in which its connection dies
-/// is never answered.
-async fn cut_the_handshake(proxy: &Proxy, dice: &mut Dice, make: impl Fn(&Tower) -> Box<dyn Sink>) -> (u64, u64) {
+/// Cuts the way from the first byte of a connection to a probe that succeeds. Says how many cuts there were. Each has to be noticed by
+/// itself, well before the probe's own limit.
+async fn cut_the_handshake(proxy: &Proxy, dice: &mut Dice, make: impl Fn(&Tower) -> Box<dyn Sink>) -> u64 {
     let tower = Tower::new("cuts");
     let before = BOTH.map(|direction| proxy.passed(direction));
     let mut sink = make(&tower);
@@ -163,31 +158,27 @@ async fn cut_the_handshake(proxy: &Proxy, dice: &mut Dice, make: impl Fn(&Tower)
     let lengths = BOTH.map(|direction| (proxy.passed(direction) - before[direction as usize]) as usize);
     sink.close().await;
     let step = number("OUTBOXD_TEST_CUT_STEP").unwrap_or(7).max(1) as usize;
-    let (mut cuts, mut overlooked) = (0, 0);
+    let (mut cuts, mut slowest) = (0, Duration::ZERO);
     for (direction, length) in BOTH.into_iter().zip(lengths) {
         for bytes in (dice.below(step as u64) as usize..length).step_by(step) {
             proxy.cut_after(direction, bytes);
             let mut sink = make(&tower);
             let start = Instant::now();
-            if let Err(fault) = sink.check(PROBE).await {
+            if let Err(fault) = sink.check(HANG).await {
                 assert_eq!(fault.class, FaultClass::Unavailable, "cut after {bytes} {direction:?}: {fault:?}");
             }
-            assert!(start.elapsed() < PROBE + SLACK, "cut after {bytes} {direction:?}: {:?}", start.elapsed());
-            overlooked += u64::from(start.elapsed() >= PROBE);
+            assert!(start.elapsed() < HANG / 2, "cut after {bytes} {direction:?}: {:?}", start.elapsed());
+            slowest = slowest.max(start.elapsed());
             proxy.disarm();
             cuts += 1;
             sink.close().await;
         }
     }
     println!(
-        "a handshake takes {} bytes to the broker, {} back; {overlooked} of {cuts} cuts overlooked",
+        "a handshake takes {} bytes to the broker, {} back; the slowest of {cuts}: {slowest:?}",
         lengths[0], lengths[1]
     );
-    assert!(
-        overlooked * 20 <= cuts,
-        "{overlooked} of {cuts} cuts in a handshake were only noticed by the probe's limit"
-    );
-    (cuts, overlooked)
+    cuts
 }
 
 /// The first deliveries are all there and in order.
@@ -209,7 +200,7 @@ async fn cuts(what: &str, broker: &Broker, proxy: &Proxy, mut dice: Dice, make: 
     let mut exchange = Exchange { proxy, tower, sink, sent: 0, repeated: 0, slowest: Duration::ZERO };
     let in_exchange = cut_everywhere(&mut exchange).await;
     println!("{what}: {in_exchange} cuts in {:?}", start.elapsed());
-    let (in_handshake, overlooked) = cut_the_handshake(proxy, &mut dice, make).await;
+    let in_handshake = cut_the_handshake(proxy, &mut dice, make).await;
     println!("{what}: with {in_handshake} cuts in handshakes {:?}", start.elapsed());
     let Exchange { sink, sent, repeated, slowest, .. } = exchange;
     sink.close().await;
@@ -222,7 +213,6 @@ async fn cuts(what: &str, broker: &Broker, proxy: &Proxy, mut dice: Dice, make: 
             .tried("cuts in a handshake", in_handshake)
             .found("lost", 0)
             .found("out of order", 0)
-            .found("cuts that only the probe's limit ended", overlooked)
             .found("events given back to be sent again", repeated)
             .found("duplicates", duplicates)
             .found("longest time to the acknowledgement", format!("{} ms", slowest.as_millis())),

@@ -1,7 +1,7 @@
 //! The clock on the wall is set while the daemon runs (libfaketime): by an hour, by ten years, to a standstill, through a change of
 //! summer time. Retries come when they were due, lag is never negative, nothing spins, and the service manager hears of it all the while.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -43,33 +43,39 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Linux's USER_HZ, wherever Rust runs.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-fn library() -> Option<PathBuf> {
+pub fn library() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
 }
 
 /// A daemon whose clock is what stands in a file.
-struct Clock {
+pub struct Clock {
     library: String,
     file: PathBuf,
-    notify: PathBuf,
+    pub notify: PathBuf,
+    zone: &'static str,
 }
 
 impl Clock {
-    fn set(&self, to: &str) {
+    pub fn of(library: &Path, scene: &Scene, zone: &'static str) -> Self {
+        let library = library.to_str().unwrap().to_owned();
+        Self { library, file: scene.path("clock"), notify: scene.path("notify"), zone }
+    }
+
+    pub fn set(&self, to: &str) {
         // In one step: it is read while it is written.
         let fresh = self.file.with_extension("new");
         std::fs::write(&fresh, format!("{to}\n")).unwrap();
         std::fs::rename(&fresh, &self.file).unwrap();
     }
 
-    fn start(&self, scene: &Scene) -> Daemon {
+    pub fn start(&self, scene: &Scene) -> Daemon {
         scene.daemon_with(&[
             ("LD_PRELOAD", &self.library),
             ("FAKETIME_TIMESTAMP_FILE", self.file.to_str().unwrap()),
             ("FAKETIME_NO_CACHE", "1"),
             ("DONT_FAKE_MONOTONIC", "1"),
-            ("TZ", "Europe/Zurich"),
+            ("TZ", self.zone),
             ("NOTIFY_SOCKET", self.notify.to_str().unwrap()),
             ("WATCHDOG_USEC", "1500000"),
         ])
@@ -132,11 +138,7 @@ fn retries_lag_and_watchdog_go_by_a_clock_that_nobody_sets() {
         return;
     };
     let scene = Scene::new(CONFIG);
-    let clock = Clock {
-        library: library.to_str().unwrap().to_owned(),
-        file: scene.path("clock"),
-        notify: scene.path("notify"),
-    };
+    let clock = Clock::of(&library, &scene, "Europe/Zurich");
     let mut manager = Manager::at(&clock.notify);
     clock.set("+0");
     let mut daemon = clock.start(&scene);

@@ -195,7 +195,7 @@ error: sources.shop.preset  (outboxd.toml, line 2)
     assert_eq!(
         errors("[daemon]\n"),
         r#"error: relays  (outboxd.toml)
-       there is no relay: nothing would be carried anywhere
+       there is no relay and no job: there would be nothing to do
   fix: write a section [relays.a_name_you_choose] with `source` and `sink`"#
     );
 }
@@ -249,9 +249,9 @@ type = "backup"
        projections are not in this version
   fix: leave it out
 
-error: jobs  (outboxd.toml, line 16)
-       jobs (backups, snapshots, archive, retention, vacuum) are not in this version
-  fix: leave it out"#
+error: jobs.j.type  (outboxd.toml, line 17)
+       jobs of type "backup" are not in this version
+  fix: leave the section out"#
     );
     assert_eq!(
         errors(

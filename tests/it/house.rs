@@ -8,7 +8,7 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 23] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -23,6 +23,7 @@ const RANKS: [(&str, u8); 22] = [
     ("state", 4),
     ("store", 4),
     ("consumer", 5),
+    ("maintenance", 5),
     ("admin", 6),
     ("audit", 6),
     ("config", 6),

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod a_bad_network_loses_nothing;
+mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
 mod audits;
 mod bad_input_by_name;
@@ -41,6 +42,8 @@ mod held_keys_slow_nobody;
 mod hostile_rows;
 mod house;
 mod idle_writes_nothing;
+#[cfg(feature = "controls")]
+mod jobs_run_on_schedule;
 mod kills_lose_nothing;
 mod one_daemon_a_file;
 mod only_the_guilty_are_refused;

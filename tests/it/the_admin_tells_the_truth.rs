@@ -30,9 +30,12 @@ fn falls_behind(daemon: &Daemon, consumer: &str) {
 #[test]
 fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let _machine = shared_machine();
-    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", "")].concat());
+    let job = "\n[jobs.often]\ntype = \"trial\"\nsource = \"shop\"\nevery = \"1s\"\n";
+    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), job].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(10));
+    let done = "outboxd_job_runs_total{job=\"often\",result=\"done\"}";
+    until("the job has run", Duration::from_secs(20), || daemon.metric(done).filter(|runs| *runs > 0.0));
     let (code, before) = daemon.get("/metrics");
     assert_eq!(code, 200);
     let of_consumer = |series: &str| format!("outboxd_{series}{{consumer=\"to_lines\"");

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Config;
 use super::layers::Layers;
 use super::read::Raw;
+use crate::maintenance;
 use crate::setting::checker::Places;
 use crate::setting::key::Key;
 use crate::setting::problem::{KeyPath, Origin, Problem};
@@ -32,7 +33,11 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .filter_map(|(name, raw)| Some((name.clone(), raw.as_ref()?.resolve(name, &mut checker)?)))
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
-    Config { daemon, sources, sinks, relays }
+    let known = maintenance::Sources { resolved: &sources, named: raw.sources.keys().cloned().collect() };
+    let resolve =
+        |(name, raw): (&String, &Option<Box<dyn maintenance::Keys>>)| raw.as_ref()?.resolve(name, &known, &mut checker);
+    let jobs = raw.jobs.iter().filter_map(resolve).collect();
+    Config { daemon, sources, sinks, relays, jobs }
 }
 
 /// Where commands go, whatever else is wrong.

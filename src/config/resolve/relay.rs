@@ -32,7 +32,7 @@ pub(super) fn resolve(
     sinks: &BTreeMap<String, sink::Settings>,
     checker: &mut Checker<'_>,
 ) -> Vec<Settings> {
-    if raw.relays.is_empty() && checker.problems.is_empty() {
+    if raw.relays.is_empty() && raw.jobs.is_empty() && checker.problems.is_empty() {
         nothing_to_do(checker);
     }
     let resolved = raw.relays.iter().map(|(name, relay)| one(name, relay, raw, sinks, checker)).collect::<Vec<_>>();
@@ -50,7 +50,7 @@ pub(super) fn resolve(
 
 fn nothing_to_do(checker: &mut Checker<'_>) {
     let remedy = "write a section [relays.a_name_you_choose] with `source` and `sink`";
-    checker.refuse(KeyPath::of(["relays"]), "there is no relay: nothing would be carried anywhere", remedy);
+    checker.refuse(KeyPath::of(["relays"]), "there is no relay and no job: there would be nothing to do", remedy);
 }
 
 fn one(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::runtime::default_runtime;
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event, ExchangeKind};
@@ -25,11 +25,15 @@ use crate::sink::{Fault, News, Port};
 /// How long a connection that is let go may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// What lapin still has to say when its thread has ended is waited for so long.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
 /// What a connection's lanes and its watcher share.
 pub(super) struct Link {
     pub settings: Settings,
     pub dress: Dress,
     connection: Connection,
+    thread: Thread,
     news: UnboundedSender<News>,
     state: watch::Sender<State>,
     /// Set by the sink's `close`: nobody listens any more.
@@ -50,11 +54,12 @@ struct State {
 impl Link {
     /// Connects; nothing is proved yet.
     pub async fn connect(settings: &Settings, dress: &Dress, port: &Port) -> Result<Arc<Self>, Fault> {
-        let connection = dial(settings, &format!("outboxd {}", port.consumer)).await?;
+        let (connection, thread) = dial(settings, &format!("outboxd {}", port.consumer)).await?;
         let link = Arc::new(Self {
             settings: settings.clone(),
             dress: dress.clone(),
             connection,
+            thread,
             news: port.news.clone(),
             state: watch::Sender::default(),
             closed: AtomicBool::new(false),
@@ -64,8 +69,17 @@ impl Link {
         Ok(link)
     }
 
+    /// What the broker answers, or that nobody is left who would hear it.
+    async fn answered<T>(&self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        self.thread.outlives(answer).await.unwrap_or_else(|fault| Err(self.broken().unwrap_or(fault)))
+    }
+
     /// A channel for a lane: every message on it is confirmed.
     pub async fn channel(&self) -> Result<Channel, Fault> {
+        self.answered(self.open_channel()).await
+    }
+
+    async fn open_channel(&self) -> Result<Channel, Fault> {
         let cannot = |error| fault("opening a channel", &error);
         let channel = self.connection.create_channel().await.map_err(cannot)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(cannot)?;
@@ -77,6 +91,10 @@ impl Link {
         if let Some(reason) = &self.state.borrow().blocked {
             return Err(Fault::unavailable(format!("RabbitMQ has blocked publishers: {reason}")));
         }
+        self.answered(self.declare()).await
+    }
+
+    async fn declare(&self) -> Result<(), Fault> {
         let channel = self.connection.create_channel().await.map_err(|error| fault("opening a channel", &error))?;
         // The default exchange has no name and is always there; that of a template is known only with an event.
         if let Some(exchange) = self.settings.exchange.constant().filter(|exchange| !exchange.is_empty()) {
@@ -208,15 +226,47 @@ async fn watch(link: Arc<Link>) {
     }
 }
 
-/// A connection under this name.
-pub(super) async fn dial(settings: &Settings, name: &str) -> Result<Connection, Fault> {
+/// The thread that serves a connection. lapin never answers what it is asked in the instant in which this thread ends, not even the
+/// question for a connection: so whoever asks looks at the thread as well.
+#[derive(Clone)]
+pub(super) struct Thread(watch::Receiver<()>);
+
+impl Thread {
+    /// What the thread is asked, or that it has ended before it answered.
+    async fn outlives<T>(&self, answer: impl Future<Output = T>) -> Result<T, Fault> {
+        let mut alive = self.0.clone();
+        let ended = async {
+            while alive.changed().await.is_ok() {}
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = ended => Err(Fault::unavailable("the connection to RabbitMQ has ended")),
+        }
+    }
+}
+
+/// A connection under this name, and the thread that serves it.
+pub(super) async fn dial(settings: &Settings, name: &str) -> Result<(Connection, Thread), Fault> {
     let uri = uri(settings)?;
     let runtime = default_runtime().map_err(|error| fault("starting the AMQP client", &error))?;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let tls = settings.tls.as_ref().map_or_else(|| Ok(OwnedTLSConfig::default()), tls)?;
-    Connection::connect_uri_with_config(uri, properties, tls, runtime)
-        .await
-        .map_err(|error| fault("connecting to RabbitMQ", &error))
+    let (alive, thread) = watch::channel(());
+    // The thread owns this function, and with it the sign that it is alive.
+    let connecting = Connection::connector(
+        uri,
+        runtime,
+        async move |uri, runtime| {
+            let _alive = &alive;
+            Ok(uri.connect_with_config_async(tls.as_ref(), &runtime).await?)
+        },
+        properties,
+    );
+    let thread = Thread(thread);
+    let connection = thread.outlives(connecting).await?.map_err(|error| fault("connecting to RabbitMQ", &error))?;
+    Ok((connection, thread))
 }
 
 fn uri(settings: &Settings) -> Result<AMQPUri, Fault> {

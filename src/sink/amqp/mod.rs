@@ -84,7 +84,7 @@ struct Live {
 
 /// Connects with a sink's settings, for whoever reads back what was sent.
 pub async fn connect(settings: &Settings, name: &str) -> Result<lapin::Connection, Fault> {
-    link::dial(settings, name).await
+    link::dial(settings, name).await.map(|(connection, _)| connection)
 }
 
 impl Amqp {

@@ -193,8 +193,8 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
-/// Of a whole daemon: `reloads_lose_nothing` climbs over it.
-const ELSEWHERE: [Seam; 1] = [Seam::Reload];
+/// Of a whole daemon or command: `reloads_lose_nothing` and `jobs_run_on_schedule` climb over them.
+const ELSEWHERE: [Seam; 3] = [Seam::Reload, Seam::JobRun, Seam::JobWork];
 
 /// Every seam that exists is climbed over by some course.
 #[test]

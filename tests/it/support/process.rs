@@ -90,6 +90,10 @@ impl Scene {
         command(self.folder.path()).args(arguments).output().unwrap()
     }
 
+    pub fn outboxd_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        command(self.folder.path()).args(arguments).envs(environment.iter().copied()).output().unwrap()
+    }
+
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(&[])
     }

@@ -1,0 +1,86 @@
+//! One run of a job, by the daemon or by a command: recorded, done, recorded.
+
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::{Context, Failure, Report, Settings, Stop};
+use crate::clock;
+use crate::controls::{self, Seam};
+use crate::sqlite::writer::{JobError, Writer};
+use crate::state::files::Files;
+use crate::state::job_run::{self, Outcome, Run};
+use crate::telemetry::metric;
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub run: Run,
+    pub result: Result<Report, Failure>,
+}
+
+/// What a start finds: the newest run, and the last that was done. One that was killed is told, and what it left is removed.
+pub async fn take_over(settings: &Settings, writer: &Writer) -> Result<(Run, Option<Run>), JobError> {
+    let (job, now) = (settings.name.clone(), clock::now_micros());
+    let found =
+        writer.perform(move |state| Ok((job_run::take_over(state, &job, now)?, job_run::success(state, &job)?)));
+    let ((newest, killed), success) = found.await?;
+    let tidied = settings.job.clone();
+    let left = tokio::task::spawn_blocking(move || tidied.tidy()).await.expect("tidying does not panic");
+    let left = match left {
+        Ok(left) => left.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
+        Err(error) => format!("cannot be removed: {error}"),
+    };
+    if let Some(killed) = killed {
+        metric::job_ended(&settings.name, Outcome::Killed.as_str(), None, None);
+        tracing::warn!(event = "job_was_killed", job = %settings.name, began = %clock::iso(killed.began), left);
+    } else if !left.is_empty() {
+        tracing::warn!(event = "job_tidied", job = %settings.name, left);
+    }
+    Ok((newest, success))
+}
+
+/// Does it now.
+pub async fn perform(settings: &Settings, writer: &Writer, files: &Files, stop: &Stop) -> Result<Ended, JobError> {
+    let name = settings.name.clone();
+    let now = clock::now_micros();
+    let began = writer.perform(move |state| job_run::begin(state, &name, now)).await?;
+    tracing::info!(event = "job_began", job = %settings.name);
+    let start = Instant::now();
+    let result = on_a_thread(settings, files, stop).await;
+    let took = start.elapsed();
+    let (outcome, detail) = match &result {
+        Ok(report) => (Outcome::Done, report.0.clone()),
+        Err(Failure::Aborted) => (Outcome::Aborted, Failure::Aborted.to_string()),
+        Err(failure) => (Outcome::Failed, failure.to_string()),
+    };
+    let (name, told) = (settings.name.clone(), detail.clone());
+    writer.perform(move |state| job_run::end(state, &name, began, took, outcome, &told)).await?;
+    let ended = began + took.as_micros() as i64;
+    metric::job_ended(&settings.name, outcome.as_str(), Some(took), (outcome == Outcome::Done).then_some(ended));
+    let seconds = took.as_secs_f64();
+    match outcome {
+        Outcome::Failed => tracing::error!(event = "job_failed", job = %settings.name, seconds, detail),
+        _ => tracing::info!(event = "job_ended", job = %settings.name, result = outcome.as_str(), seconds, detail),
+    }
+    let run = Run { began, ended: Some(ended), outcome: Some(outcome), detail };
+    Ok(Ended { run, result })
+}
+
+async fn on_a_thread(settings: &Settings, files: &Files, stop: &Stop) -> Result<Report, Failure> {
+    let (tell, told) = oneshot::channel();
+    let context = Context { stop: stop.clone(), files: files.clone(), runtime: Handle::current() };
+    let job = settings.job.clone();
+    let started = std::thread::Builder::new().name("job".into()).spawn(move || {
+        controls::reach(Seam::JobWork);
+        let result = job.run(&context);
+        controls::reach(Seam::JobWork);
+        // Nobody listens when it was let go of.
+        let _ = tell.send(result);
+    });
+    if let Err(error) = started {
+        return Err(Failure::Unavailable(format!("no thread can be started: {error}")));
+    }
+    told.await.unwrap_or_else(|_| Err(Failure::Bug("the job's thread has ended by itself; see the log".into())))
+}

@@ -101,8 +101,12 @@ fn what_was_answered_is_there_after_kills_of_two_processes() {
                 answered(child)
             })
             .collect();
-        children.iter_mut().for_each(|child| drop(child.wait().unwrap()));
-        feeders.into_iter().for_each(|feeder| drop(feeder.join().unwrap()));
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        for feeder in feeders {
+            feeder.join().unwrap();
+        }
         for (process, lines) in processes.iter().zip(readers) {
             killed_at_work += usize::from(!lines.is_empty());
             known.extend(lines.iter().map(|n| format!("{process}-{n}")));
@@ -123,7 +127,7 @@ fn an_append_survives_a_crash_at_every_step() {
         let run = |environment: &[(&str, &str)]| {
             let mut child = appender(&folder, environment);
             let mut input = child.stdin.take().unwrap();
-            (0..3).for_each(|n| drop(input.write_all(line(0, n).as_bytes())));
+            (0..3).for_each(|n| input.write_all(line(0, n).as_bytes()).unwrap_or_default());
             drop(input);
             let known = answered(&mut child).into_iter().map(|n| format!("0-{n}")).collect();
             (child.wait().unwrap().success(), known)

@@ -68,7 +68,7 @@ impl Scan {
         if let Some(refusal) = inspection::refusal(settings) {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
-        let connection = open::reader(&settings.path)?;
+        let connection = open::visitor(&settings.path)?;
         if let Some(refusal) = inspection::journal(&connection, &settings.path)? {
             return Err(ScanError::Unusable(refusal.to_string()));
         }

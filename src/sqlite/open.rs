@@ -17,6 +17,16 @@ pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// How long a visitor waits.
+const VISIT_WAIT: Duration = Duration::from_secs(5);
+
+/// As [`reader`], for those who look once: another connection that is just opening or closing the file is waited for.
+pub fn visitor(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = reader(path)?;
+    connection.busy_timeout(VISIT_WAIT)?;
+    Ok(connection)
+}
+
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
 /// and load nothing. (Nothing could be written before either.)
 pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {

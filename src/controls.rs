@@ -133,6 +133,8 @@ listed! {
         Gone,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
+        /// A Kafka client that looks for no broker any more is given up.
+        WatchedClient,
         /// Jobs of one file take turns.
         Turns,
         /// A stream is folded version by version, without a hole and without a double.

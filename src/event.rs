@@ -110,6 +110,19 @@ impl Reason {
     }
 }
 
+/// Where an event was to go, as its sink calls that.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Destination {
+    /// The sink has no name for it, or the event does not tell.
+    #[default]
+    Unknown,
+    Topic(String),
+    Exchange {
+        exchange: String,
+        routing_key: String,
+    },
+}
+
 /// How an event became a dead letter: what goes beside a copy of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Death {
@@ -119,6 +132,8 @@ pub struct Death {
     pub attempts: u32,
     /// ISO 8601, UTC.
     pub at: String,
+    /// Where it could not be delivered.
+    pub destination: Destination,
 }
 
 /// One event's columns, borrowed from its batch.

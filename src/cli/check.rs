@@ -151,7 +151,7 @@ enum Seen {
 async fn look_at(source: &source::Settings, payloads: bool) -> Result<Seen, Halt> {
     // Nothing is sent: what is read need not be made durable.
     let reading = source::Settings { durability: Durability::Fast, ..source.clone() };
-    let reader = Reader::start(reading).map_err(|error| Halt::new(error.to_string()))?;
+    let reader = Reader::glance(reading).map_err(|error| Halt::new(error.to_string()))?;
     // A look that is stopped says so when its time is over.
     let wait = LOOK_WAIT + source.tables.iter().map(|table| table.sql_time_max).max().unwrap_or_default();
     let mut state = reader.state.clone();

@@ -80,6 +80,8 @@ pub struct DeadLetter {
     pub reason: Option<String>,
     pub detail: Option<String>,
     pub position: Option<i64>,
+    /// Of a table read by row: what names it there.
+    pub row: Option<String>,
     pub failed_at: Option<String>,
     pub next_attempt_at: Option<String>,
     /// Only when one is shown.
@@ -175,7 +177,9 @@ fn list(listed: Listed) -> String {
             vec![
                 letter.consumer,
                 letter.state,
-                letter.id.unwrap_or_else(none),
+                // As a shell takes it.
+                letter.id.map_or_else(none, |id| if id.is_empty() { "\"\"".to_owned() } else { id }),
+                letter.row.or(letter.position.map(|position| position.to_string())).unwrap_or_else(none),
                 letter.key.unwrap_or_else(none),
                 letter.kind.unwrap_or_else(none),
                 letter.attempts.to_string(),
@@ -185,8 +189,8 @@ fn list(listed: Listed) -> String {
             ]
         })
         .collect();
-    let table =
-        terminal::table(&["CONSUMER", "STATE", "ID", "KEY", "TYPE", "ATTEMPTS", "FAILED", "REASON", "DETAIL"], &rows);
+    let columns = ["CONSUMER", "STATE", "ID", "ROW", "KEY", "TYPE", "ATTEMPTS", "FAILED", "REASON", "DETAIL"];
+    let table = terminal::table(&columns, &rows);
     match listed.more {
         true => table + "... and more: say --limit, or select\n",
         false => table,
@@ -204,6 +208,7 @@ fn detail(letter: DeadLetter) -> String {
         ("reason", letter.reason),
         ("detail", letter.detail),
         ("position", letter.position.map(|position| position.to_string())),
+        ("row", letter.row),
         ("failed at", letter.failed_at),
         ("next attempt at", letter.next_attempt_at),
         ("waiting behind it", letter.waiting_events.map(|events| events.to_string())),
@@ -229,5 +234,16 @@ mod tests {
         let listed = json!({"dead_letters": [{"consumer": "a", "state": "dead", "key": "k\u{9b}2J"}], "more": true});
         let text = list(serde_json::from_value(listed).unwrap());
         assert!(text.contains("k\\u{9b}2J") && text.ends_with("select\n"), "{text}");
+    }
+
+    /// Who is to mend a row has to find it.
+    #[test]
+    fn a_dead_letter_without_an_id_is_found_by_its_row() {
+        let letter = |row: Value| json!({"consumer": "a", "id": "", "state": "dead", "position": 7, "row": row});
+        let listed = json!({"dead_letters": [letter(Value::Null), letter("r-1".into())]});
+        let text = list(serde_json::from_value(listed).unwrap());
+        let words: Vec<Vec<&str>> =
+            text.lines().skip(1).map(|line| line.split_whitespace().skip(2).take(2).collect()).collect();
+        assert_eq!(words, [["\"\"", "7"], ["\"\"", "r-1"]], "{text}");
     }
 }

@@ -19,7 +19,8 @@ const BAR_WIDTH: usize = 30;
 /// the source's order, and leaves out what is held and what was discarded. How far it came is recorded: after a crash of the daemon it goes
 /// on by itself, at most 500 events (by row, 1,000) before. A refused event stops it; the same command goes on there. The daemon carries it,
 /// and this command watches; when no daemon runs, this command carries it. It goes to the relay's own sink, or to `--to-sink`; a file that a
-/// running relay writes takes no other writer.
+/// running relay writes takes no other writer. A table read by row is gone through by rowid, `--from` and `--to` notwithstanding; rows that move to an
+/// archive are read there, and where they are deleted when they are delivered there is nothing to replay, which is said.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The consumer's name

@@ -80,7 +80,7 @@ section! {
         r#type: Take, Absent("the preset's"), r#"{ column = "data", path = "$.type" }"#;
         /// What is sent: a column's bytes, the slice at a JSON path as it stands, or an object made of columns.
         payload: Take, Absent("the preset's"), r#"{ column = "data", path = "$.payload" }"#;
-        /// The event's own headers: a column with a JSON object, or `fields`.
+        /// The event's own headers: a column with a JSON object (NULL, `null` and nothing at all are none), or `fields`.
         headers: Take, Absent("none"), r#"{ fields = { tenant = "tenant_id" } }"#;
         /// When it happened: text such as `2026-11-21T03:15:20Z`, or a number `as` `"epoch_s"`, `"epoch_ms"` or `"epoch_us"`.
         time: Take, Absent("none"), r#"{ column = "created", as = "epoch_ms" }"#;
@@ -106,7 +106,7 @@ section! {
         /// The same for a row that has become a dead letter. A row made pending again by the application is tried again.
         on_rejected: Mark, Absent("the row stays as it is, and is passed over"), r#"{ set = { status = "failed" } }"#;
         /// Read by row: an INSERT into a table of the application's own for dead letters, run with `on_rejected` for relays that say
-        /// `dead_letter_row = true`. It knows `:row`, `:error`, `:now` and `:consumer`.
+        /// `dead_letter_row = true`. It knows `:row`, `:error`, `:now` and `:consumer`, may read, and write to that table only.
         on_dead_letter: String, Absent("the preset's, if it has one"), r#""INSERT INTO failures SELECT id, :error FROM jobs WHERE id = :row""#;
         /// SQL that finds something in a file which cannot be used; needs `refuse_because`.
         refuse_if: String, Absent("nothing is refused"), r#""SELECT 1 FROM meta WHERE version < 3""#;
@@ -131,7 +131,8 @@ section! {
         /// it), `"skip"` it, or `"halt"` the relay.
         on_reject: String, Value(r#""hold""#), r#""hold""#;
         /// The name of a `[sinks.<name>]` section that gets a copy of each dead letter, at least once, with the headers
-        /// `outboxd-dead-letter` (the relay), `outboxd-reason`, `outboxd-detail`, `outboxd-attempts` and `outboxd-failed-at`. The dead letter
+        /// `outboxd-dead-letter` (the relay), `outboxd-reason`, `outboxd-detail`, `outboxd-attempts`, `outboxd-failed-at`, `outboxd-source`,
+        /// `outboxd-position`, and where it was to go: `outboxd-topic`, or `outboxd-exchange` and `outboxd-routing-key`. The dead letter
         /// itself stays where it is, to be retried or discarded.
         dead_letter_sink: String, Absent("no copies"), r#""graveyard""#;
         /// Writes each dead letter into the application's own table as well, in the same transaction, as the source's `on_dead_letter` says.

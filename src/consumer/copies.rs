@@ -15,7 +15,7 @@ use super::courier::Courier;
 use super::status::{Copies, Status};
 use crate::clock;
 use crate::controls::Seam;
-use crate::event::{Batch, BatchBuilder, Event, Position};
+use crate::event::{Batch, BatchBuilder, Death, Event, Position};
 use crate::shutdown::{self, Phase};
 use crate::sink::format::envelope;
 use crate::sink::{self, Pick};
@@ -126,12 +126,14 @@ impl Copier {
         for copy in found {
             let kept = copy.payload.as_deref().and_then(|kept| envelope::read(kept).ok());
             let still_there = if kept.is_none() { self.fetch(copy).await } else { None };
-            match (&kept, &still_there) {
-                (Some(kept), _) => builder.push(kept.columns()),
-                (None, Some(there)) => builder.push(there.event(0)),
-                (None, None) => builder.push(bodiless(copy)),
-            }
-            builder.death(copy.death.clone());
+            let event = match (&kept, &still_there) {
+                (Some(kept), _) => kept.columns(),
+                (None, Some(there)) => there.event(0),
+                (None, None) => bodiless(copy),
+            };
+            let destination = self.settings.sink.destination(&event, &self.settings.source);
+            builder.push(event);
+            builder.death(Death { destination, ..copy.death.clone() });
         }
         builder.finish(Position::default(), clock::now_micros())
     }

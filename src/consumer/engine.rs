@@ -25,6 +25,7 @@ use crate::sink::Port;
 use crate::source::reader::{Halt, Look, Mark, Reader};
 use crate::source::{self, StatePlace};
 use crate::sqlite::lockfile::LockError;
+use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer, WriterState};
 use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
 use crate::state::files::{FileError, Files};
@@ -345,7 +346,7 @@ impl Engine {
                      Remedy: make the table that it names, or leave dead_letter_row out, then `outboxd resume`"
                 ))
             };
-            connection.prepare(&sql).map(drop).map_err(said)
+            open::fenced(connection, |connection| connection.prepare(&sql).map(drop))?.map_err(said)
         });
         self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
     }

@@ -155,7 +155,7 @@ pub async fn begin(
     wanted: Wanted,
 ) -> Result<Replay, JobError> {
     let (name, bytes, place) = (settings.name.clone(), settings.bounds.event_bytes_max, source.clone());
-    let look = move || Scan::within(&place, bytes).and_then(|scan| Ok((scan.is_by_row(), scan.bounds()?)));
+    let look = move || Scan::of_delivered(&place, bytes).and_then(|scan| Ok((scan.is_by_row(), scan.bounds()?)));
     let looked = tokio::task::spawn_blocking(look).await.expect("looking does not panic");
     let (by_row, bounds) = looked.map_err(|error| refused(&source.name, &error))?;
     let words = serde_json::to_string(&wanted).expect("names and numbers are always JSON");
@@ -328,7 +328,7 @@ impl Replayer {
     async fn desk(&self, wanted: &Wanted) -> Result<Desk, Halt> {
         let (source, bytes) = (self.source.clone(), self.settings.bounds.event_bytes_max);
         let opened = tokio::task::spawn_blocking(move || {
-            let scan = Scan::within(&source, bytes).map_err(|error| refused(&source.name, &error).to_string())?;
+            let scan = Scan::of_delivered(&source, bytes).map_err(|error| refused(&source.name, &error).to_string())?;
             let state = open::reader(&source.state_path()).map_err(|error| error.to_string())?;
             Ok((scan, state))
         });

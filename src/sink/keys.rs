@@ -27,6 +27,33 @@ section! {
     }
 }
 
+/// What the settings of a server's client tell: they have `format` and `ack_timeout`, and TLS where it is said. What one of them tells
+/// besides stands behind that.
+macro_rules! told {
+    ($sink:ident, $($tls:ident).+; $($more:tt)*) => {
+        impl $crate::sink::Told for Settings {
+            fn open(&self, port: $crate::sink::Port) -> Box<dyn $crate::sink::Sink> {
+                Box::new(super::$sink::new(self.clone(), port))
+            }
+
+            fn format(&self) -> $crate::sink::format::Format {
+                self.format
+            }
+
+            fn files(&self) -> Vec<std::path::PathBuf> {
+                self.$($tls).+.as_ref().map($crate::sink::tls::Tls::files).unwrap_or_default()
+            }
+
+            fn set_ack_timeout(&mut self, ack_timeout: std::time::Duration) {
+                self.ack_timeout = ack_timeout;
+            }
+
+            $($more)*
+        }
+    };
+}
+pub(super) use told;
+
 /// The wire form of a broker's messages.
 pub(super) fn format(key: &KeyPath, word: Option<&String>, checker: &mut Checker<'_>) -> Format {
     if word.is_some_and(|word| word == "cloudevents") {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::format::Format;
 use super::{Maker, Port, Sink};
+use crate::event::{Destination, Event};
 use crate::setting::Checker;
 use crate::setting::key::Section;
 
@@ -101,6 +102,11 @@ pub trait Told {
         None
     }
 
+    /// Where the event is to go, as far as that has a name.
+    fn destination(&self, _: &Event<'_>, _source: &str) -> Destination {
+        Destination::Unknown
+    }
+
     /// The relay's. What acknowledges at once has nothing to wait for.
     fn set_ack_timeout(&mut self, _: Duration) {}
 }
@@ -120,6 +126,11 @@ impl Settings {
     /// See [`Told::files`].
     pub fn files(&self) -> Vec<PathBuf> {
         self.told().files()
+    }
+
+    /// See [`Told::destination`].
+    pub fn destination(&self, event: &Event<'_>, source: &str) -> Destination {
+        self.told().destination(event, source)
     }
 
     /// See [`Told::destination_file`].

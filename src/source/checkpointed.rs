@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, named_params};
 
+use super::feed::{Care, NEWEST_ROWS};
 use super::mapping::{Mapping, Pushed};
 use super::plan::Plan;
 use super::reader::{Halt, Look, Mark, ReadFault, ReadRequest};
@@ -18,11 +19,14 @@ pub struct Checkpointed {
     mapping: Mapping,
     /// Of a table read by its feed: the version of the schema under which the feed was found whole.
     whole_at: Option<i64>,
+    care: Care,
+    /// What that left out.
+    warnings: Vec<String>,
 }
 
 impl Checkpointed {
-    pub fn new(mapping: Mapping) -> Self {
-        Self { mapping, whole_at: None }
+    pub fn new(mapping: Mapping, care: Care) -> Self {
+        Self { mapping, whole_at: None, care, warnings: Vec::new() }
     }
 
     /// Sees that every row is in the feed, at first and whenever the schema has changed: without a change of the schema the trigger
@@ -36,12 +40,23 @@ impl Checkpointed {
             if self.whole_at == Some(version) {
                 return Ok(());
             }
-            let (trigger, unfed) = (feed.check(connection)?, feed.unfed(connection)?);
+            let trigger = feed.check(connection)?;
+            let (unfed, longer) = match self.care {
+                Care::Whole => (feed.unfed(connection)?, Vec::new()),
+                Care::Newest => feed.unfed_newest(connection)?,
+            };
             if open::schema_version(connection)? != version {
                 continue;
             }
             let what = match (trigger, unfed) {
                 (Ok(()), 0) => {
+                    let left_out = |table: &&str| {
+                        format!(
+                            "of {table} the newest {NEWEST_ROWS} rows are in the feed; whether all older ones are was not looked at (`run` \
+                             looks at all before it sends anything)"
+                        )
+                    };
+                    self.warnings = longer.iter().map(left_out).collect();
                     self.whole_at = Some(version);
                     return Ok(());
                 }
@@ -75,7 +90,7 @@ impl Checkpointed {
         let plan = Plan::of(connection, &mapping)?;
         let head_id = head_id.unwrap_or_default();
         let (head, has_events) = (Position(head), first.is_some());
-        Ok(Look { before_first, head, head_id, has_events, mapping, plan, warnings: Vec::new() })
+        Ok(Look { before_first, head, head_id, has_events, mapping, plan, warnings: self.warnings.clone() })
     }
 
     /// The highest key that was ever given out; where SQLite gives keys out again, the highest that is there.

@@ -7,6 +7,7 @@ mod read;
 use std::fmt;
 use std::time::Duration;
 
+pub use super::decode::Form;
 use super::json_path::JsonPath;
 
 /// One table, or what is read in its place.
@@ -71,7 +72,8 @@ pub enum Take {
     Column {
         name: String,
         path: Option<JsonPath>,
-        form: Option<FormWord>,
+        /// `as = ...`.
+        form: Option<Form>,
     },
     /// The first that is not `NULL`.
     First(Vec<String>),
@@ -86,48 +88,6 @@ pub enum Take {
 pub enum Piece {
     Literal(String),
     Column(String),
-}
-
-/// How a column's value is to be understood (`as = ...`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FormWord {
-    /// Text and blobs as they are, numbers in decimal.
-    Plain,
-    Text,
-    Integer,
-    Blob,
-    Uuid,
-    /// A blob whose first three groups stand in reverse byte order, as .NET writes them.
-    UuidMixed,
-    Hex,
-    Json,
-    Jsonb,
-    Iso,
-    Seconds,
-    Millis,
-    Micros,
-}
-
-pub const FORMS: [(&str, FormWord); 13] = [
-    ("plain", FormWord::Plain),
-    ("text", FormWord::Text),
-    ("integer", FormWord::Integer),
-    ("blob", FormWord::Blob),
-    ("uuid", FormWord::Uuid),
-    ("uuid_mixed", FormWord::UuidMixed),
-    ("hex", FormWord::Hex),
-    ("json", FormWord::Json),
-    ("jsonb", FormWord::Jsonb),
-    ("iso", FormWord::Iso),
-    ("epoch_s", FormWord::Seconds),
-    ("epoch_ms", FormWord::Millis),
-    ("epoch_us", FormWord::Micros),
-];
-
-impl FormWord {
-    pub fn word(self) -> &'static str {
-        FORMS.into_iter().find(|(_, form)| *form == self).map_or("", |(word, _)| word)
-    }
 }
 
 /// Which rows are to be sent.
@@ -203,11 +163,18 @@ impl Take {
         }
     }
 
-    pub fn form(&self) -> Option<FormWord> {
+    pub fn form(&self) -> Option<Form> {
         match self {
             Take::Column { form, .. } => *form,
             _ => None,
         }
+    }
+}
+
+impl DeclaredRows {
+    /// Rows are only read.
+    pub fn is_unmarked(&self) -> bool {
+        self.on_delivered == Mark::Set(Vec::new())
     }
 }
 
@@ -237,6 +204,23 @@ impl Declared {
             .into_iter()
             .filter_map(|(key, sql)| sql.map(|sql| (key, sql.as_str())))
             .collect()
+    }
+
+    /// Where delivered rows move elsewhere: that table, read like this one, and nothing marked there.
+    pub fn archived(&self) -> Option<Self> {
+        let (From::Table { join, .. }, Some(rows)) = (&self.from, &self.rows) else { return None };
+        let Mark::Archive(archive) = &rows.on_delivered else { return None };
+        let rows = DeclaredRows {
+            row: rows.row.clone(),
+            pending: Pending::Sql("0".into()),
+            order: Vec::new(),
+            on_delivered: Mark::Set(Vec::new()),
+            on_retry: None,
+            on_rejected: None,
+            on_dead_letter: None,
+        };
+        let from = From::Table { name: archive.clone(), join: join.clone() };
+        Some(Self { from, rows: Some(rows), ..self.clone() })
     }
 
     /// Field by field, for people.

@@ -23,9 +23,12 @@ pub struct Field {
     pub label: String,
     pub path: Option<JsonPath>,
     pub form: Form,
+    /// It is an object of these, which are further columns of the statement; none: it is not.
+    pub members: Vec<Member>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// How a column's value is to be understood (`as = ...`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Text and blobs as they are, numbers in decimal.
     Plain,
@@ -33,17 +36,39 @@ pub enum Form {
     Integer,
     Blob,
     Uuid,
+    /// A blob whose first three groups stand in reverse byte order, as .NET writes them.
     UuidMixed,
     Hex,
     Json,
+    /// What headers are.
     JsonObject,
     /// SQL has made JSON text of it, or left the blob where it is none.
     Jsonb,
     Iso,
     /// An integer, of which so many are a second.
     Epoch(i64),
-    /// An object of other columns of the statement, from the one with this index on.
-    Object(Vec<Member>),
+}
+
+/// Those that can be said.
+pub const FORMS: [(&str, Form); 12] = [
+    ("text", Form::Text),
+    ("integer", Form::Integer),
+    ("blob", Form::Blob),
+    ("uuid", Form::Uuid),
+    ("uuid_mixed", Form::UuidMixed),
+    ("hex", Form::Hex),
+    ("json", Form::Json),
+    ("jsonb", Form::Jsonb),
+    ("iso", Form::Iso),
+    ("epoch_s", Form::Epoch(1)),
+    ("epoch_ms", Form::Epoch(1_000)),
+    ("epoch_us", Form::Epoch(1_000_000)),
+];
+
+impl Form {
+    pub fn word(self) -> &'static str {
+        FORMS.into_iter().find(|(_, form)| *form == self).map_or("", |(word, _)| word)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +80,14 @@ pub struct Member {
 
 impl Field {
     pub fn absent() -> Self {
-        Self { sql: "NULL".into(), size: "0".into(), label: String::new(), path: None, form: Form::Plain }
+        Self {
+            sql: "NULL".into(),
+            size: "0".into(),
+            label: String::new(),
+            path: None,
+            form: Form::Plain,
+            members: Vec::new(),
+        }
     }
 }
 
@@ -211,6 +243,10 @@ impl Form {
             (Form::Uuid | Form::UuidMixed, _) => wanted("a UUID"),
             (Form::Jsonb, ValueRef::Blob(_)) => Err("is no JSONB that SQLite can read".into()),
             (Form::Json | Form::JsonObject | Form::Jsonb, ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => {
+                // No headers, as many write it.
+                if *self == Form::JsonObject && matches!(bytes.trim_ascii(), b"" | b"null") {
+                    return Ok(None);
+                }
                 serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| format!("is no JSON: {error}"))?;
                 if *self == Form::JsonObject && bytes.trim_ascii_start().first() != Some(&b'{') {
                     return Err("is no JSON object".into());
@@ -231,7 +267,6 @@ impl Form {
                 }
             }
             (Form::Epoch(_), _) => wanted("a whole number"),
-            (Form::Object(_), _) => Ok(None),
         }
     }
 }

@@ -17,6 +17,17 @@ pub use self::make::{Made, MakeError, Run, make};
 use super::fit::{Misfit, quoted};
 
 const SLICE_ROWS: usize = 2_000;
+/// What is looked at in haste.
+pub const NEWEST_ROWS: usize = 20_000;
+
+/// How much of a table is compared with its feed before anything is read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// All of it.
+    Whole,
+    /// The newest rows, for who looks and sends nothing: about a second a million rows is too long to wait for.
+    Newest,
+}
 
 /// A table that has a feed, or may have one.
 #[derive(Clone, Debug, PartialEq)]
@@ -185,6 +196,26 @@ impl Feed {
             unfed += self.unfed_in(connection, table)?;
         }
         Ok(unfed)
+    }
+
+    /// The same of the newest rows, so many of each table; and of which tables there are more.
+    pub fn unfed_newest(&self, connection: &Connection) -> rusqlite::Result<(u64, Vec<&str>)> {
+        let (mut unfed, mut longer) = (0, Vec::new());
+        for table in std::iter::once(&self.table).chain(&self.archive) {
+            let keys = self.listed(|_, column| quoted(&column.name), ", ");
+            let order = match connection.prepare(&format!("SELECT rowid FROM {} LIMIT 0", quoted(table))) {
+                Ok(_) => "rowid DESC".to_owned(),
+                Err(_) => self.listed(|_, column| format!("{} DESC", quoted(&column.name)), ", "),
+            };
+            let newest = format!("SELECT {keys} FROM {} ORDER BY {order} LIMIT {NEWEST_ROWS}", quoted(table));
+            let sql = format!("SELECT count(*) FROM ({newest}) o WHERE {}", self.is_missing());
+            unfed += connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64;
+            let sql = format!("SELECT EXISTS (SELECT 1 FROM ({newest} OFFSET {NEWEST_ROWS}))");
+            if connection.query_row(&sql, [], |row| row.get(0))? {
+                longer.push(table.as_str());
+            }
+        }
+        Ok((unfed, longer))
     }
 
     fn unfed_in(&self, connection: &Connection, table: &str) -> rusqlite::Result<u64> {

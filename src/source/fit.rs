@@ -98,10 +98,10 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
         ))));
     };
     let key = Key::of(connection, &table, &column)?;
-    let refusal = if declared.rows.is_some() {
-        key.refusal_by_row(&table, &column)
-    } else {
-        key.refusal_by_checkpoint(&table, &column, declared.allow_reused_positions)
+    let refusal = match &declared.rows {
+        Some(rows) if rows.is_unmarked() => None,
+        Some(_) => key.refusal_by_row(&table, &column),
+        None => key.refusal_by_checkpoint(&table, &column, declared.allow_reused_positions),
     };
     if let Some(refusal) = refusal {
         return Ok(Err(Misfit::Unusable(refusal)));

@@ -4,7 +4,7 @@
 
 use rusqlite::types::ValueRef;
 
-use super::decode::{self, Field, Form};
+use super::decode::{self, Field};
 use super::feed::Feed;
 use crate::clock;
 use crate::controls::{self, Protection};
@@ -72,8 +72,8 @@ pub struct RowMapping {
     pub walk: Option<String>,
     /// Columns of the table that `pending` compares, and that are not `NULL` in a pending row.
     pub tested: Vec<String>,
-    /// Which were delivered, as far as the table says.
-    pub delivered: String,
+    /// Which were delivered, as far as the table says; `None`: they have left it.
+    pub delivered: Option<String>,
     pub on_delivered: Vec<String>,
     /// The same for a row that was dead before.
     pub on_released: Vec<String>,
@@ -234,8 +234,8 @@ impl Mapping {
             self.kind.complain(&mut defect, "type", "is NULL");
         }
         let kind = kind.unwrap_or_default();
-        let payload = match &self.payload.form {
-            Form::Object(members) if bytes <= event_bytes_max => {
+        let payload = match self.payload.members.as_slice() {
+            members @ [_, ..] if bytes <= event_bytes_max => {
                 Some(decode::object(members, row, &mut defect)?.into_bytes().into())
             }
             _ => self.payload.bytes(row.get_ref(column::PAYLOAD)?, "payload", &mut defect),
@@ -252,10 +252,8 @@ impl Mapping {
             (None, ValueRef::Text(bytes) | ValueRef::Blob(bytes)) if defect.is_some() => Some(bytes.into()),
             (payload, _) => payload,
         };
-        let headers = match &self.headers.form {
-            Form::Object(members) if bytes <= event_bytes_max => {
-                Some(decode::object(members, row, &mut defect)?.into())
-            }
+        let headers = match self.headers.members.as_slice() {
+            members @ [_, ..] if bytes <= event_bytes_max => Some(decode::object(members, row, &mut defect)?.into()),
             _ => self.headers.text(row.get_ref(column::HEADERS)?, "headers", &mut defect),
         };
         let key = self.key.bytes(row.get_ref(column::KEY)?, "key", &mut defect);

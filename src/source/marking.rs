@@ -29,6 +29,7 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
                 format!("INSERT INTO {} SELECT * FROM {table} {place}", quoted(archive)),
                 format!("DELETE FROM {table} {place}"),
             ],
+            Mark::Set(columns) if columns.is_empty() => Vec::new(),
             Mark::Set(columns) => {
                 let set: Vec<String> = columns
                     .iter()
@@ -55,9 +56,8 @@ pub fn row_mapping(declared: &Declared, rows: &DeclaredRows, column: &dyn Fn(&st
         }
     }
     let delivered = match left_by(&rows.on_delivered, column) {
-        Some(left) => left,
-        None if matches!(rows.on_delivered, Mark::Set(_)) => format!("NOT ({guard})"),
-        None => "0".to_owned(),
+        Some(left) => Some(left),
+        None => matches!(rows.on_delivered, Mark::Set(_)).then(|| format!("NOT ({guard})")),
     };
     RowMapping {
         pending: predicate(&rows.pending, column),

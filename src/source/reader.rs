@@ -18,6 +18,7 @@ use tokio::sync::{mpsc as channel, oneshot, watch};
 
 use self::desk::Desk;
 use super::Settings;
+use super::feed::Care;
 use super::filter::Filter;
 use super::mapping::Mapping;
 use super::plan::Plan;
@@ -174,6 +175,15 @@ impl Drop for LastRing {
 
 impl Reader {
     pub fn start(settings: Settings) -> std::io::Result<Self> {
+        Self::start_with(settings, Care::Whole)
+    }
+
+    /// For a look at a source from which nothing is to be sent.
+    pub fn glance(settings: Settings) -> std::io::Result<Self> {
+        Self::start_with(settings, Care::Newest)
+    }
+
+    fn start_with(settings: Settings, care: Care) -> std::io::Result<Self> {
         let (requests, queue) = mpsc::channel();
         let waiting = SourceState::Waiting(format!("{} was not looked at yet", settings.path.display()));
         let (state_tx, state) = watch::channel(waiting);
@@ -181,7 +191,7 @@ impl Reader {
         metric::source_ready(&settings.name, false);
         let by_row = settings.is_by_row();
         let kept = Arc::new(settings.clone());
-        let desk = Desk::new(settings, queue, wake, state_tx);
+        let desk = Desk::new(settings, queue, wake, state_tx, care);
         thread::Builder::new().name("reader".into()).spawn(move || desk.run())?;
         Ok(Self { requests, bell: Arc::new(LastRing(bell)), by_row, settings: kept, state })
     }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
+use super::declared::Declared;
 use super::fit::{self, Misfit, quoted};
 use super::inspection;
 use super::mapping::Mapping;
@@ -48,8 +49,22 @@ impl Scan {
         Self::within(settings, EVENT_BYTES_MAX)
     }
 
-    /// Larger events are not read whole.
-    pub fn within(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
+    /// What was delivered and is still there: where rows move to an archive, that. Larger events are not read whole.
+    pub fn of_delivered(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
+        let kept = |table: &Declared| table.archived().unwrap_or_else(|| table.clone());
+        let kept = Settings { tables: settings.tables.iter().map(kept).collect(), ..settings.clone() };
+        let scan = Self::within(&kept, event_bytes_max)?;
+        if scan.mapping.rows.as_ref().is_some_and(|rows| rows.delivered.is_none()) {
+            return Err(ScanError::Unusable(format!(
+                "the rows of {} are deleted when they are delivered, so that none is left to be sent again. Remedy: on_delivered = \
+                 {{ archive = \"...\" }} keeps them for another time",
+                scan.mapping.table
+            )));
+        }
+        Ok(scan)
+    }
+
+    fn within(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
         if let Some(refusal) = inspection::refusal(settings) {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
@@ -113,7 +128,7 @@ impl Scan {
         let place = self.place();
         let settled = match (&self.mapping.rows, which) {
             (_, Which::All) => String::new(),
-            (Some(rows), Which::Settled(_)) => format!(" AND {}", rows.delivered),
+            (Some(rows), Which::Settled(_)) => format!(" AND {}", rows.delivered.as_deref().unwrap_or("0")),
             (None, Which::Settled(position)) => format!(" AND {place} <= {position}"),
         };
         let filter = format!("{place} > :after AND {place} <= :last{settled}{}", self.mapping.and_there());
@@ -122,16 +137,16 @@ impl Scan {
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(named_params! { ":after": after, ":last": last })?;
         let mut batch = BatchBuilder::with_capacity(PAGE_EVENTS_MAX, 64 << 10);
-        let mut last = None;
+        let mut last_key = None;
         while let Some(row) = rows.next()? {
             self.mapping.push(row, &mut batch, self.event_bytes_max, |_| true)?;
-            last = Some(Mapping::row_key(row)?);
+            last_key = Some(Mapping::row_key(row)?);
             if batch.bytes() >= PAGE_BYTES_MAX {
                 break;
             }
         }
         drop(rows);
-        let Some(last) = last else { return Ok(None) };
+        let Some(last_key) = last_key else { return Ok(None) };
         let nameless = || {
             let row = &self.mapping.row;
             ScanError::Unusable(format!(
@@ -139,13 +154,16 @@ impl Scan {
                 self.mapping.table
             ))
         };
-        let last = last.ok_or_else(nameless)?;
+        last_key.ok_or_else(nameless)?;
         let next = match (self.is_by_row(), batch.end()) {
             (false, Some((position, _))) => position.0,
             _ => {
-                let sql =
-                    format!("SELECT o.rowid FROM {} o WHERE {} = ?1", quoted(&self.mapping.table), self.mapping.row);
-                self.connection.prepare_cached(&sql)?.query_row([&last], |row| row.get(0))?
+                let (from, taken) = (&self.mapping.from, batch.len());
+                let sql = format!(
+                    "SELECT max(place) FROM (SELECT {place} AS place FROM {from} WHERE {filter} ORDER BY {place} LIMIT {taken})"
+                );
+                let range = named_params! { ":after": after, ":last": last };
+                self.connection.prepare_cached(&sql)?.query_row(range, |row| row.get(0))?
             }
         };
         Ok(Some(Page { batch: batch.finish(Position(next), 0), next }))

@@ -20,6 +20,13 @@ pub enum Kind {
     Sql,
 }
 
+impl Kind {
+    /// By itself, or when somebody else does something: what is tried again, with backoff.
+    pub fn passes(self) -> bool {
+        matches!(self, Kind::Busy | Kind::Storage | Kind::CannotOpen)
+    }
+}
+
 /// `(kind, extended code)`; code 0 where the error is not SQLite's own.
 pub fn classify(error: &rusqlite::Error) -> (Kind, i32) {
     let code = match error {

@@ -20,6 +20,56 @@ pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
 /// and load nothing. (Nothing could be written before either.)
 pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, 1 << 20)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_COMPOUND_SELECT, 50)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, 500)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)?;
+    connection.authorizer(Some(|context: AuthContext<'_>| {
+        // Statements that mark rows are looked at here, and run elsewhere.
+        let marks = matches!(
+            context.action,
+            AuthAction::Transaction { .. }
+                | AuthAction::Insert { .. }
+                | AuthAction::Update { .. }
+                | AuthAction::Delete { .. }
+        );
+        allowed(marks || reads(&context.action))
+    }))
+}
+
+/// Runs what a person wrote on a connection that writes. It may read, and add to one table of the application's, or change there what it
+/// finds instead; what the application's own triggers do then is the application's. Nothing bounds its time:
+/// SQLite answers an interruption of what writes with a ROLLBACK of the whole transaction, which others share.
+pub fn fenced<T>(connection: &Connection, run: impl FnOnce(&Connection) -> T) -> rusqlite::Result<T> {
+    let is_ours = |table: &str| {
+        let is = |prefix: &str| table.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+        is("outboxd_") || is("sqlite_")
+    };
+    let mut named: Option<String> = None;
+    connection.authorizer(Some(move |context: AuthContext<'_>| {
+        allowed(match context.action {
+            AuthAction::Insert { table_name } if context.accessor.is_none() => {
+                named = Some(table_name.to_owned());
+                !is_ours(table_name)
+            }
+            AuthAction::Update { table_name, .. } if context.accessor.is_none() => named.as_deref() == Some(table_name),
+            AuthAction::Insert { table_name }
+            | AuthAction::Update { table_name, .. }
+            | AuthAction::Delete { table_name } => context.accessor.is_some() && !is_ours(table_name),
+            action => reads(&action),
+        })
+    }))?;
+    let result = run(connection);
+    connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
+    Ok(result)
+}
+
+fn allowed(is_allowed: bool) -> Authorization {
+    if is_allowed { Authorization::Allow } else { Authorization::Deny }
+}
+
+fn reads(action: &AuthAction<'_>) -> bool {
     const PRAGMAS: [&str; 8] = [
         "data_version",
         "journal_mode",
@@ -30,30 +80,14 @@ pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
         "index_info",
         "index_xinfo",
     ];
-    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-    connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, 1 << 20)?;
-    connection.set_limit(Limit::SQLITE_LIMIT_COMPOUND_SELECT, 50)?;
-    connection.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, 500)?;
-    connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)?;
-    connection.authorizer(Some(|context: AuthContext<'_>| match context.action {
-        AuthAction::Select
-        | AuthAction::Read { .. }
-        | AuthAction::Recursive
-        | AuthAction::Transaction { .. }
-        // Statements that mark rows are looked at here, and run elsewhere.
-        | AuthAction::Insert { .. }
-        | AuthAction::Update { .. }
-        | AuthAction::Delete { .. } => Authorization::Allow,
-        AuthAction::Function { function_name } if function_name != "load_extension" => Authorization::Allow,
+    match *action {
+        AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => true,
+        AuthAction::Function { function_name } => function_name != "load_extension",
         AuthAction::Pragma { pragma_name, pragma_value } => {
-            let reads = pragma_name != "journal_mode" || pragma_value.is_none();
-            match PRAGMAS.contains(&pragma_name) && reads {
-                true => Authorization::Allow,
-                false => Authorization::Deny,
-            }
+            PRAGMAS.contains(&pragma_name) && (pragma_name != "journal_mode" || pragma_value.is_none())
         }
-        _ => Authorization::Deny,
-    }))
+        _ => false,
+    }
 }
 
 /// How long one look may take. Clones are of the same connection.

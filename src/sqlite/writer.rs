@@ -190,7 +190,7 @@ impl Desk {
                     let (kind, code) = fault::classify(&error);
                     metric::busy(&self.file, code);
                     metric::transaction(&self.file, metric::TransactionResult::Retried);
-                    if !matches!(kind, Kind::Busy | Kind::Storage | Kind::CannotOpen) {
+                    if !kind.passes() {
                         metric::transaction(&self.file, metric::TransactionResult::Failed);
                         let text = error.to_string();
                         for job in jobs {
@@ -279,11 +279,7 @@ impl Desk {
                 connection.prepare_cached("RELEASE job")?.execute([])?;
                 Ok(Ok(()))
             }
-            Err(JobError::Sqlite(error))
-                if matches!(fault::classify(&error).0, Kind::Busy | Kind::Storage | Kind::CannotOpen) =>
-            {
-                Err(error)
-            }
+            Err(JobError::Sqlite(error)) if fault::classify(&error).0.passes() => Err(error),
             Err(error) => {
                 connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
                 Ok(Err(error))

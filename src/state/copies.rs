@@ -5,7 +5,7 @@ use rusqlite::{Connection, named_params, params};
 
 use crate::clock;
 use crate::controls::{self, Seam};
-use crate::event::{Death, Position, RowKey};
+use crate::event::{Death, Destination, Position, RowKey};
 use crate::sqlite::writer::JobError;
 
 pub(super) const TABLE: &str = "
@@ -74,6 +74,7 @@ pub fn waiting(connection: &Connection, consumer: &str, after: i64, most: usize)
                 reason: row.get::<_, Option<String>>(6)?.unwrap_or_default(),
                 detail: row.get::<_, Option<String>>(7)?.unwrap_or_default(),
                 at: row.get(8)?,
+                destination: Destination::Unknown,
             },
             payload: row.get(9)?,
         })

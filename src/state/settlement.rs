@@ -13,6 +13,7 @@ use crate::event::{Position, RowKey};
 use crate::source::mapping::RowMapping;
 use crate::source::reader::Mark;
 use crate::sqlite::writer::JobError;
+use crate::sqlite::{fault, open};
 
 /// Everything that a settlement changes.
 #[derive(Clone, Debug, Default)]
@@ -88,6 +89,17 @@ impl Settlement {
     }
 }
 
+/// What the disk does is tried again; what a person wrote is for a person to mend.
+fn of_a_person(error: JobError) -> JobError {
+    match error {
+        JobError::Sqlite(error) if !fault::classify(&error).0.passes() => JobError::Refused(format!(
+            "what the source's `on_dead_letter` says could not be done: {error}. Nothing was passed over. Remedy: mend it, or leave \
+             dead_letter_row out, then `outboxd resume`"
+        )),
+        error => error,
+    }
+}
+
 fn mark_row(
     connection: &Connection,
     mapping: &RowMapping,
@@ -117,7 +129,7 @@ fn mark_row(
         run(if guarded { sql } else { sql.split(" AND ").next().unwrap_or(sql) })?;
     }
     if let (RowMark::Rejected(_), Some(sql)) = (mark, &mapping.on_dead_letter) {
-        run(sql)?;
+        open::fenced(connection, |_| run(sql))?.map_err(of_a_person)?;
     }
     controls::reach(Seam::Mark);
     Ok(())

@@ -253,7 +253,7 @@ fn marking() -> RowMapping {
         pending: "o.status = 'pending'".into(),
         order: Vec::new(),
         walk: None,
-        delivered: "o.status = 'done'".into(),
+        delivered: Some("o.status = 'done'".into()),
         on_delivered: one("UPDATE work SET status = 'done', at = :now WHERE id = :row AND status = 'pending'"),
         on_released: one(
             "UPDATE work SET status = 'late', at = :now WHERE id = :row AND status IN ('pending', 'failed')",

@@ -35,7 +35,7 @@ metrics_table! {
     CONSUMER_STATE = "outboxd_consumer_state", "gauge", ["consumer", "state"], "1 for the state that the consumer is in: starting, waiting, running, unavailable, halted, paused, stopped.";
     HELD_KEYS = "outboxd_held_keys", "gauge", ["consumer"], "Keys whose head was refused; later events of them wait.";
     HELD_OLDEST_SECONDS = "outboxd_held_oldest_seconds", "gauge", ["consumer"], "Age of the oldest hold; 0 when there is none.";
-    DEAD_LETTERS = "outboxd_dead_letters", "gauge", ["consumer"], "Events whose attempts are spent.";
+    DEAD_LETTERS = "outboxd_dead_letters", "gauge", ["consumer"], "Events whose attempts are spent and whose keys wait behind them (those that `on_reject = \"skip\"` passed over: `outboxd_events_total`, outcome `skipped`).";
     DEAD_LETTERS_COPIED_TOTAL = "outboxd_dead_letters_copied_total", "counter", ["consumer"], "Copies of dead letters that the dead-letter sink has acknowledged.";
     DEAD_LETTER_COPIES = "outboxd_dead_letter_copies", "gauge", ["consumer"], "Copies of dead letters that the dead-letter sink has not acknowledged yet; 0 without one.";
     ORDER_VIOLATIONS_TOTAL = "outboxd_order_violations_total", "counter", ["consumer"], "Deliveries that came after a later one of their key, by the daemon's own check: always 0. It remembers the last delivery of up to 4,096 keys.";

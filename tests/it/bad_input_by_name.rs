@@ -164,11 +164,13 @@ items! { values:
 
     null_headers: |row| row.headers = Cell::Null => everywhere(AsItIs);
     blob_headers: |row| row.headers = blob() => everywhere(Dead("undecodable", "column for headers"));
-    integer_headers: |row| row.headers = Cell::Integer(7) => everywhere(AsItIs);
-    real_headers: |row| row.headers = Cell::Real(7.5) => everywhere(AsItIs);
-    invalid_utf8_in_headers: |row| row.headers = not_utf8() => everywhere(Dead("undecodable", "column for headers (headers as plain) is not UTF-8"));
-    headers_that_are_no_json: |row| row.headers = text("tenant=blue") => everywhere(AsItIs);
-    headers_that_are_a_list: |row| row.headers = text("[1]") => everywhere(AsItIs);
+    integer_headers: |row| row.headers = Cell::Integer(7) => everywhere(Dead("undecodable", "column for headers (headers) is an INTEGER, where JSON is wanted"));
+    real_headers: |row| row.headers = Cell::Real(7.5) => everywhere(Dead("undecodable", "column for headers"));
+    empty_headers: |row| row.headers = text("") => everywhere(AsItIs);
+    headers_that_are_json_null: |row| row.headers = text(" null ") => everywhere(AsItIs);
+    invalid_utf8_in_headers: |row| row.headers = not_utf8() => everywhere(Dead("undecodable", "column for headers (headers)"));
+    headers_that_are_no_json: |row| row.headers = text("tenant=blue") => everywhere(Dead("undecodable", "column for headers (headers) is no JSON: "));
+    headers_that_are_a_list: |row| row.headers = text("[1]") => everywhere(Dead("undecodable", "column for headers (headers) is no JSON object"));
     json_10000_deep_in_headers: |row| row.headers = text(format!(r#"{{"deep":{},"tenant":"blue"}}"#, nested(10_000)))
         => everywhere(AsItIs).header("/headers/tenant", json!("blue")).header("/headers/deep", json!(nested(10_000)));
     header_that_is_an_object: |row| row.headers = text(r#"{"o":{"a": [1]},"tenant":"blue"}"#)

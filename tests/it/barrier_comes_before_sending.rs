@@ -10,6 +10,7 @@ use crate::support::daemon::{Daemon, lines, one_relay, relay};
 use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::fleet::{self, Relays, arrived, until};
+use crate::support::wait::throughout;
 
 /// What a trace shows, in order.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,8 +66,7 @@ async fn for_every_commit_that_was_read() {
         })
         .await;
     }
-    // Nothing changes: nothing is synced.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    throughout("nothing changes, and nothing is synced", Duration::from_secs(1), || steps(&daemon.trace()).len() <= 40);
     daemon.kill();
     let trace = daemon.trace();
     // An error that another's sync met is told to a descriptor that was open by then, and to none that is opened later.
@@ -119,8 +119,7 @@ async fn and_where_it_fails_nothing_more_is_sent_from_that_source() {
         .output()
         .unwrap();
     println!("resume: {}", String::from_utf8_lossy(&resumed.stdout));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(sent("bad.ndjson"), 1, "nothing that may not be durable was sent");
+    throughout("nothing that may not be durable is sent", Duration::from_secs(1), || sent("bad.ndjson") == 1);
     assert!(daemon.trace().contains("EIO"), "the fault was not injected");
     assert_eq!(daemon.trace().matches("fdatasync").count(), 2, "the sync was not tried again: {}", daemon.trace());
 }

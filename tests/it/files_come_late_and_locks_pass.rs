@@ -70,7 +70,7 @@ async fn locked(begin: &str, place: StatePlace) {
     // And once more, while settlements are under way.
     rig.far_side.delay(Duration::from_millis(300));
     crate::support::rig::insert(&rig.app, "e101", "k");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("it is on its way", || rig.status().in_flight == 1).await;
     rig.app.execute_batch(begin).unwrap();
     rig.arrives("e101").await;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod a_bad_network_loses_nothing;
+mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
 mod audits;
 mod bad_input_by_name;
@@ -27,6 +28,7 @@ mod dead_letters_are_operated;
 mod demo;
 mod disks_fill_and_fail;
 mod eventsource_consumers_go_on;
+mod eventsource_dead_letters_are_understood;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
 mod faults_of_kafka_show_and_heal;
@@ -56,6 +58,7 @@ mod refusals;
 mod relays_keep_to_what_was_said;
 mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;
+mod replays_and_copies_reach_the_brokers;
 mod replays_stand_beside_the_live_flow;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;

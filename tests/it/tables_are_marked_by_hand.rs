@@ -1,5 +1,7 @@
 //! A table of any application whose rows are marked: which are pending, in which order, and what becomes of each.
 
+use outboxd::consumer::control::{Command, Operation};
+use outboxd::consumer::replay::Wanted;
 use outboxd::consumer::status::State;
 use outboxd::consumer::{Bounds, OnReject};
 use outboxd::event::{Reason, Rejection};
@@ -31,6 +33,14 @@ fn start(source: &Settings, far_side: &FarSide, attempts_max: u32) -> Relays {
     relay.on_reject = OnReject::Hold;
     let retry_min = std::time::Duration::from_millis(20);
     relay.bounds = Bounds { attempts_max, retry_min, ..Bounds::default() };
+    Relays::start(std::slice::from_ref(source), vec![relay])
+}
+
+/// The first refusal is the last, and is to stand in the application's table of them.
+fn start_with_rows(source: &Settings, far_side: &FarSide) -> Relays {
+    let mut relay = fleet::relay("r", &source.name, fleet::fake(far_side));
+    relay.bounds = Bounds { attempts_max: 1, ..Bounds::default() };
+    relay.dead_letter_row = true;
     Relays::start(std::slice::from_ref(source), vec![relay])
 }
 
@@ -110,6 +120,103 @@ async fn a_dead_row_without_a_mark_is_passed_over() {
     assert_eq!(told(&table, "SELECT group_concat(id || status) FROM jobs"), "anew");
     assert_eq!(far_side.refused().len(), 1, "it was tried once");
     relays.stop().await;
+}
+
+/// What a person wrote adds to the table that it names, and does nothing else; otherwise nothing is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_for_a_dead_letter_is_added_and_nothing_else_is_done() {
+    let tables = "CREATE TABLE failures (id UNIQUE, why, who); CREATE TABLE counts (n); CREATE TABLE other (x);
+                  CREATE TRIGGER counted AFTER INSERT ON failures BEGIN DELETE FROM counts; INSERT INTO counts VALUES (1); END;";
+    let failed = "on_rejected = { set = { status = \"failed\" } }\n";
+    let row = "SELECT id, :error, :consumer FROM jobs WHERE id = :row AND status = 'failed'";
+    let upsert = "ON CONFLICT (id) DO UPDATE SET why = excluded.why";
+    for (sql, is_taken) in [
+        (format!("INSERT INTO failures {row}"), true),
+        (format!("-- for us\nWITH x AS (SELECT 1) INSERT OR REPLACE INTO failures {row}"), true),
+        (format!("INSERT INTO failures {row} {upsert}"), true),
+        (format!("INSERT INTO failures {row}; DROP TABLE other"), false),
+        (format!("INSERT INTO failures {row}; DELETE FROM other"), false),
+        ("INSERT INTO failures SELECT load_extension('/tmp/x'), 1, 2".to_owned(), false),
+        ("INSERT INTO failures SELECT seq, name, file FROM pragma_database_list()".to_owned(), false),
+        ("INSERT INTO outboxd_meta VALUES ('schema_version', '1')".to_owned(), false),
+        ("INSERT OR REPLACE INTO outboxd_checkpoint SELECT * FROM outboxd_checkpoint".to_owned(), false),
+        ("INSERT INTO sqlite_sequence VALUES ('jobs', 7)".to_owned(), false),
+        ("WITH x AS (SELECT 1) DELETE FROM other".to_owned(), false),
+        ("WITH x AS (SELECT 1) UPDATE jobs SET status = 'sent'".to_owned(), false),
+    ] {
+        let keys = format!("{FIELDS}{PENDING}{SENT}{failed}on_dead_letter = \"\"\"\n{sql}\"\"\"\n");
+        let table = Table::new(&format!("{JOBS}{tables}"), &keys);
+        let far_side = FarSide::default();
+        far_side.reject(|event| (event.id == "a").then(|| Rejection::new(Reason::Refused, "never")));
+        add(&table, "a", "k");
+        add(&table, "b", "other");
+        let relays = start_with_rows(&table.source, &far_side);
+        if is_taken {
+            relays.reaches("r", |status| status.dead == 1 && status.delivered == 1).await;
+            let sql = "SELECT group_concat(id || ' ' || why || ' ' || who || ' ' || n) FROM failures, counts";
+            assert_eq!(told(&table, sql), "a refused: never r 1");
+        } else {
+            let halted = relays.reaches("r", |status| status.state == State::Halted).await;
+            let says = |what: &str| halted.detail.contains(what);
+            assert!(says("`on_dead_letter`") && says("Remedy"), "{sql}: {}", halted.detail);
+            assert_eq!(told(&table, "SELECT group_concat(id || status) FROM jobs"), "anew,bnew", "{sql}");
+        }
+        relays.stop().await;
+    }
+}
+
+/// What goes wrong only when it runs passes nothing over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_for_a_dead_letter_that_cannot_be_added_halts() {
+    let failed = "on_rejected = { set = { status = \"failed\" } }\n";
+    let insert = "on_dead_letter = \"INSERT INTO failures VALUES (NULL, :error)\"\n";
+    let sql = format!("{JOBS}CREATE TABLE failures (id NOT NULL, why);");
+    let table = Table::new(&sql, &format!("{FIELDS}{PENDING}{SENT}{failed}{insert}"));
+    let far_side = FarSide::default();
+    far_side.reject(|event| (event.id == "a").then(|| Rejection::new(Reason::Refused, "never")));
+    add(&table, "a", "k");
+    let relays = start_with_rows(&table.source, &far_side);
+    let halted = relays.reaches("r", |status| status.state == State::Halted).await;
+    for what in ["`on_dead_letter`", "NOT NULL constraint failed: failures.id", "Remedy"] {
+        assert!(halted.detail.contains(what), "{}", halted.detail);
+    }
+    assert_eq!(told(&table, "SELECT group_concat(id || status) FROM jobs"), "anew");
+    relays.stop().await;
+}
+
+/// What was delivered is looked for where it is: in the archive, which no index makes unique; what was deleted is told, not passed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn delivered_rows_are_replayed_from_their_archive_and_deleted_ones_are_refused() {
+    const OLDER: i64 = 2_500;
+    for mark in ["on_delivered = { archive = \"sent_jobs\" }\n", "on_delivered = \"delete\"\n"] {
+        let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{mark}"));
+        let older = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+                     INSERT INTO sent_jobs (id, status, who, body) SELECT 'old' || n, 'new', 'k' || n % 7, '{}' FROM n";
+        table.app.execute(older, [OLDER]).unwrap();
+        add(&table, "a", "k");
+        add(&table, "b", "k");
+        let far_side = FarSide::default();
+        let relays = start(&table.source, &far_side, 3);
+        relays.reaches("r", |status| status.delivered == 2 && status.backlog == 0).await;
+        let all = Operation::Replay(Wanted::default());
+        let asked = relays.handle("r").ask(|reply| Command::Operate(all, reply)).await;
+        if mark.contains("archive") {
+            asked.unwrap();
+            let done = |status: &outboxd::consumer::status::Status| {
+                status.replay.as_ref().is_some_and(|replay| replay.state == "done")
+            };
+            let replay = relays.reaches("r", done).await.replay.unwrap();
+            assert_eq!((replay.sent, replay.left_out), (OLDER as u64 + 2, 0));
+            let again = far_side.arrivals().into_iter().filter(|arrival| arrival.pick.replay).map(|arrival| arrival.id);
+            let older = (1..=OLDER).map(|n| format!("old{n}"));
+            assert!(again.eq(older.chain(["a".to_owned(), "b".to_owned()])), "each once, as they were archived");
+        } else {
+            let refused = asked.unwrap_err().to_string();
+            assert!(refused.contains("deleted when they are delivered") && refused.contains("Remedy"), "{refused}");
+            assert_eq!(relays.status("r").replay, None);
+        }
+        relays.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,6 +419,12 @@ fn mistakes_of_a_description_are_told() {
         (format!("{log}order = [\"x\"]\n"), "this table is read by checkpoint"),
         (format!("{log}read = \"outbox\"\n"), "there is no preset"),
         (format!("{log}query = \"SELECT 1\"\n"), "`table` and `query` are both said"),
+        (log.replace("table = \"t\"", "query = \"PRAGMA table_list\""), "this is no SELECT"),
+        (log.replace("table = \"t\"", "query = \"-- all\\n/* of them */ EXPLAIN SELECT 1\""), "this is no SELECT"),
+        (log.replace("table = \"t\"", "query = \"DELETE FROM t RETURNING *\""), "this is no SELECT"),
+        (log.replace("table = \"t\"", "query = \"events\""), "this is no SELECT"),
+        (log.replace("table = \"t\"", "query = \" -- nothing\""), "this is no SELECT"),
+        (format!("{log}headers = {{ column = \"h\", as = \"text\" }}\n"), "write one of json, jsonb"),
         (format!("{log}refuse_if = \"SELECT 1\"\n"), "refuse_because"),
         ("preset = \"emmet\"\n".to_owned(), "did you mean \"emmett\"?"),
         ("preset = \"outboxd\"\n".to_owned(), "sources.app.read"),

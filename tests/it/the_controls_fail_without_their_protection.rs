@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::a_bad_network_loses_nothing::{CLIENT_REPLACED, a_lost_peer_of_kafka_is_left};
+use crate::a_forgetful_kafka_is_found_again::{FOUND_AGAIN, a_kafka_that_named_no_brokers_is_found_again};
 use crate::sink_contract::amqp::AmqpRig;
 use crate::sink_contract::rig::{Rig, unique};
 use crate::support::application::{Application, Row};
@@ -47,6 +48,13 @@ fn without_waiting_for_acknowledgements_a_kill_loses_events() {
 #[test]
 fn without_a_fresh_client_kafka_stays_away_longer() {
     assert!(!a_lost_peer_of_kafka_is_left(&without("FreshClient"), CLIENT_REPLACED));
+}
+
+/// The client waits for ever, and so does everything that was handed to it.
+#[test]
+fn without_a_watch_on_the_client_a_forgetful_kafka_is_not_found_again() {
+    let off = without("WatchedClient");
+    assert_eq!(a_kafka_that_named_no_brokers_is_found_again(&off, FOUND_AGAIN * 2), None);
 }
 
 /// What comes behind a refused event does not wait for it, and is not sent again behind it: the wrong order stays.

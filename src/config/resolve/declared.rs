@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::config::file::Source;
-use crate::source::declared::{
-    Declared, DeclaredRows, FormWord, From, Literal, Mark, Pending, Refuse, Take, Test, Word,
-};
+use crate::source::declared::{Declared, DeclaredRows, Form, From, Literal, Mark, Pending, Refuse, Take, Test, Word};
 use crate::source::marking::ends_pending;
 
 /// How long one look may take that runs SQL of a person's own.
@@ -69,7 +67,12 @@ fn from(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
             Some(From::Fed { table: table.clone(), archive: section.archive.clone(), join })
         }
         (Some(table), None) if !table.is_empty() => Some(From::Table { name: table.clone(), join }),
-        (None, Some(query)) if !query.trim().is_empty() => Some(From::Query(query.clone())),
+        (None, Some(query)) if !begins_with(query, &["SELECT", "WITH", "VALUES"]) => {
+            let remedy = "write a SELECT; where a table is meant, name it with `table`";
+            complain("query", "this is no SELECT, and nothing else has rows that are events", remedy);
+            None
+        }
+        (None, Some(query)) => Some(From::Query(query.clone())),
         (Some(_), Some(_)) => {
             complain("query", "`table` and `query` are both said", "keep one of them");
             None
@@ -78,15 +81,26 @@ fn from(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
             complain("table", "the name is empty", "name the application's table");
             None
         }
-        (None, Some(_)) => {
-            complain("query", "the query is empty", "write a SELECT");
-            None
-        }
         (None, None) => {
             complain("table", "must be said", "name the application's table, or use a `preset`");
             None
         }
     }
+}
+
+/// Whether SQL begins with one of these words, behind its comments.
+fn begins_with(sql: &str, words: &[&str]) -> bool {
+    let mut rest = sql.trim_start();
+    loop {
+        let behind = match rest.get(..2) {
+            Some("--") => rest.split_once('\n'),
+            Some("/*") => rest.split_once("*/"),
+            _ => break,
+        };
+        rest = behind.map_or("", |(_, behind)| behind).trim_start();
+    }
+    let first = rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    words.iter().any(|word| first.eq_ignore_ascii_case(word))
 }
 
 /// What does not go together with a feed.
@@ -194,8 +208,7 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
     if let Some(Mark::Delete | Mark::Archive(_)) = &section.on_retry {
         complain("on_retry", "an event that is tried again needs its row", "write { set = { ... } }, or leave it out");
     }
-    let inserts = |sql: &String| sql.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("INSERT"));
-    if section.on_dead_letter.as_ref().is_some_and(|sql| !inserts(sql)) {
+    if section.on_dead_letter.as_ref().is_some_and(|sql| !begins_with(sql, &["INSERT", "WITH"])) {
         let reason = "it runs in the transaction that records the dead letter, and may only add a row";
         complain("on_dead_letter", reason, "write one INSERT");
     }
@@ -211,8 +224,8 @@ fn rows(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
 }
 
 fn fields(section: &Source, has_position: bool, complain: &mut impl FnMut(&str, &str, &str)) {
-    use FormWord::{Blob, Hex, Integer, Iso, Json, Jsonb, Micros, Millis, Plain, Seconds, Text, Uuid, UuidMixed};
-    const NAMES: &[FormWord] = &[Text, Integer, Uuid, UuidMixed, Hex];
+    use Form::{Blob, Epoch, Hex, Integer, Iso, Json, Jsonb, Text, Uuid, UuidMixed};
+    const NAMES: &[Form] = &[Text, Integer, Uuid, UuidMixed, Hex];
     let any = [
         ("id", &section.id, NAMES),
         ("key", &section.key, &[Text, Integer, Uuid, UuidMixed, Hex, Blob]),
@@ -221,8 +234,8 @@ fn fields(section: &Source, has_position: bool, complain: &mut impl FnMut(&str, 
         ("version", &section.version, &[Integer, Text]),
         ("type", &section.r#type, NAMES),
         ("payload", &section.payload, &[Text, Blob, Json, Jsonb, Hex]),
-        ("headers", &section.headers, &[Plain, Text, Json, Jsonb]),
-        ("time", &section.time, &[Text, Iso, Seconds, Millis, Micros]),
+        ("headers", &section.headers, &[Json, Jsonb]),
+        ("time", &section.time, &[Text, Iso, Epoch(1), Epoch(1_000), Epoch(1_000_000)]),
     ];
     for (key, take, forms) in any {
         match take {

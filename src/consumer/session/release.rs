@@ -347,6 +347,11 @@ impl Loaded {
     }
 }
 
+/// Its id was missing, or no text: once mended it is another one.
+fn has_no_id(row: &HeldRow) -> bool {
+    row.event_id.is_empty() || row.event_id.contains(char::REPLACEMENT_CHARACTER)
+}
+
 /// The key's first rows, each with its event: from the source, or from the copy that was kept.
 async fn load(
     writer: &Writer,
@@ -375,7 +380,10 @@ async fn load(
         // An event may stand in an outbox twice.
         let at = (0..found.len()).find(|index| match &row.row_key {
             Some(row_key) => found.row_key(*index) == Some(row_key),
-            None => found.event(*index).id == row.event_id,
+            None => {
+                let event = found.event(*index);
+                event.id == row.event_id || (has_no_id(row) && event.position == row.position)
+            }
         });
         let kept = || row.payload.as_deref().and_then(|payload| envelope::read(payload).ok());
         let pushed = match at {

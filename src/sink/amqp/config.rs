@@ -1,18 +1,17 @@
 //! `[sinks.X]` with `type = "amqp"`: its keys, and what follows from them.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Settings, Timestamp};
+use crate::event::{Destination, Event};
 use crate::secret::Secret;
 use crate::setting::key::Fallback::{Absent, Required, Value};
 use crate::setting::key::section;
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{List, Size, Span, Word};
 use crate::setting::{Bytes, Checker, Nanos, is_loopback};
-use crate::sink::format::Format;
+use crate::sink;
 use crate::sink::keys::{self, Tls};
-use crate::sink::{self, Port, Sink, Told, tls};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The protocol counts whole seconds, in 16 bits.
@@ -76,75 +75,63 @@ section! {
     }
 }
 
-impl Told for Settings {
-    fn open(&self, port: Port) -> Box<dyn Sink> {
-        Box::new(super::Amqp::new(self.clone(), port))
-    }
-
-    fn format(&self) -> Format {
-        self.format
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        self.tls.as_ref().map(tls::Tls::files).unwrap_or_default()
-    }
-
-    fn set_ack_timeout(&mut self, ack_timeout: Duration) {
-        self.ack_timeout = ack_timeout;
+keys::told! { Amqp, tls;
+    fn destination(&self, event: &Event<'_>, source: &str) -> Destination {
+        let (mut exchange, mut routing_key) = (String::new(), String::new());
+        let rendered = self.exchange.render(event, source, &mut exchange);
+        let rendered = rendered.and_then(|()| self.routing_key.render(event, source, &mut routing_key));
+        rendered.map_or(Destination::Unknown, |()| Destination::Exchange { exchange, routing_key })
     }
 }
 
 impl sink::Keys for Amqp {
     fn resolve(&self, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-        resolve(self, name, checker)
-    }
-}
-
-fn resolve(raw: &Amqp, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-    let key = |part: &str| KeyPath::of(["sinks", name, part]);
-    let uri = checker.require(&key("uri"), raw.uri.as_ref());
-    if let Some(uri) = &uri {
-        check_uri(name, uri, raw, checker);
-    }
-    let mut template = |part: &str, said: Option<&String>| {
-        let text = checker.require(&key(part), said)?;
-        let template = keys::template(&key(part), &text, checker)?;
-        if template.constant().is_some_and(|constant| constant.len() > NAME_BYTES_MAX) {
-            let reason = format!("this is longer than the {NAME_BYTES_MAX} bytes that AMQP admits");
-            checker.refuse(key(part), reason, "write a shorter one");
+        let raw = self;
+        let key = |part: &str| KeyPath::of(["sinks", name, part]);
+        let uri = checker.require(&key("uri"), raw.uri.as_ref());
+        if let Some(uri) = &uri {
+            check_uri(name, uri, raw, checker);
         }
-        Some(template)
-    };
-    let exchange = template("exchange", raw.exchange.as_ref());
-    let routing_key = template("routing_key", raw.routing_key.as_ref());
-    let format = keys::format(&key("format"), raw.format.as_ref(), checker);
-    let headers = keys::headers(&key("headers"), raw.headers.as_ref(), checker);
-    let tls = raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker));
-    let heartbeat = raw.heartbeat.unwrap_or(Span(HEARTBEAT));
-    checker.within(&key("heartbeat"), Nanos(heartbeat), Nanos(Span(HEARTBEAT_MIN)), Nanos(Span(HEARTBEAT_MAX)));
-    if heartbeat.0.subsec_nanos() != 0 {
-        checker.refuse(
-            key("heartbeat"),
-            "AMQP counts heartbeats in whole seconds",
-            "write whole seconds, as in \"10s\"",
-        );
+        let mut template = |part: &str, said: Option<&String>| {
+            let text = checker.require(&key(part), said)?;
+            let template = keys::template(&key(part), &text, checker)?;
+            if template.constant().is_some_and(|constant| constant.len() > NAME_BYTES_MAX) {
+                let reason = format!("this is longer than the {NAME_BYTES_MAX} bytes that AMQP admits");
+                checker.refuse(key(part), reason, "write a shorter one");
+            }
+            Some(template)
+        };
+        let exchange = template("exchange", raw.exchange.as_ref());
+        let routing_key = template("routing_key", raw.routing_key.as_ref());
+        let format = keys::format(&key("format"), raw.format.as_ref(), checker);
+        let headers = keys::headers(&key("headers"), raw.headers.as_ref(), checker);
+        let tls = raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker));
+        let heartbeat = raw.heartbeat.unwrap_or(Span(HEARTBEAT));
+        checker.within(&key("heartbeat"), Nanos(heartbeat), Nanos(Span(HEARTBEAT_MIN)), Nanos(Span(HEARTBEAT_MAX)));
+        if heartbeat.0.subsec_nanos() != 0 {
+            checker.refuse(
+                key("heartbeat"),
+                "AMQP counts heartbeats in whole seconds",
+                "write whole seconds, as in \"10s\"",
+            );
+        }
+        Some(sink::Settings::Amqp(Settings {
+            uri: uri?,
+            exchange: exchange?,
+            routing_key: routing_key?,
+            format,
+            headers,
+            properties: raw.properties.as_ref().map(|raw| properties(name, raw, checker)).unwrap_or_default(),
+            persistent: raw.persistent.unwrap_or(true),
+            mandatory: raw.mandatory.unwrap_or(true),
+            declare: raw.declare.unwrap_or(false),
+            tls,
+            heartbeat: heartbeat.0,
+            // The relay's, when it is known which one it is.
+            ack_timeout: keys::ACK_TIMEOUT,
+            message_bytes_max: message_bytes_max(&key("message_bytes_max"), raw.message_bytes_max, checker),
+        }))
     }
-    Some(sink::Settings::Amqp(Settings {
-        uri: uri?,
-        exchange: exchange?,
-        routing_key: routing_key?,
-        format,
-        headers,
-        properties: raw.properties.as_ref().map(|raw| properties(name, raw, checker)).unwrap_or_default(),
-        persistent: raw.persistent.unwrap_or(true),
-        mandatory: raw.mandatory.unwrap_or(true),
-        declare: raw.declare.unwrap_or(false),
-        tls,
-        heartbeat: heartbeat.0,
-        // The relay's, when it is known which one it is.
-        ack_timeout: keys::ACK_TIMEOUT,
-        message_bytes_max: message_bytes_max(&key("message_bytes_max"), raw.message_bytes_max, checker),
-    }))
 }
 
 fn properties(name: &str, raw: &Properties, checker: &mut Checker<'_>) -> super::Properties {

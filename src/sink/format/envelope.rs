@@ -1,7 +1,8 @@
 //! The envelope: one JSON object with every column of an event.
 //!
 //! `{"id", "type", "key", "stream_id", "stream_type", "version", "source", "position", "time", "headers", "data" | "data_base64"}`;
-//! what is absent is left out. A key that is not text stands as `key_base64`, headers that are no JSON object as a string.
+//! what is absent is left out. A key that is not text stands as `key_base64`, headers that are no JSON object as a string (in the copy
+//! of a dead letter as the header `outboxd-headers`, beside what is said of its end).
 //!
 //! Two ways to write it: [`write`] makes one line, for files and messages: line breaks between the payload's JSON tokens become
 //! spaces (inside JSON strings there can be none). [`keep`] changes no byte of the payload: it is what a held event is kept
@@ -60,7 +61,7 @@ fn write_as(event: &Event<'_>, source: &str, pick: Option<Pick>, shape: Shape, o
     if let Some(time) = event.time {
         field("time", time, out);
     }
-    headers(event, pick, shape, out);
+    headers(event, source, pick, shape, out);
     match event.payload {
         Some(payload) if is_json(payload, shape) => {
             name("data", out);
@@ -72,12 +73,12 @@ fn write_as(event: &Event<'_>, source: &str, pick: Option<Pick>, shape: Shape, o
     out.push(b'}');
 }
 
-fn headers(event: &Event<'_>, pick: Option<Pick>, shape: Shape, out: &mut Vec<u8>) {
+fn headers(event: &Event<'_>, source: &str, pick: Option<Pick>, shape: Shape, out: &mut Vec<u8>) {
     let text = event.headers;
     let mut marks: Vec<u8> = Vec::new();
     if let Some(pick) = pick {
         let mut put = |mark: &str, value: Value<'_>| field(mark, &value.to_string(), &mut marks);
-        put_death(event, Format::Envelope, Wire::Http, &mut put);
+        put_death(event, source, Format::Envelope, Wire::Http, &mut put);
         put_marks(pick, &mut put);
     }
     let own = text.filter(|text| text.trim_start().starts_with('{') && is_json(text.as_bytes(), shape));
@@ -93,14 +94,17 @@ fn headers(event: &Event<'_>, pick: Option<Pick>, shape: Shape, out: &mut Vec<u8
                 out.push(b'}');
             }
         }
-        (None, Some(text)) => field("headers", text, out),
-        (None, None) if !marks.is_empty() => {
+        (None, Some(text)) if event.death.is_none() => field("headers", text, out),
+        (None, None) if marks.is_empty() => {}
+        (None, text) => {
+            if let Some(text) = text {
+                field("outboxd-headers", text, &mut marks);
+            }
             name("headers", out);
             out.push(b'{');
             out.extend_from_slice(&marks[1..]);
             out.push(b'}');
         }
-        (None, None) => {}
     }
 }
 
@@ -371,6 +375,27 @@ mod tests {
             assert!(text.contains(&expected), "{text}");
             assert!(read(text.as_bytes()).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_death_stands_beside_headers_that_are_no_object() {
+        let death = crate::event::Death {
+            consumer: "to_bus".into(),
+            reason: "undecodable".into(),
+            detail: "no".into(),
+            attempts: 1,
+            at: "2026-11-21T08:00:00Z".into(),
+            destination: crate::event::Destination::Unknown,
+        };
+        let event = Event { headers: Some("tenant=blue"), death: Some(&death), ..event() };
+        let mut out = Vec::new();
+        write_marked(&event, "shop", Pick::first(0), &mut out);
+        let copy: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let headers = &copy["headers"];
+        assert_eq!(
+            (&headers["outboxd-reason"], &headers["outboxd-headers"]),
+            (&"undecodable".into(), &"tenant=blue".into())
+        );
     }
 
     #[test]

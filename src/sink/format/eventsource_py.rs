@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{Value, Wire};
-use crate::event::{Death, Event, Reason, Rejection};
+use crate::event::{Death, Destination, Event, Reason, Rejection};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -57,8 +57,8 @@ pub(super) fn each(event: &Event<'_>, wire: Wire, put: &mut impl FnMut(&str, Val
     Ok(())
 }
 
-/// As the library's own consumers say it of what they give up (`adapters/kafka/consumer.py`, `adapters/rabbitmq/consumer.py`). What only a
-/// consumer knows (topic, partition, offset, routing key of what it read) is not there.
+/// As the library's own consumers say it of what they give up (`adapters/kafka/consumer.py`, `adapters/rabbitmq/consumer.py`): its own commands
+/// list it, and send it to where it was to go. An event that was never in a topic has no partition and no offset there.
 pub(super) fn put_death(death: &Death, wire: Wire, put: &mut impl FnMut(&str, Value<'_>)) {
     let group = format!("relay:{}", death.consumer);
     let time = python_isoformat(&death.at);
@@ -70,6 +70,9 @@ pub(super) fn put_death(death: &Death, wire: Wire, put: &mut impl FnMut(&str, Va
             put("dlq_error_message", Value::Text(&message));
             put("dlq_retry_count", Value::Integer(death.attempts.into()));
             put("dlq_timestamp", Value::Text(&time));
+            if let Destination::Topic(topic) = &death.destination {
+                put("dlq_original_topic", Value::Text(topic));
+            }
             put("dlq_consumer_group", Value::Text(&group));
         }
         Wire::Amqp => {
@@ -77,6 +80,9 @@ pub(super) fn put_death(death: &Death, wire: Wire, put: &mut impl FnMut(&str, Va
             put("x-dlq-error-type", Value::Text(&death.reason));
             put("x-dlq-retry-count", Value::Integer(death.attempts.into()));
             put("x-dlq-timestamp", Value::Text(&time));
+            if let Destination::Exchange { routing_key, .. } = &death.destination {
+                put("x-original-routing-key", Value::Text(routing_key));
+            }
             put("x-dlq-consumer", Value::Text(&group));
         }
     }

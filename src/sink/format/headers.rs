@@ -11,7 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Format, eventsource_py};
-use crate::event::{Event, Rejection};
+use crate::event::{Death, Destination, Event, Rejection};
 use crate::sink::Pick;
 
 /// Which of our own names a header asked for by the config has.
@@ -101,7 +101,7 @@ impl Dress {
             self.put_wanted(event, &mut put);
         }
         put_marks(pick, &mut put);
-        put_death(event, self.format, self.wire, &mut put);
+        put_death(event, &self.source, self.format, self.wire, &mut put);
         Ok(())
     }
 
@@ -144,16 +144,37 @@ pub(super) fn put_marks(pick: Pick, put: &mut impl FnMut(&str, Value<'_>)) {
 }
 
 /// What a copy of a dead letter says of its end.
-pub(super) fn put_death(event: &Event<'_>, format: Format, wire: Wire, put: &mut impl FnMut(&str, Value<'_>)) {
+pub(super) fn put_death(
+    event: &Event<'_>,
+    source: &str,
+    format: Format,
+    wire: Wire,
+    put: &mut impl FnMut(&str, Value<'_>),
+) {
     let Some(death) = event.death else { return };
     if format == Format::EventsourcePy {
-        return eventsource_py::put_death(death, wire, put);
+        eventsource_py::put_death(death, wire, put);
+    } else {
+        put_reason(death, put);
     }
+    put("outboxd-source", Value::Text(source));
+    put("outboxd-position", Value::Integer(event.position.0));
+}
+
+fn put_reason(death: &Death, put: &mut impl FnMut(&str, Value<'_>)) {
     put("outboxd-dead-letter", Value::Text(&death.consumer));
     put("outboxd-reason", Value::Text(&death.reason));
     put("outboxd-detail", Value::Text(&death.detail));
     put("outboxd-attempts", Value::Integer(death.attempts.into()));
     put("outboxd-failed-at", Value::Text(&death.at));
+    match &death.destination {
+        Destination::Unknown => {}
+        Destination::Topic(topic) => put("outboxd-topic", Value::Text(topic)),
+        Destination::Exchange { exchange, routing_key } => {
+            put("outboxd-exchange", Value::Text(exchange));
+            put("outboxd-routing-key", Value::Text(routing_key));
+        }
+    }
 }
 
 fn put_traceparent(event: &Event<'_>, put: &mut impl FnMut(&str, Value<'_>)) {
@@ -197,9 +218,11 @@ impl<'de, F: FnMut(&str, Value<'_>)> Visitor<'de> for Own<'_, F> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(name) = map.next_key::<Word<'de>>()? {
+        while let Some(name) = map.next_key::<&RawValue>()? {
             // However deep a value is, the headers beside it are read.
             let value = map.next_value::<&RawValue>()?.get();
+            // A name that is no text (a lone surrogate) is none that could be sent.
+            let Ok(name) = serde_json::from_str::<Word<'_>>(name.get()) else { continue };
             if let Ok(Word(text)) = serde_json::from_str(value) {
                 (self.0)(&name.0, Value::Text(&text));
             } else if let Ok(number) = serde_json::from_str::<serde_json::Number>(value) {
@@ -260,9 +283,12 @@ mod tests {
     #[test]
     fn a_deep_header_is_one_like_any_other_and_a_mistake_hides_all() {
         let deep = format!(r#"{{"deep":{}{},"tenant":"a"}}"#, "[".repeat(5000), "]".repeat(5000));
-        for (headers, expected) in
-            [(deep.as_str(), vec!["deep", "tenant"]), (r#"{"tenant":"a","b":}"#, vec![]), (r#"{"a":"b"} x"#, vec![])]
-        {
+        for (headers, expected) in [
+            (deep.as_str(), vec!["deep", "tenant"]),
+            (r#"{"tenant":"a","b":}"#, vec![]),
+            (r#"{"a":"b"} x"#, vec![]),
+            (r#"{"a":"b","\ud800":1,"\u0063":"d"}"#, vec!["a", "c"]),
+        ] {
             let mut seen = Vec::new();
             for_own(&Event { headers: Some(headers), ..event() }, |name, _| seen.push(name.to_owned()));
             assert_eq!(seen, expected, "{headers:.40}");
@@ -280,19 +306,21 @@ mod tests {
 
     #[test]
     fn a_copy_of_a_dead_letter_says_why_in_our_words_or_the_librarys() {
-        let death = crate::event::Death {
+        let death = Death {
             consumer: "to_bus".into(),
             reason: "refused".into(),
             detail: "no".into(),
             attempts: 5,
             at: "2026-11-21T08:00:00Z".into(),
+            destination: Destination::Unknown,
         };
-        let list = |format: Format, wire: Wire| {
+        let list = |format: Format, wire: Wire, destination: Destination| {
+            let death = Death { destination, ..death.clone() };
             let dress = Dress { format, wire, headers: Vec::new(), source: "shop".into() };
             let mut seen = Vec::new();
             let event = Event { death: Some(&death), ..event() };
             dress.each(&event, Pick::first(0), |name, value| seen.push(format!("{name}={value}"))).unwrap();
-            seen.retain(|header| ["outboxd-", "dlq_", "x-dlq-"].iter().any(|ours| header.starts_with(ours)));
+            seen.retain(|header| ["outboxd-", "dlq_", "x-dlq-", "x-orig"].iter().any(|ours| header.starts_with(ours)));
             seen
         };
         let ours = [
@@ -302,26 +330,41 @@ mod tests {
             "outboxd-attempts=5",
             "outboxd-failed-at=2026-11-21T08:00:00Z",
         ];
-        assert_eq!(list(Format::Plain, Wire::Amqp), ours);
+        let place = ["outboxd-source=shop", "outboxd-position=7"];
+        let topic = || Destination::Topic("events.stream".into());
+        let exchange = || Destination::Exchange { exchange: "events".into(), routing_key: "Order.OrderPlaced".into() };
+        assert_eq!(list(Format::Plain, Wire::Amqp, Destination::Unknown), [&ours[..], &place].concat());
         assert_eq!(
-            list(Format::EventsourcePy, Wire::Kafka),
+            list(Format::Plain, Wire::Kafka, topic()),
+            [&ours[..], &["outboxd-topic=events.stream"], &place].concat()
+        );
+        let was_for = ["outboxd-exchange=events", "outboxd-routing-key=Order.OrderPlaced"];
+        assert_eq!(list(Format::Plain, Wire::Kafka, exchange()), [&ours[..], &was_for, &place].concat());
+        assert_eq!(
+            list(Format::EventsourcePy, Wire::Kafka, topic()),
             [
                 "dlq_reason=max_retries_exceeded",
                 "dlq_error_type=refused",
                 "dlq_error_message=no",
                 "dlq_retry_count=5",
                 "dlq_timestamp=2026-11-21T08:00:00+00:00",
+                "dlq_original_topic=events.stream",
                 "dlq_consumer_group=relay:to_bus",
+                "outboxd-source=shop",
+                "outboxd-position=7",
             ]
         );
         assert_eq!(
-            list(Format::EventsourcePy, Wire::Amqp),
+            list(Format::EventsourcePy, Wire::Amqp, exchange()),
             [
                 "x-dlq-reason=no",
                 "x-dlq-error-type=refused",
                 "x-dlq-retry-count=5",
                 "x-dlq-timestamp=2026-11-21T08:00:00+00:00",
+                "x-original-routing-key=Order.OrderPlaced",
                 "x-dlq-consumer=relay:to_bus",
+                "outboxd-source=shop",
+                "outboxd-position=7",
             ]
         );
     }

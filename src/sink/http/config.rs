@@ -1,8 +1,5 @@
 //! `[sinks.X]` with `type = "http"`: its keys, and what follows from them.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use super::{Settings, Target};
 use crate::secret::Secret;
 use crate::setting::key::Fallback::{Absent, Required, Value};
@@ -10,9 +7,9 @@ use crate::setting::key::section;
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{List, Size};
 use crate::setting::{Bytes, Checker, is_loopback};
+use crate::sink;
 use crate::sink::format::Format;
 use crate::sink::keys::{self, Tls};
-use crate::sink::{self, Port, Sink, Told, tls};
 
 const CONNECTIONS: u64 = 8;
 const CONNECTIONS_MAX: u64 = 256;
@@ -52,72 +49,53 @@ section! {
     }
 }
 
-impl Told for Settings {
-    fn open(&self, port: Port) -> Box<dyn Sink> {
-        Box::new(super::Http::new(self.clone(), port))
-    }
-
-    fn format(&self) -> Format {
-        self.format
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        self.tls.as_ref().map(tls::Tls::files).unwrap_or_default()
-    }
-
-    fn set_ack_timeout(&mut self, ack_timeout: Duration) {
-        self.ack_timeout = ack_timeout;
-    }
-}
+keys::told! { Http, tls;}
 
 impl sink::Keys for Http {
     fn resolve(&self, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-        resolve(self, name, checker)
+        let raw = self;
+        let key = |part: &str| KeyPath::of(["sinks", name, part]);
+        let url = checker.require(&key("url"), raw.url.as_ref());
+        let mut target = |part: &str, url: &Secret| check_url(&key(part), url, raw, checker);
+        let target_url = url.as_ref().and_then(|url| target("url", url));
+        raw.check_url.as_ref().and_then(|url| target("check_url", url));
+        if let (Some(target), Some(_)) = (&target_url, &raw.tls)
+            && !target.is_encrypted
+        {
+            checker.refuse(key("tls"), "`tls` is said, but the address begins with http://", "write https://");
+        }
+        let format = checker.choose_or(
+            &key("format"),
+            raw.format.as_ref(),
+            &[("plain", Format::Plain), ("envelope", Format::Envelope)],
+            Format::Plain,
+        );
+        let connections = raw.connections.unwrap_or(CONNECTIONS);
+        checker.within(&key("connections"), connections, 1, CONNECTIONS_MAX);
+        let batch_events = raw.batch_events.unwrap_or(1);
+        checker.within(&key("batch_events"), batch_events, 1, BATCH_EVENTS_MAX);
+        if batch_events > 1 && format != Format::Envelope {
+            let reason = "a request of several events holds envelopes, because payloads alone could not be told apart";
+            checker.refuse(key("batch_events"), reason, "write format = \"envelope\", or batch_events = 1");
+        }
+        let batch_bytes = raw.batch_bytes.unwrap_or(BATCH_BYTES);
+        checker.within(&key("batch_bytes"), Bytes(batch_bytes), Bytes(Size(1)), Bytes(BATCH_BYTES_MAX));
+        Some(sink::Settings::Http(Settings {
+            url: url?,
+            check_url: raw.check_url.clone(),
+            authorization: raw.authorization.clone(),
+            format,
+            headers: keys::headers(&key("headers"), raw.headers.as_ref(), checker),
+            connections: connections as usize,
+            batch_events: batch_events as usize,
+            batch_bytes: batch_bytes.0 as usize,
+            rejecting_statuses: statuses(&key("reject_statuses"), raw.reject_statuses.as_ref(), checker),
+            tls: raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker)),
+            allow_link_local: raw.allow_link_local.unwrap_or(false),
+            // The relay's, when it is known which one it is.
+            ack_timeout: keys::ACK_TIMEOUT,
+        }))
     }
-}
-
-fn resolve(raw: &Http, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-    let key = |part: &str| KeyPath::of(["sinks", name, part]);
-    let url = checker.require(&key("url"), raw.url.as_ref());
-    let mut target = |part: &str, url: &Secret| check_url(&key(part), url, raw, checker);
-    let target_url = url.as_ref().and_then(|url| target("url", url));
-    raw.check_url.as_ref().and_then(|url| target("check_url", url));
-    if let (Some(target), Some(_)) = (&target_url, &raw.tls)
-        && !target.is_encrypted
-    {
-        checker.refuse(key("tls"), "`tls` is said, but the address begins with http://", "write https://");
-    }
-    let format = checker.choose_or(
-        &key("format"),
-        raw.format.as_ref(),
-        &[("plain", Format::Plain), ("envelope", Format::Envelope)],
-        Format::Plain,
-    );
-    let connections = raw.connections.unwrap_or(CONNECTIONS);
-    checker.within(&key("connections"), connections, 1, CONNECTIONS_MAX);
-    let batch_events = raw.batch_events.unwrap_or(1);
-    checker.within(&key("batch_events"), batch_events, 1, BATCH_EVENTS_MAX);
-    if batch_events > 1 && format != Format::Envelope {
-        let reason = "a request of several events holds envelopes, because payloads alone could not be told apart";
-        checker.refuse(key("batch_events"), reason, "write format = \"envelope\", or batch_events = 1");
-    }
-    let batch_bytes = raw.batch_bytes.unwrap_or(BATCH_BYTES);
-    checker.within(&key("batch_bytes"), Bytes(batch_bytes), Bytes(Size(1)), Bytes(BATCH_BYTES_MAX));
-    Some(sink::Settings::Http(Settings {
-        url: url?,
-        check_url: raw.check_url.clone(),
-        authorization: raw.authorization.clone(),
-        format,
-        headers: keys::headers(&key("headers"), raw.headers.as_ref(), checker),
-        connections: connections as usize,
-        batch_events: batch_events as usize,
-        batch_bytes: batch_bytes.0 as usize,
-        rejecting_statuses: statuses(&key("reject_statuses"), raw.reject_statuses.as_ref(), checker),
-        tls: raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker)),
-        allow_link_local: raw.allow_link_local.unwrap_or(false),
-        // The relay's, when it is known which one it is.
-        ack_timeout: keys::ACK_TIMEOUT,
-    }))
 }
 
 /// Says what is wrong with an address, never the address: it may hold a token.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sink::Flight;
+use crate::sink::{Flight, Outcome};
 
 /// One producer's flights, oldest first.
 #[derive(Default)]
@@ -50,6 +50,11 @@ impl Aloft {
         (slot < entry.flight.len()).then_some(Seat { flight: &entry.flight, slot, is_alone: entry.is_alone })
     }
 
+    /// Ends every flight: slots without an outcome get this one.
+    pub fn give_back(&mut self, outcome: &Outcome) {
+        self.entries.drain(..).for_each(|entry| entry.flight.fill_rest(outcome));
+    }
+
     /// Whether a flight is still waited for so long after it was sent.
     pub fn is_overdue(&self, after: Duration) -> bool {
         self.entries.iter().any(|entry| !entry.flight.is_landed() && entry.flight.sent_at.elapsed() > after)
@@ -60,7 +65,7 @@ impl Aloft {
 mod tests {
     use super::*;
     use crate::event::{BatchBuilder, Event, Position};
-    use crate::sink::{Outcome, Pick};
+    use crate::sink::Pick;
 
     fn flight(events: u32) -> Arc<Flight> {
         let mut builder = BatchBuilder::default();

@@ -1,19 +1,17 @@
 //! `[sinks.X]` with `type = "kafka"`: its keys, and what follows from them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use super::Settings;
+use crate::event::{Destination, Event};
 use crate::secret::Secret;
 use crate::setting::key::Fallback::{Absent, Required, Value};
 use crate::setting::key::section;
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{Flat, List, Word};
 use crate::setting::{Checker, is_loopback};
-use crate::sink::format::Format;
+use crate::sink;
 use crate::sink::keys::{self, Tls};
-use crate::sink::{self, Port, Sink, Told, tls};
 
 section! {
     /// Events go to an Apache Kafka topic.
@@ -56,72 +54,58 @@ section! {
     }
 }
 
-impl Told for Settings {
-    fn open(&self, port: Port) -> Box<dyn Sink> {
-        Box::new(super::Kafka::new(self.clone(), port))
-    }
-
-    fn format(&self) -> Format {
-        self.format
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        self.security.tls.as_ref().map(tls::Tls::files).unwrap_or_default()
-    }
-
-    fn set_ack_timeout(&mut self, ack_timeout: Duration) {
-        self.ack_timeout = ack_timeout;
+keys::told! { Kafka, security.tls;
+    fn destination(&self, event: &Event<'_>, source: &str) -> Destination {
+        let mut topic = String::new();
+        self.topic.render(event, source, &mut topic).map_or(Destination::Unknown, |()| Destination::Topic(topic))
     }
 }
 
 impl sink::Keys for Kafka {
     fn resolve(&self, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-        resolve(self, name, checker)
+        let raw = self;
+        let key = |part: &str| KeyPath::of(["sinks", name, part]);
+        let servers = checker.require(&key("bootstrap_servers"), raw.bootstrap_servers.as_ref());
+        if let Some(servers) = &servers {
+            check_servers(&key("bootstrap_servers"), &servers.0, checker);
+        }
+        let topic = checker.require(&key("topic"), raw.topic.as_ref());
+        let topic = topic.and_then(|text| keys::template(&key("topic"), &text, checker));
+        if let Some(Err(reason)) = topic.as_ref().and_then(|topic| topic.constant()).map(super::check_topic) {
+            checker.refuse(key("topic"), reason, "write 1 to 249 letters, digits, dots, _ and -");
+        }
+        let message_key = raw.key.as_ref().and_then(|text| keys::template(&key("key"), text, checker));
+        let partition = raw.partition.as_ref().and_then(|word| keys::template(&key("partition"), &word.0, checker));
+        if let Some(constant) = partition.as_ref().and_then(|template| template.constant())
+            && super::partition_of(constant).is_none()
+        {
+            let reason = format!("{constant:?} is no partition");
+            checker.refuse(key("partition"), reason, "write a whole number from 0 on, or a template that gives one");
+        }
+        let format = keys::format(&key("format"), raw.format.as_ref(), checker);
+        let headers = keys::headers(&key("headers"), raw.headers.as_ref(), checker);
+        let properties = properties(&key("properties"), raw, checker);
+        let tls = raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker));
+        let sasl = raw.sasl.as_ref().and_then(|raw| sasl(name, raw, checker));
+        let servers = servers?.0;
+        let is_bare = raw.sasl.is_some() && tls.is_none() && raw.allow_plaintext != Some(true);
+        let is_remote = |server: &&String| !server.contains('@') && !is_loopback(host(server));
+        if let Some(server) = servers.iter().find(is_remote).filter(|_| is_bare) {
+            keys::refuse_plaintext_password(key("sasl"), server, "write tls = {}", checker);
+        }
+        Some(sink::Settings::Kafka(Settings {
+            bootstrap_servers: servers,
+            topic: topic?,
+            key: message_key,
+            partition,
+            format,
+            headers,
+            properties,
+            security: super::Security { tls, sasl },
+            // The relay's, when it is known which one it is.
+            ack_timeout: keys::ACK_TIMEOUT,
+        }))
     }
-}
-
-fn resolve(raw: &Kafka, name: &str, checker: &mut Checker<'_>) -> Option<sink::Settings> {
-    let key = |part: &str| KeyPath::of(["sinks", name, part]);
-    let servers = checker.require(&key("bootstrap_servers"), raw.bootstrap_servers.as_ref());
-    if let Some(servers) = &servers {
-        check_servers(&key("bootstrap_servers"), &servers.0, checker);
-    }
-    let topic = checker.require(&key("topic"), raw.topic.as_ref());
-    let topic = topic.and_then(|text| keys::template(&key("topic"), &text, checker));
-    if let Some(Err(reason)) = topic.as_ref().and_then(|topic| topic.constant()).map(super::check_topic) {
-        checker.refuse(key("topic"), reason, "write 1 to 249 letters, digits, dots, _ and -");
-    }
-    let message_key = raw.key.as_ref().and_then(|text| keys::template(&key("key"), text, checker));
-    let partition = raw.partition.as_ref().and_then(|word| keys::template(&key("partition"), &word.0, checker));
-    if let Some(constant) = partition.as_ref().and_then(|template| template.constant())
-        && super::partition_of(constant).is_none()
-    {
-        let reason = format!("{constant:?} is no partition");
-        checker.refuse(key("partition"), reason, "write a whole number from 0 on, or a template that gives one");
-    }
-    let format = keys::format(&key("format"), raw.format.as_ref(), checker);
-    let headers = keys::headers(&key("headers"), raw.headers.as_ref(), checker);
-    let properties = properties(&key("properties"), raw, checker);
-    let tls = raw.tls.as_ref().map(|raw| keys::tls(name, raw, checker));
-    let sasl = raw.sasl.as_ref().and_then(|raw| sasl(name, raw, checker));
-    let servers = servers?.0;
-    let is_bare = raw.sasl.is_some() && tls.is_none() && raw.allow_plaintext != Some(true);
-    let is_remote = |server: &&String| !server.contains('@') && !is_loopback(host(server));
-    if let Some(server) = servers.iter().find(is_remote).filter(|_| is_bare) {
-        keys::refuse_plaintext_password(key("sasl"), server, "write tls = {}", checker);
-    }
-    Some(sink::Settings::Kafka(Settings {
-        bootstrap_servers: servers,
-        topic: topic?,
-        key: message_key,
-        partition,
-        format,
-        headers,
-        properties,
-        security: super::Security { tls, sasl },
-        // The relay's, when it is known which one it is.
-        ack_timeout: keys::ACK_TIMEOUT,
-    }))
 }
 
 /// `host` of `host:port`, `[::1]:port` or `PROTOCOL://host:port`.

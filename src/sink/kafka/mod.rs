@@ -25,7 +25,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, Producer, PurgeConfig, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::format::{Dress, Value, Wire};
 use super::template::Template;
@@ -84,7 +84,7 @@ impl Kafka {
     async fn probe(&mut self, timeout: Duration) -> Result<(), Fault> {
         let deadline = Instant::now() + timeout;
         if self.live.as_ref().is_some_and(Live::is_spoilt) {
-            self.let_go();
+            self.let_go("it is past help");
         }
         let live = match &mut self.live {
             Some(live) => live,
@@ -99,32 +99,28 @@ impl Kafka {
             Ok(()) if self.is_moving(deadline).await => Ok(()),
             Ok(()) => {
                 let fresh = Live::build(&self.settings, &self.port).await?;
-                self.replace(fresh, "reports are overdue");
+                self.replace(fresh, "Kafka answers, but its reports are overdue");
                 Ok(())
             }
             Err(fault)
                 if is_known && fault.class == FaultClass::Unavailable && !controls::is_off(Protection::FreshClient) =>
             {
                 let fresh = Live::build(&self.settings, &self.port).await?;
-                match fresh.ask(topic, partition, deadline.saturating_duration_since(Instant::now())).await {
-                    Ok(()) => {
-                        self.replace(fresh, "the producer does not find it");
-                        Ok(())
-                    }
-                    Err(_) => {
-                        fresh.reports.closed.store(true, Ordering::Release);
-                        drop_apart(fresh.client);
-                        Err(fault)
-                    }
+                let found = fresh.ask(topic, partition, deadline.saturating_duration_since(Instant::now())).await;
+                if found.is_ok() || self.live.as_ref().is_some_and(Live::is_spoilt) {
+                    self.replace(fresh, "it does not find Kafka any more");
+                } else {
+                    fresh.reports.closed.store(true, Ordering::Release);
+                    drop_apart(fresh.client);
                 }
+                found.map_err(|_| fault)
             }
             Err(fault) => Err(fault),
         }
     }
 
     fn replace(&mut self, fresh: Live, why: &str) {
-        tracing::warn!(consumer = self.port.consumer, "Kafka answers, but {why}: the producer is made anew");
-        self.let_go();
+        self.let_go(why);
         self.live = Some(fresh);
     }
 
@@ -145,7 +141,8 @@ impl Kafka {
     }
 
     /// Ends the producer; whatever it had in hand is reported as unavailable.
-    fn let_go(&mut self) {
+    fn let_go(&mut self, why: &str) {
+        tracing::warn!(event = "kafka_client_replaced", consumer = self.port.consumer, detail = why);
         if let Some(live) = self.live.take() {
             live.client.purge(PurgeConfig::default().queue().inflight());
             drop_apart(live.client);
@@ -176,6 +173,10 @@ impl Sink for Kafka {
             if rest > 1 {
                 break;
             }
+        }
+        if live.reports.closed.load(Ordering::Acquire) {
+            // It was given up meanwhile, and reports nothing any more.
+            flight.fill_rest(&Outcome::Unavailable(Fault::unavailable("the Kafka producer was given up")));
         }
     }
 
@@ -220,18 +221,32 @@ impl Live {
         self.reports.spoilt.load(Ordering::Acquire)
     }
 
+    /// Resolves when waiting on leads nowhere.
+    async fn is_past_help(&self, fault: &mut watch::Receiver<Option<Fault>>) {
+        let is_fatal = |fault: &Option<Fault>| fault.as_ref().is_some_and(|fault| fault.class == FaultClass::Fatal);
+        loop {
+            if fault.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if is_fatal(&fault.borrow_and_update()) || self.is_spoilt() {
+                return;
+            }
+        }
+    }
+
     /// Asks the cluster for the constant topic and partition, or for itself.
     async fn ask(&self, topic: Option<String>, partition: Option<i32>, timeout: Duration) -> Result<(), Fault> {
         let mut fault = self.reports.fault.subscribe();
         let client = self.client.clone();
         let name = topic.clone();
+        let _asked = Asked::of(&self.reports);
         let mut asking = tokio::task::spawn_blocking(move || {
             let answer = client.client().fetch_metadata(name.as_deref(), timeout);
             (answer, client.client().fatal_error())
         });
         let answer = tokio::select! {
             answer = &mut asking => Some(answer),
-            () = is_fatal(&mut fault) => tokio::time::timeout(FAULT_WAIT, asking).await.ok(),
+            () = self.is_past_help(&mut fault) => tokio::time::timeout(FAULT_WAIT, asking).await.ok(),
         };
         let (metadata, fatal) = match answer {
             Some(answer) => answer.map_err(|error| Fault::unavailable(format!("Kafka was not asked: {error}")))?,
@@ -253,14 +268,19 @@ impl Live {
     }
 }
 
-async fn is_fatal(fault: &mut tokio::sync::watch::Receiver<Option<Fault>>) {
-    loop {
-        if fault.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        if fault.borrow_and_update().as_ref().is_some_and(|fault| fault.class == FaultClass::Fatal) {
-            return;
-        }
+/// While a probe waits, its client has something to do.
+struct Asked<'a>(&'a Reports);
+
+impl<'a> Asked<'a> {
+    fn of(reports: &'a Reports) -> Self {
+        reports.asked.store(true, Ordering::Release);
+        Self(reports)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.0.asked.store(false, Ordering::Release);
     }
 }
 

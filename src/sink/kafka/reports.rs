@@ -2,7 +2,9 @@
 //!
 //! A delivery allocates nothing and sends no message: the number that travelled with the record leads to its flight and slot.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rdkafka::ClientContext;
@@ -11,12 +13,19 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::aloft::{Aloft, Seat};
 use super::verdict::{self, Circumstances};
+use crate::controls::{self, Protection};
 use crate::sink::{Fault, FaultClass, News, Outcome};
+
+/// How often the client says how it does, in milliseconds.
+pub(super) const STATISTICS_MILLIS: &str = "500";
+/// So many times in a row it said that it looks for no broker although it has something to do, and it is given up.
+const IDLE_MAX: u32 = 4;
 
 /// One producer's reports. A rebuilt producer has its own.
 pub(super) struct Reports {
@@ -33,6 +42,10 @@ pub(super) struct Reports {
     pub spoilt: AtomicBool,
     /// A probe has succeeded once.
     pub has_answered: AtomicBool,
+    /// A probe waits for its answer.
+    pub asked: AtomicBool,
+    /// How many times in a row it said that it looks for no broker although it has something to do.
+    idle: AtomicU32,
     /// The last fault of the whole, until a probe succeeds.
     pub fault: watch::Sender<Option<Fault>>,
     // Only ever taken when the client reports a fault of the whole, and by a probe.
@@ -52,6 +65,8 @@ impl Reports {
             closed: AtomicBool::new(false),
             spoilt: AtomicBool::new(false),
             has_answered: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            idle: AtomicU32::new(0),
             fault: watch::Sender::new(None),
             told: Mutex::new(None),
             aloft: Mutex::default(),
@@ -89,6 +104,46 @@ impl Reports {
             self.trouble(Fault::unavailable(format!("the Kafka producer must be made anew: {reason}")));
         }
     }
+
+    /// Looks at what the client says of itself. When a cluster says that it has no brokers, as a single node does for an instant while it shuts
+    /// down, librdkafka forgets all that it knew, those of `bootstrap.servers` as well, and never connects again (its 2.12.1).
+    fn look_at(&self, statistics: &Statistics<'_>) {
+        let is_awaited = self.asked.load(Ordering::Acquire) || !self.is_nothing_in_flight();
+        if !is_awaited || statistics.looks_for_a_broker() || controls::is_off(Protection::WatchedClient) {
+            self.idle.store(0, Ordering::Release);
+        } else if self.idle.fetch_add(1, Ordering::AcqRel) + 1 >= IDLE_MAX {
+            self.give_up("it does not look for brokers any more");
+        }
+    }
+
+    /// Everything in flight is given back; what the client still reports of it is heard no more.
+    fn give_up(&self, reason: &str) {
+        self.spoil(reason);
+        self.closed.store(true, Ordering::Release);
+        let fault = Fault::unavailable(format!("the Kafka producer must be made anew: {reason}"));
+        self.aloft.lock().expect("no panic happens under this lock").give_back(&Outcome::Unavailable(fault));
+    }
+}
+
+/// What we read of the client's statistics.
+#[derive(Deserialize)]
+struct Statistics<'a> {
+    #[serde(borrow)]
+    brokers: HashMap<Cow<'a, str>, Broker<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Broker<'a> {
+    source: Cow<'a, str>,
+    state: Cow<'a, str>,
+}
+
+impl Statistics<'_> {
+    /// Whether there is a broker that it is connected to, or tries to reach. Between two attempts the state is `TRY_CONNECT`.
+    fn looks_for_a_broker(&self) -> bool {
+        let mut brokers = self.brokers.values().filter(|broker| matches!(&*broker.source, "configured" | "learned"));
+        brokers.any(|broker| !matches!(&*broker.state, "INIT" | "DOWN"))
+    }
 }
 
 /// The client library's handle on [`Reports`].
@@ -98,6 +153,13 @@ impl ClientContext for Context {
     /// What it has to say the sink says, once: its own lines come with every attempt to connect.
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         tracing::debug!(event = "kafka_client", ?level, fac, detail = message);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match serde_json::from_slice(statistics) {
+            Ok(statistics) => self.0.look_at(&statistics),
+            Err(error) => tracing::error!(%error, "the Kafka client's statistics cannot be read: a bug of outboxd"),
+        }
     }
 
     /// Called twice for each error by rdkafka 0.39; [`Reports::trouble`] tells it once.

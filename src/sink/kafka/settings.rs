@@ -69,7 +69,7 @@ impl Mechanism {
 }
 
 /// Properties (and prefixes, with a trailing dot) that users may not set, each with the reason or what to set instead.
-pub const OWNED: [(&str, &str); 20] = [
+pub const OWNED: [(&str, &str); 21] = [
     ("bootstrap.servers", "set `bootstrap_servers`"),
     ("metadata.broker.list", "set `bootstrap_servers`"),
     ("security.protocol", "set `tls` and `sasl`"),
@@ -87,6 +87,7 @@ pub const OWNED: [(&str, &str); 20] = [
     ("retries", "an event is tried for ever"),
     ("message.send.max.retries", "an event is tried for ever"),
     ("topic.metadata.propagation.max.ms", "how fast a missing topic is seen"),
+    ("statistics.interval.ms", "how fast a client that looks for no broker is seen"),
     ("transactional.id", "transactions are not used"),
     ("delivery.report.only.error", "every report is needed"),
     ("dr_", "every report is needed"),
@@ -171,7 +172,8 @@ impl Settings {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("message.timeout.ms", "0")
-            .set("topic.metadata.propagation.max.ms", "1000");
+            .set("topic.metadata.propagation.max.ms", "1000")
+            .set("statistics.interval.ms", super::reports::STATISTICS_MILLIS);
         self.security.apply(&mut config);
         config
     }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{FORMS, FormWord, Literal, Mark, Pending, Piece, Take, Test, Word};
+use super::{Form, Literal, Mark, Pending, Piece, Take, Test, Word};
+use crate::source::decode::FORMS;
 use crate::source::json_path::JsonPath;
 
 const WORDS: [(&str, Word); 8] = [
@@ -107,7 +108,7 @@ impl<'de> Visitor<'de> for TakeVisitor {
     }
 }
 
-fn form_of(word: &str) -> Result<FormWord, String> {
+fn form_of(word: &str) -> Result<Form, String> {
     let known = FORMS.into_iter().find(|(name, _)| *name == word).map(|(_, form)| form);
     let names = || FORMS.map(|(name, _)| name).join(", ");
     known.ok_or_else(|| format!("{word:?} is not a form: write one of {}", names()))

@@ -1,6 +1,6 @@
 //! One SQL expression a field, made of what is declared.
 
-use super::super::declared::{Declared, FormWord, From, Piece, Take};
+use super::super::declared::{Declared, From, Piece, Take};
 use super::super::decode::{Field, Form, Member};
 use super::super::feed::Feed;
 use super::super::mapping::{EXTRA, Gone, Mapping};
@@ -38,7 +38,7 @@ impl<'a> Maker<'a> {
             take.map_or_else(Field::absent, |take| maker.field(take, usual))
         };
         let payload = self.field(&declared.payload, Form::Plain);
-        if !matches!(payload.form, Form::Object(_)) {
+        if payload.members.is_empty() {
             let sizes = self.sizes_of(&declared.payload);
             self.long.splice(0..0, sizes);
         }
@@ -156,7 +156,7 @@ impl<'a> Maker<'a> {
 
     fn sql(&self, take: &Take) -> String {
         match take {
-            Take::Column { name, form: Some(FormWord::Jsonb), .. } => {
+            Take::Column { name, form: Some(Form::Jsonb), .. } => {
                 let column = self.column(name);
                 format!(
                     "CASE WHEN typeof({column}) = 'blob' AND json_valid({column}, 8) THEN json({column}) ELSE {column} END"
@@ -185,21 +185,22 @@ impl<'a> Maker<'a> {
     /// `usual` is the form of what stands at a path, and of headers, when none is said.
     fn field(&mut self, take: &Take, usual: Form) -> Field {
         let form = match take {
-            Take::Fields(fields) => Form::Object(fields.iter().map(|(name, take)| self.member(name, take)).collect()),
-            Take::Column { form: Some(word), .. } => form(*word),
-            Take::Column { path: Some(_), .. } => usual,
+            // Whatever is said of it besides.
             _ if usual == Form::JsonObject => usual,
+            Take::Column { form: Some(form), .. } => *form,
+            Take::Column { path: Some(_), .. } => usual,
             _ => Form::Plain,
         };
-        let path = match take {
-            Take::Column { path, .. } => path.clone(),
-            _ => None,
+        let (path, members) = match take {
+            Take::Column { path, .. } => (path.clone(), Vec::new()),
+            Take::Fields(fields) => (None, fields.iter().map(|(name, take)| self.member(name, take)).collect()),
+            _ => (None, Vec::new()),
         };
         if path.is_some() {
             let sizes = self.sizes_of(take);
             self.long.extend(sizes);
         }
-        Field { sql: self.sql(take), size: self.size_of(take), label: take.to_string(), path, form }
+        Field { sql: self.sql(take), size: self.size_of(take), label: take.to_string(), path, form, members }
     }
 
     fn size_of(&self, take: &Take) -> String {
@@ -220,24 +221,6 @@ impl<'a> Maker<'a> {
         let sizes = self.sizes_of(take);
         self.long.extend(sizes);
         Member { name: name.to_owned(), index: EXTRA + self.extra.len() - 1, field }
-    }
-}
-
-fn form(word: FormWord) -> Form {
-    match word {
-        FormWord::Plain => Form::Plain,
-        FormWord::Text => Form::Text,
-        FormWord::Integer => Form::Integer,
-        FormWord::Blob => Form::Blob,
-        FormWord::Uuid => Form::Uuid,
-        FormWord::UuidMixed => Form::UuidMixed,
-        FormWord::Hex => Form::Hex,
-        FormWord::Json => Form::Json,
-        FormWord::Jsonb => Form::Jsonb,
-        FormWord::Iso => Form::Iso,
-        FormWord::Seconds => Form::Epoch(1),
-        FormWord::Millis => Form::Epoch(1_000),
-        FormWord::Micros => Form::Epoch(1_000_000),
     }
 }
 

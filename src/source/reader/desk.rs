@@ -13,10 +13,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use self::opening::check_schema;
-use super::{Halt, Head, Look, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
+use super::{Halt, Head, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
 use crate::controls::{self, Protection, Seam};
 use crate::event::Batch;
 use crate::source::checkpointed::Checkpointed;
+use crate::source::feed::Care;
 use crate::source::inspection;
 use crate::source::mapping::Mapping;
 use crate::source::rows::{self, Rows, RowsUpdate};
@@ -73,6 +74,7 @@ struct Open {
 
 pub(super) struct Desk {
     settings: Settings,
+    care: Care,
     queue: Receiver<Request>,
     wake: Wake,
     state: watch::Sender<SourceState>,
@@ -96,8 +98,10 @@ impl Desk {
         queue: Receiver<Request>,
         wake: Wake,
         state: watch::Sender<SourceState>,
+        care: Care,
     ) -> Self {
         Self {
+            care,
             barrier: Barrier::new(&settings.path),
             excluded: rows::Shared::default(),
             counted: None,
@@ -364,7 +368,10 @@ impl Desk {
                     Table::Rows(table) => table.look(&open.connection),
                 };
                 match look {
-                    Ok(look) => drop(reply.send(Ok(Look { warnings: open.warnings.clone(), ..look }))),
+                    Ok(mut look) => {
+                        look.warnings.extend_from_slice(&open.warnings);
+                        drop(reply.send(Ok(look)));
+                    }
                     Err(fault) => return Err((Request::Look(reply), fault)),
                 }
                 Ok(None)

@@ -15,12 +15,13 @@ use outboxd::controls::{self, Seam};
 use outboxd::sink::format::Format;
 use outboxd::sink::{self, file};
 use outboxd::source::declared::Mark;
-use outboxd::source::{self, Durability, StatePlace};
+use outboxd::source::{self, Durability, StatePlace, feed};
 use outboxd::state::held::Selection;
 use outboxd::state::{self, SCHEMA_VERSION};
 use rusqlite::Connection;
 
 use super::journal;
+use crate::support::by_hand::described;
 use crate::support::eventsource;
 use crate::support::fake_sink::FarSide;
 use crate::support::rig::{Running, insert, open, relay_to, source_of};
@@ -37,6 +38,8 @@ pub enum Progress {
     Beside,
     /// By checkpoint, in the source's own file.
     Inside,
+    /// By checkpoint, beside, of a feed; some rows stand in the application's archive.
+    Fed,
     /// In the rows themselves.
     ByRow,
     /// The same, and a row that was delivered moves into the table `done`.
@@ -101,14 +104,17 @@ pub const BESIDE: Course = Course {
 const SHORT: Course = Course { events: 20, keys: 3, batch: 4, window: 8, ..BESIDE };
 const TINY: Course = Course { events: 4, keys: 2, batch: 2, window: 4, trouble: Trouble::None, ..BESIDE };
 
+const FED: &str = "table = \"log\"\nfeed = true\narchive = \"old\"\nid = \"id\"\nkey = \"key\"\ntype = \"kind\"\npayload = \"data\"\n";
+
 /// Goes in one piece.
 const BATCH: Course = Course { events: 6, keys: 2, batch: 6, window: 6, end: End::File, ..TINY };
 
 /// One line a course.
-pub static COURSES: [Course; 21] = [
+pub static COURSES: [Course; 22] = [
     BESIDE,
     Course { name: "inside", progress: Progress::Inside, ..SHORT },
     Course { name: "fast", progress: Progress::Inside, durability: Durability::Fast, ..SHORT },
+    Course { name: "by feed", progress: Progress::Fed, ..SHORT },
     Course { name: "by row", progress: Progress::ByRow, ..SHORT },
     Course { name: "archived", progress: Progress::Archived, ..SHORT },
     Course { name: "away", trouble: Trouble::Away, ..SHORT },
@@ -174,7 +180,8 @@ impl Course {
 
     pub fn source(&self, folder: &Path) -> source::Settings {
         let settings = source_of("shop", &folder.join("shop.db"));
-        let state = if self.progress == Progress::Beside { StatePlace::Beside } else { StatePlace::Inside };
+        let is_beside = matches!(self.progress, Progress::Beside | Progress::Fed);
+        let state = if is_beside { StatePlace::Beside } else { StatePlace::Inside };
         let settings = source::Settings { state, durability: self.durability, ..settings };
         match self.is_by_row() {
             true => {
@@ -184,6 +191,10 @@ impl Course {
                     rows.for_each(|rows| rows.on_delivered = Mark::Archive("done".into()));
                 }
                 source::Settings { preset: Some("eventsource-py".into()), tables: tables.into(), ..settings }
+            }
+            false if self.progress == Progress::Fed => {
+                let tables = described(folder, FED).unwrap().tables;
+                source::Settings { preset: None, tables, ..settings }
             }
             false => settings,
         }
@@ -202,6 +213,8 @@ impl Course {
             let app = eventsource::make(&database, "g4");
             app.execute_batch("CREATE TABLE done AS SELECT * FROM event_outbox WHERE 0").unwrap();
             eventsource::enqueue(&app, &rows);
+        } else if self.progress == Progress::Fed {
+            self.place_fed(&database);
         } else {
             outboxd::store::init(&database).await.unwrap();
             let app = open(&database);
@@ -218,6 +231,23 @@ impl Course {
         if self.tables > 0 {
             assert!(self.tables <= SCHEMA_VERSION);
             state::migrate_to(&open(&self.source(folder).state_path()), self.tables).unwrap();
+        }
+    }
+
+    /// Half of the rows are there before the feed is; then some of them go into the archive.
+    fn place_fed(&self, database: &Path) {
+        let app = open(database);
+        let columns = "id TEXT PRIMARY KEY, key TEXT, kind TEXT, data TEXT";
+        app.execute_batch(&format!("CREATE TABLE log ({columns}); CREATE TABLE old ({columns});")).unwrap();
+        let place = |n: usize| {
+            let values = [format!("e{n}"), format!("k{}", n % self.keys), "Placed".into(), format!("e{n}")];
+            app.execute("INSERT INTO log VALUES (?1, ?2, ?3, ?4)", values).unwrap();
+        };
+        (1..=self.events / 2).for_each(place);
+        feed::make(database, "log", Some("old"), feed::Run::Make).unwrap();
+        (self.events / 2 + 1..=self.events).for_each(place);
+        for table in ["INSERT INTO old SELECT * FROM log", "DELETE FROM log"] {
+            app.execute_batch(&format!("{table} WHERE id IN ('e1', 'e2', 'e5', 'e13')")).unwrap();
         }
     }
 

@@ -142,6 +142,11 @@ fn nor_with_durability_fast() {
 }
 
 #[test]
+fn nor_by_feed() {
+    climb(course::named("by feed"));
+}
+
+#[test]
 fn nor_by_row() {
     climb(course::named("by row"));
 }

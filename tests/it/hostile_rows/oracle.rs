@@ -61,6 +61,15 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
         headers: if table == Table::Outbox { text(&row.headers, event_bytes_max) } else { None },
         ..Event::default()
     };
+    if let Some(headers) = &event.headers {
+        let is_none = matches!(headers.trim_ascii(), "" | "null");
+        if matches!(row.headers, Cell::Integer(_) | Cell::Real(_))
+            || !(is_none || headers.trim_ascii_start().starts_with('{') && is_json(headers))
+        {
+            wrong.insert("undecodable");
+        }
+        event.headers = event.headers.filter(|_| !is_none);
+    }
     event.version = match (table, &row.version) {
         // eventsource-py's outbox takes it from the log, where the event is not.
         (Table::Outbox | Table::ByRow, _) | (_, Cell::Null) => None,
@@ -100,6 +109,10 @@ pub fn judge(table: Table, row: &Row, event_bytes_max: usize) -> Fate {
         wrong.insert("undecodable");
     }
     if wrong.is_empty() { Fate::Delivered(event) } else { Fate::Dead(wrong) }
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 /// `payload` in a JSON object, as it stands there.

@@ -10,6 +10,7 @@ pub mod eventsource;
 pub mod fake_sink;
 pub mod fleet;
 pub mod flights;
+pub mod forgetful;
 pub mod manager;
 pub mod process;
 pub mod proof;

@@ -129,7 +129,7 @@ impl Desk {
             return Err(Halt::from(refusal).into());
         }
         let table = match mapping.rows {
-            None => Table::Checkpointed(Checkpointed::new(mapping)),
+            None => Table::Checkpointed(Checkpointed::new(mapping, self.care)),
             Some(_) => Table::Rows(Rows::new(&connection, mapping, self.excluded.clone(), limit.clone())?),
         };
         self.warn_of_plan(&connection, &table)?;

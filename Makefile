@@ -33,8 +33,9 @@ test: setup lint ## everything, against a real Kafka and a real RabbitMQ
 tested: # how the tests are built, for commands by hand
 	@echo "$(TESTED)"
 
-bench: setup ## the relay's speed beside that of bare clients (ARGS=--quick: a smoke run)
+bench: setup ## the speed of relay and event store beside that of bare clients (ARGS=--quick: a smoke run)
 	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench relay -- $(ARGS)
+	@$(if $(filter-out --quick,$(ARGS)),,$(TIMED) bench-append $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench append -- $(ARGS))
 
 bench-snapshots: ## how fast streams are folded into snapshots (ARGS=--quick: a smoke run)
 	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench snapshots -- $(ARGS)

@@ -131,6 +131,8 @@ listed! {
         Feed,
         /// A fed row that is deleted before it was read becomes a dead letter.
         Gone,
+        /// An append that fails leaves nothing of itself in a transaction that others share.
+        Savepoint,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
         /// A Kafka client that looks for no broker any more is given up.

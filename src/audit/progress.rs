@@ -29,7 +29,7 @@ impl Progress {
             return Ok(Self::default());
         }
         let read = || -> Result<Self, JobError> {
-            let mut connection = open::reader(&path)?;
+            let mut connection = open::visitor(&path)?;
             if state::schema_version(&connection)?.is_none() {
                 return Ok(Self::default());
             }

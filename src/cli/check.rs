@@ -245,7 +245,7 @@ fn recorded(relay: &consumer::Settings, source: &source::Settings) -> Result<Opt
         return Ok(None);
     }
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let connection = open::reader(&path).map_err(|error| told(&error))?;
+    let connection = open::visitor(&path).map_err(|error| told(&error))?;
     match crate::state::schema_version(&connection).map_err(|error| told(&error))? {
         Some(_) => checkpoint::load(&connection, &relay.name).map_err(|error| told(&error)),
         None => Ok(None),

@@ -12,6 +12,7 @@ mod consumer;
 pub mod control_client;
 mod dead_letters;
 mod demo;
+mod events;
 pub mod exit;
 mod health;
 mod init;
@@ -110,6 +111,9 @@ pub enum Command {
     /// are looked at; a skipped dead letter that was retried late counts as reordered. Exit code 65 when something is wrong. It needs
     /// 64 bytes of memory an event, 64 MB for a million, 640 MB for ten million; twice that for a table read by row
     Audit(audit::Args),
+    /// Append events to outboxd's own event log, and read them: for shell scripts, as JSON lines
+    #[command(subcommand)]
+    Events(events::Command),
     /// Look at the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -173,6 +177,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Job(command) => job::execute(command, context),
         Command::Replay(args) => replay::execute(args, context),
         Command::Audit(args) => audit::execute(args, context),
+        Command::Events(command) => events::execute(command, context),
         Command::Config(command) => config::execute(command, context),
         Command::Health(args) => health::execute(args, context),
         Command::Completions(args) => completions::execute(args),

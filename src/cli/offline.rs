@@ -176,7 +176,7 @@ fn job_status(settings: &maintenance::Settings) -> Result<Value, Refusal> {
     if path.exists() {
         let unread =
             |error: &dyn std::fmt::Display| Refusal::new(Refusal::DATA, format!("{}: {error}", path.display()));
-        let connection = open::reader(&path).map_err(|error| unread(&error))?;
+        let connection = open::visitor(&path).map_err(|error| unread(&error))?;
         if crate::state::schema_version(&connection).map_err(|error| unread(&error))?.is_some() {
             status.last = job_run::newest(&connection, &settings.name).map_err(|error| unread(&error))?;
         }
@@ -202,7 +202,7 @@ fn status(relay: &consumer::Settings, source: &source::Settings) -> Result<Value
         return Ok(value);
     }
     let unread = |error: &dyn std::fmt::Display| Refusal::new(Refusal::DATA, format!("{}: {error}", path.display()));
-    let connection = open::reader(&path).map_err(|error| unread(&error))?;
+    let connection = open::visitor(&path).map_err(|error| unread(&error))?;
     if crate::state::schema_version(&connection).map_err(|error| unread(&error))?.is_some() {
         if let Some(checkpoint) = checkpoint::load(&connection, &relay.name).map_err(|error| unread(&error))? {
             status.position = checkpoint.mark.position.0;

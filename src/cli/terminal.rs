@@ -5,15 +5,19 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
-pub use crate::telemetry::visible::visible;
-use crate::telemetry::visible::visible_json;
+pub use crate::telemetry::visible::{visible, visible_json};
 
 /// Prints to standard output. A reader that has gone (`| head`) is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    print_while_read(text).map(|_| ())
+}
+
+/// The same; says whether the reader is still there.
+pub fn print_while_read(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => Ok(done?),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        done => Ok(done.map(|()| true)?),
     }
 }
 

@@ -64,7 +64,8 @@ section! {
         /// Reads the table by its feed, for one that has no safe position: `outboxd init --feed TABLE FILE` makes that, and a trigger
         /// that fills it.
         feed: bool, Absent("false, or the preset's"), "true";
-        /// Read by feed: the table into which the application itself moves rows. It is called `a` in `join`.
+        /// Read by checkpoint or by feed: the table with the same columns into which rows are moved; they are read as if they had not moved.
+        /// By feed it is called `a` in `join`.
         archive: String, Absent("none"), r#""archived_events""#;
         /// The event's id: what duplicates are recognised by.
         id: Take, Absent("the preset's"), r#""{stream_id}:{version}""#;

@@ -73,8 +73,9 @@ impl Checkpointed {
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
         let Mapping { table, from, row, .. } = &self.mapping;
+        let first = format!("SELECT {row} FROM {from} ORDER BY {row} LIMIT 1");
         let first: Option<i64> =
-            connection.prepare_cached(&format!("SELECT min({row}) FROM {from}"))?.query_row([], |row| row.get(0))?;
+            connection.prepare_cached(&first)?.query_row([], |row| row.get(0)).optional()?.flatten();
         if first == Some(i64::MIN) {
             return Err(ReadFault::Halt(Halt::new(format!(
                 "table {table} has an event at position {}, and nothing comes before that, so it cannot be read after anything. Remedy: \

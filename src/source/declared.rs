@@ -36,8 +36,9 @@ pub struct Declared {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum From {
-    /// A table or a view, and SQL that joins others to it, in which it is called `o`.
-    Table { name: String, join: Option<String> },
+    /// A table or a view, and SQL that joins others to it, in which it is called `o`; or the table into which rows of it are moved, read
+    /// as if they had not moved.
+    Table { name: String, join: Option<String>, archive: Option<String> },
     /// The same, read by its feed; and the application's own archive of it, which is called `a`.
     Fed { table: String, archive: Option<String>, join: Option<String> },
     /// SQL of a person's own.
@@ -219,7 +220,7 @@ impl Declared {
             on_rejected: None,
             on_dead_letter: None,
         };
-        let from = From::Table { name: archive.clone(), join: join.clone() };
+        let from = From::Table { name: archive.clone(), join: join.clone(), archive: None };
         Some(Self { from, rows: Some(rows), ..self.clone() })
     }
 
@@ -227,8 +228,9 @@ impl Declared {
     pub fn told(&self) -> Vec<(String, String)> {
         let mut told = Vec::new();
         match &self.from {
-            From::Table { name, join } => {
+            From::Table { name, join, archive } => {
                 told.push(("table".to_owned(), name.clone()));
+                told.extend(archive.iter().map(|archive| ("archive".to_owned(), archive.clone())));
                 told.extend(join.iter().map(|join| ("join".to_owned(), join.trim().to_owned())));
             }
             From::Fed { table, archive, join } => {

@@ -60,7 +60,18 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
     {
         return Ok(Err(Misfit::Unusable(format!("{what}. Nothing was passed over. {}", feed.remedy(connection)))));
     }
-    let made = Maker::new(declared, feed.as_ref()).make(declared);
+    let columns = match &declared.from {
+        From::Table { name, archive: Some(_), .. } => {
+            open::columns(connection, name)?.into_iter().map(|(name, _)| name).collect()
+        }
+        _ => Vec::new(),
+    };
+    if let From::Table { name, archive: Some(_), .. } = &declared.from
+        && columns.is_empty()
+    {
+        return Ok(Err(Misfit::NoTable(format!("there is no table {name} yet"))));
+    }
+    let made = Maker::new(declared, feed.as_ref(), &columns).make(declared);
     let sql = made.select(0, "1", "LIMIT 0");
     let alone = match &declared.from {
         From::Query(query) => query.as_str(),
@@ -78,7 +89,11 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
     if let Err(error) = connection.prepare(&sql) {
         return missing(connection, declared, error);
     }
-    let bare = format!("SELECT {} FROM {}", made.row, made.from);
+    // Positions are given out by the table, never by its archive.
+    let bare = match (&declared.from, &made.archive) {
+        (From::Table { name, .. }, Some(_)) => format!("SELECT {} FROM {}", made.row, quoted(name)),
+        _ => format!("SELECT {} FROM {}", made.row, made.from),
+    };
     let origins = match connection.prepare(&bare) {
         Ok(statement) => {
             let columns = statement.columns_with_metadata();

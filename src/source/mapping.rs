@@ -46,6 +46,8 @@ pub struct Mapping {
     /// Of a table read by its feed: rows that are only in the feed.
     pub gone: Option<Gone>,
     pub feed: Option<Feed>,
+    /// Of a table read by checkpoint: where its rows are moved to. `from` is both.
+    pub archive: Option<String>,
     /// What a checkpoint depends on: with another one, its positions and keys would mean something else.
     pub definition: String,
     /// Field by field, for people.

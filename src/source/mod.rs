@@ -23,7 +23,7 @@ pub mod plan;
 pub mod reader;
 mod rows;
 pub mod scan;
-mod wake;
+pub mod wake;
 
 use std::path::PathBuf;
 use std::sync::Arc;

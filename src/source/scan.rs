@@ -68,7 +68,7 @@ impl Scan {
         if let Some(refusal) = inspection::refusal(settings) {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
-        let connection = open::reader(&settings.path)?;
+        let connection = open::visitor(&settings.path)?;
         if let Some(refusal) = inspection::journal(&connection, &settings.path)? {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
@@ -100,9 +100,11 @@ impl Scan {
     }
 
     pub fn count(&self) -> Result<u64, ScanError> {
-        let sql = match &self.mapping.gone {
-            None => format!("SELECT count(*) FROM {}", quoted(&self.mapping.table)),
-            Some(gone) => format!("SELECT count(*) FROM {} WHERE NOT ({})", self.mapping.from, gone.sql),
+        let Mapping { table, from, gone, archive, .. } = &self.mapping;
+        let sql = match (gone, archive) {
+            (Some(gone), _) => format!("SELECT count(*) FROM {from} WHERE NOT ({})", gone.sql),
+            (None, Some(_)) => format!("SELECT count(*) FROM {from}"),
+            (None, None) => format!("SELECT count(*) FROM {}", quoted(table)),
         };
         Ok(self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
     }

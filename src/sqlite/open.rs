@@ -17,6 +17,16 @@ pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// How long a visitor waits.
+const VISIT_WAIT: Duration = Duration::from_secs(5);
+
+/// As [`reader`], for those who look once: another connection that is just opening or closing the file is waited for.
+pub fn visitor(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = reader(path)?;
+    connection.busy_timeout(VISIT_WAIT)?;
+    Ok(connection)
+}
+
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
 /// and load nothing. (Nothing could be written before either.)
 pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {
@@ -135,6 +145,14 @@ pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     synchronous(&connection, durable)?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+/// Appends to a file as its application would: SQLite checkpoints by itself, and foreign keys hold.
+pub fn appender(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    synchronous(&connection, durable)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
     Ok(connection)
 }
 

@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqlitePool};
 
 /// Opens a file as an application would: WAL, `synchronous=NORMAL`, a busy timeout; made when it is not there.
 #[expect(clippy::disallowed_methods, reason = "this is the room that opens database files")]
@@ -20,4 +20,16 @@ pub async fn application(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
         .busy_timeout(Duration::from_secs(5))
         .disable_statement_logging();
     SqliteConnection::connect_with(&options).await
+}
+
+/// Connections that read a file that is there, and write nothing; each is opened when it is first needed.
+#[expect(clippy::disallowed_methods, reason = "this is the room that opens database files")]
+pub fn readers(path: &Path, most: u32) -> SqlitePool {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .pragma("query_only", "ON")
+        .busy_timeout(Duration::from_secs(5))
+        .disable_statement_logging();
+    SqlitePoolOptions::new().max_connections(most).test_before_acquire(false).connect_lazy_with(options)
 }

@@ -27,6 +27,7 @@ mod dead_letters_are_copied;
 mod dead_letters_are_operated;
 mod demo;
 mod disks_fill_and_fail;
+mod event_store;
 mod eventsource_consumers_go_on;
 mod eventsource_dead_letters_are_understood;
 mod eventsource_outbox_marks_rows;

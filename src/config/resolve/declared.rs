@@ -66,7 +66,9 @@ fn from(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) -> Option
         (Some(table), None) if !table.is_empty() && section.feed == Some(true) => {
             Some(From::Fed { table: table.clone(), archive: section.archive.clone(), join })
         }
-        (Some(table), None) if !table.is_empty() => Some(From::Table { name: table.clone(), join }),
+        (Some(table), None) if !table.is_empty() => {
+            Some(From::Table { name: table.clone(), join, archive: section.archive.clone() })
+        }
         (None, Some(query)) if !begins_with(query, &["SELECT", "WITH", "VALUES"]) => {
             let remedy = "write a SELECT; where a table is meant, name it with `table`";
             complain("query", "this is no SELECT, and nothing else has rows that are events", remedy);
@@ -106,8 +108,9 @@ fn begins_with(sql: &str, words: &[&str]) -> bool {
 /// What does not go together with a feed.
 fn fed(section: &Source, complain: &mut impl FnMut(&str, &str, &str)) {
     if section.feed != Some(true) {
-        if section.archive.is_some() {
-            complain("archive", "only a table that is read by its feed is looked for in an archive", "say feed = true");
+        if section.archive.is_some() && (is_by_row(section) || section.table.is_none()) {
+            let what = "only a table that is read by checkpoint, or by its feed, is looked for in an archive";
+            complain("archive", what, "leave it out");
         }
         return;
     }

@@ -12,6 +12,8 @@ pub struct Maker<'a> {
     /// The table is called `o`: others may be joined to it.
     aliased: bool,
     feed: Option<&'a Feed>,
+    /// The table's columns, by which it and its archive are read as one.
+    columns: &'a [String],
     /// Columns beyond one a field.
     extra: Vec<String>,
     /// The sizes of columns that may be long, which are asked first.
@@ -19,8 +21,9 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(declared: &Declared, feed: Option<&'a Feed>) -> Self {
-        Self { aliased: declared.rows.is_some() || feed.is_some(), feed, extra: Vec::new(), long: Vec::new() }
+    pub fn new(declared: &Declared, feed: Option<&'a Feed>, columns: &'a [String]) -> Self {
+        let aliased = declared.rows.is_some() || feed.is_some();
+        Self { aliased, feed, columns, extra: Vec::new(), long: Vec::new() }
     }
 
     pub fn make(mut self, declared: &Declared) -> Mapping {
@@ -30,7 +33,8 @@ impl<'a> Maker<'a> {
             (From::Table { join, .. } | From::Fed { join, .. }, Some(feed)) => {
                 format!("{}{}", feed.from(), joined(join))
             }
-            (From::Table { name, join } | From::Fed { table: name, join, .. }, None) => {
+            (From::Table { name, archive: Some(archive), .. }, None) => self.with_archive(name, archive),
+            (From::Table { name, join, .. } | From::Fed { table: name, join, .. }, None) => {
                 format!("{}{}{}", quoted(name), if self.aliased { " o" } else { "" }, joined(join))
             }
         };
@@ -59,7 +63,7 @@ impl<'a> Maker<'a> {
                 (position.clone(), position)
             }
         };
-        let columns = Maker::new(declared, self.feed);
+        let columns = Maker::new(declared, self.feed, self.columns);
         Mapping {
             table: String::new(),
             from,
@@ -80,15 +84,27 @@ impl<'a> Maker<'a> {
             newest: None,
             is_joined: match &declared.from {
                 From::Query(_) => true,
-                From::Table { .. } => false,
+                From::Table { archive, .. } => archive.is_some(),
                 From::Fed { archive, join, .. } => archive.is_some() || join.is_some(),
             },
             gone: self.feed.map(|feed| Gone { sql: feed.is_gone(), detail: feed.gone() }),
             feed: self.feed.cloned(),
+            archive: match &declared.from {
+                From::Table { archive, .. } => archive.clone(),
+                From::Fed { .. } | From::Query(_) => None,
+            },
             definition: definition(declared),
             told: declared.told(),
             rows: declared.rows.as_ref().map(|rows| marking::row_mapping(declared, rows, &|name| columns.column(name))),
         }
+    }
+
+    /// Both tables in one statement, and so in one snapshot: what moves between them is in one of them. SQLite takes it apart into a
+    /// search in each, merged.
+    fn with_archive(&self, table: &str, archive: &str) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| quoted(column)).collect();
+        let columns = columns.join(", ");
+        format!("(SELECT {columns} FROM {} UNION ALL SELECT {columns} FROM {})", quoted(table), quoted(archive))
     }
 
     /// How many bytes the columns have that may be long.

@@ -43,6 +43,7 @@ fn mapping(connection: &Connection) -> Mapping {
         from: From::Table {
             name: "event_outbox".into(),
             join: Some("LEFT JOIN events e ON e.event_id = o.event_id".into()),
+            archive: None,
         },
         position: Some(Take::First(vec!["e.global_position".into(), "rowid".into()])),
         allow_reused_positions: false,

@@ -1,0 +1,114 @@
+//! Reading, on connections of its own.
+
+use std::path::Path;
+
+use sqlx::SqlitePool;
+
+use super::event::{Snapshot, State, StoredEvent, Stream};
+use super::fault::{OpenError, ReadError};
+use super::{merge, sql};
+use crate::sqlite::premises::Use;
+use crate::sqlite::{open, pool};
+
+/// Connections that one store reads on at the same time.
+const CONNECTIONS: u32 = 4;
+
+type EventRow = (i64, String, String, String, i64, String, String, Option<String>, String);
+
+/// What reads a store, and needs no right to write it.
+#[derive(Clone, Debug)]
+pub struct Reader(SqlitePool);
+
+impl Reader {
+    /// Reads the tables that [`super::init`] has made. To be called in a runtime.
+    pub fn open(path: &Path, allow_network_filesystem: bool) -> Result<Self, OpenError> {
+        super::checked(path, Use::Read, allow_network_filesystem, || open::reader(path))?;
+        Ok(Self::of(path))
+    }
+
+    pub(super) fn of(path: &Path) -> Self {
+        Self(pool::readers(path, CONNECTIONS))
+    }
+
+    /// A stream's events from a version on, archived ones as if they had not moved. None for a stream that is not there.
+    pub async fn load(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
+        // What is compared comes from one snapshot.
+        let mut transaction = self.0.begin().await?;
+        let Some((newest, _)) = newest(&mut transaction, stream).await? else { return Ok(Vec::new()) };
+        behind(&mut transaction, stream, from.max(1) - 1, newest).await
+    }
+
+    /// The version of a stream's newest event.
+    pub async fn version(&self, stream: &str) -> Result<Option<i64>, ReadError> {
+        let mut connection = self.0.acquire().await?;
+        Ok(newest(&mut connection, stream).await?.map(|(version, _)| version))
+    }
+
+    /// The newest position; 0 where there is no event.
+    pub async fn head(&self) -> Result<i64, ReadError> {
+        Ok(sqlx::query_scalar(sql::HEAD).fetch_one(&self.0).await?)
+    }
+
+    /// Events of all streams behind a position, in order, up to a number.
+    pub async fn read_all(&self, after: i64, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
+        let rows: Vec<EventRow> = sqlx::query_as(sql::OF_ALL).bind(after).bind(limit as i64).fetch_all(&self.0).await?;
+        merge::of_all(rows.into_iter().map(event).collect())
+    }
+
+    /// A stream's newest snapshot and the events behind it; `None` for a stream that is not there.
+    pub async fn state(&self, stream: &str) -> Result<Option<State>, ReadError> {
+        let mut transaction = self.0.begin().await?;
+        let Some((version, stream_type)) = newest(&mut transaction, stream).await? else { return Ok(None) };
+        let row: Option<(i64, String, String, String, bool)> =
+            sqlx::query_as(sql::SNAPSHOT).bind(stream).fetch_optional(&mut *transaction).await?;
+        let snapshot = match row {
+            Some((snapshot, ..)) if snapshot > version => {
+                return Err(ReadError::SnapshotAhead { stream: stream.to_owned(), snapshot, version });
+            }
+            Some((version, .., false)) => {
+                return Err(ReadError::SnapshotCorrupt { stream: stream.to_owned(), version });
+            }
+            row => row.map(|(version, state, reducer_hash, time, _)| Snapshot { version, state, reducer_hash, time }),
+        };
+        let after = snapshot.as_ref().map_or(0, |snapshot| snapshot.version);
+        let events = behind(&mut transaction, stream, after, version).await?;
+        Ok(Some(State { stream: stream.to_owned(), stream_type, version, snapshot, events }))
+    }
+
+    /// Streams by name behind one (`""`: from the first), up to a number.
+    pub async fn streams(&self, after: &str, limit: usize) -> Result<Vec<Stream>, ReadError> {
+        let rows: Vec<(String, String, i64, Option<i64>)> =
+            sqlx::query_as(sql::STREAMS).bind(after).bind(limit as i64).fetch_all(&self.0).await?;
+        let stream = |(stream, stream_type, version, snapshot_version)| Stream {
+            stream,
+            stream_type,
+            version,
+            snapshot_version,
+        };
+        Ok(rows.into_iter().map(stream).collect())
+    }
+
+    pub(super) async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+/// The version of the newest event, and the type.
+async fn newest(connection: &mut sqlx::SqliteConnection, stream: &str) -> Result<Option<(i64, String)>, ReadError> {
+    Ok(sqlx::query_as(sql::STREAM).bind(stream).fetch_optional(connection).await?)
+}
+
+async fn behind(
+    connection: &mut sqlx::SqliteConnection,
+    stream: &str,
+    after: i64,
+    newest: i64,
+) -> Result<Vec<StoredEvent>, ReadError> {
+    let from = after.saturating_add(1);
+    let rows: Vec<EventRow> = sqlx::query_as(sql::OF_STREAM).bind(stream).bind(from).fetch_all(connection).await?;
+    merge::of_stream(stream, after, newest, rows.into_iter().map(event).collect())
+}
+
+fn event((position, id, stream, stream_type, version, kind, data, metadata, time): EventRow) -> StoredEvent {
+    StoredEvent { position, id, stream, stream_type, version, kind, data, metadata, time }
+}

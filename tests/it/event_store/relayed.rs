@@ -1,0 +1,120 @@
+//! `read = "events"`: what was moved to the archive is read, replayed and audited as if it had not moved.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::archive;
+use crate::support::by_hand::Table;
+use crate::support::process::{Scene, shared_machine};
+use crate::support::relays::{file, relay};
+use crate::support::rig::open;
+
+const LOG: &str = "[sources.shop]\npath = \"app.db\"\npreset = \"outboxd\"\nread = \"events\"\n";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn write(app: &rusqlite::Connection, from: i64, to: i64) {
+    let transaction = app.unchecked_transaction().unwrap();
+    for n in from..=to {
+        let sql = "INSERT INTO events (id, stream_id, stream_type, version, type, data) VALUES (?1, ?2, 'Order', ?3, 'T', '{}')";
+        transaction.execute(sql, (format!("e{n}"), format!("s{}", n % 5), (n - 1) / 5 + 1)).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+fn ids(scene: &Scene) -> Vec<String> {
+    let text = std::fs::read_to_string(scene.path("lines.ndjson")).unwrap();
+    let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+    text.lines().map(id).collect()
+}
+
+fn expected(to: i64) -> Vec<String> {
+    (1..=to).map(|n| format!("e{n}")).collect()
+}
+
+#[test]
+fn a_relay_reads_replays_and_audits_what_was_archived() {
+    let _machine = shared_machine();
+    let scene = Scene::new(&[LOG, &file("lines"), &relay("lines", "")].concat());
+    let app = open(&scene.path("app.db"));
+    write(&app, 1, 1_000);
+    (0..5).for_each(|stream| archive(&app, &format!("s{stream}"), 120 + 10 * stream));
+    let mut daemon = scene.daemon();
+    // While it reads, they go on moving, also what was read already.
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mover = open(&scene.path("app.db"));
+            let mut n = 0;
+            while !stop.load(SeqCst) {
+                archive(&mover, &format!("s{}", n % 5), 120 + n);
+                n += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        for n in 0..40 {
+            write(&app, 1_001 + n * 50, 1_050 + n * 50);
+        }
+        daemon.until_settled("to_lines", 3_000, DEADLINE);
+        stop.store(true, SeqCst);
+    });
+    assert_eq!(ids(&scene), expected(3_000));
+    let archived: i64 = app.query_row("SELECT count(*) FROM archived_events", [], |row| row.get(0)).unwrap();
+    assert!(archived > 700, "{archived}");
+    assert_eq!(daemon.stop(DEADLINE).0, Some(0));
+    let audit = scene.outboxd(&["audit", "to_lines"]);
+    assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
+    let replay = scene.outboxd(&["replay", "to_lines", "--from", "1", "--to", "50", "--yes"]);
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    assert_eq!(ids(&scene), [expected(3_000), expected(50)].concat());
+    // Everything once more, from the beginning.
+    let again = scene.outboxd(&["position", "set", "to_lines", "first", "--yes"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    scene.daemon().until_settled("to_lines", 3_000, DEADLINE);
+    assert_eq!(ids(&scene), [expected(3_000), expected(50), expected(3_000)].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_tables_are_searched_and_the_archive_belongs_to_the_source() {
+    let preset = "preset = \"outboxd\"\nread = \"events\"\n";
+    let table = Table::new(&outboxd::store::schema(), preset);
+    write(&table.app, 1, 50);
+    (0..5).for_each(|stream| archive(&table.app, &format!("s{stream}"), 4));
+    let look = table.look().await.unwrap();
+    assert_eq!((look.before_first.0, look.head.0, look.has_events), (0, 50, true));
+    assert_eq!((look.head_id.as_str(), look.plan.warnings.len()), ("e50", 0));
+    assert!(look.plan.steps.iter().all(|step| !step.starts_with("SCAN") && !step.contains("TEMP")), "{:?}", look.plan);
+    assert!(look.mapping.told.contains(&("archive".to_owned(), "archived_events".to_owned())));
+    let read = table.read(10, 1_000).await.unwrap();
+    assert!(read.events().map(|event| event.id.to_owned()).eq((11..=50).map(|n| format!("e{n}"))));
+    let scan = outboxd::source::scan::Scan::open(&table.source).unwrap();
+    assert_eq!(
+        (scan.count().unwrap(), scan.rows_gone().unwrap(), scan.bounds().unwrap()),
+        (50, Some(0), Some((1, 50)))
+    );
+    // Without it, what was moved is not there.
+    let words = "table = \"events\"\nposition = \"position\"\nid = \"id\"\nkey = \"stream_id\"\ntype = \"type\"\npayload = \"data\"\n";
+    let alone = Table { source: table.described(words).unwrap(), ..table };
+    let read = alone.read(10, 1_000).await.unwrap();
+    assert_eq!(read.events().map(|event| event.id.to_owned()).next().unwrap(), "e21");
+    // An event that stands in both halts: one of the two is not what was given out.
+    alone.app.execute_batch("INSERT INTO archived_events SELECT * FROM events WHERE position = 50").unwrap();
+    let both = Table { source: alone.described(preset).unwrap(), ..alone };
+    let halt = both.read(10, 1_000).await.unwrap_err();
+    assert!(halt.detail.contains("50 comes behind 50"), "{}", halt.detail);
+    // One that has not the table's columns is refused, one that is not there is waited for.
+    both.app.execute_batch("ALTER TABLE archived_events DROP COLUMN metadata").unwrap();
+    let halt = both.look().await.unwrap_err();
+    assert!(halt.detail.contains("no column metadata"), "{}", halt.detail);
+}
+
+#[test]
+fn by_row_and_by_query_there_is_no_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let words =
+        "id = \"id\"\ntype = \"type\"\npayload = \"data\"\nposition = \"position\"\narchive = \"archived_events\"\n";
+    let error =
+        crate::support::by_hand::described(folder.path(), &format!("query = \"SELECT 1\"\n{words}")).unwrap_err();
+    assert!(error.contains("only a table that is read by checkpoint, or by its feed"), "{error}");
+}

@@ -24,6 +24,8 @@ pub enum Kind {
     Field,
     /// A condition on rows, or what becomes of one.
     Rows,
+    /// A table whose keys are names that the user chose, and whose values hold no secret.
+    Named,
     /// A table with keys of its own.
     Keys(&'static Section),
 }
@@ -42,7 +44,7 @@ impl Kind {
             Kind::List => "list of text",
             Kind::Field => "column",
             Kind::Rows => "rows",
-            Kind::Table | Kind::Keys(_) => "table",
+            Kind::Table | Kind::Named | Kind::Keys(_) => "table",
         }
     }
 

@@ -198,8 +198,8 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
-/// Of a whole daemon or command: `reloads_lose_nothing` and `jobs_run_on_schedule` climb over them.
-const ELSEWHERE: [Seam; 3] = [Seam::Reload, Seam::JobRun, Seam::JobWork];
+/// Of a whole daemon or command: `reloads_lose_nothing`, `jobs_run_on_schedule` and `snapshots_are_true` climb over them.
+const ELSEWHERE: [Seam; 4] = [Seam::Reload, Seam::JobRun, Seam::JobWork, Seam::Snapshot];
 
 /// Every seam that exists is climbed over by some course.
 #[test]

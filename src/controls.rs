@@ -86,6 +86,12 @@ listed! {
         Snapshot,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
+        /// A projection's tables have been made; their transaction is open.
+        Define,
+        /// A projection's statements have run for one event; their transaction is open.
+        Apply,
+        /// Rebuilt tables are being put in the place of the live ones: these are renamed, those filled, or all is done; their transaction is open.
+        Swap,
     }
 }
 
@@ -135,6 +141,10 @@ listed! {
         Savepoint,
         /// A Kafka client that does not find its brokers any more is replaced where a new one finds them.
         FreshClient,
+        /// A projection's statements reach only what its section names.
+        Authorizer,
+        /// What a projection's statements did is committed with the settlement that moves the checkpoint past it, and not before.
+        Together,
         /// A Kafka client that looks for no broker any more is given up.
         WatchedClient,
         /// Jobs of one file take turns.

@@ -49,7 +49,8 @@ pub async fn run(loaded: Loaded, level: logs::Level) -> Result<(), Error> {
     let config = loaded.config.clone();
     let (mut reloader, reloads) = Reloader::new(loaded, level).map_err(Error::Start)?;
     let (shutdown, phase) = Shutdown::new();
-    let mut fleet = Fleet::spawn(&config.sources, &config.sinks, config.relays, config.daemon.when_locked, &phase)
+    let consumers = config.consumers().cloned().collect();
+    let mut fleet = Fleet::spawn(&config.sources, &config.sinks, consumers, config.daemon.when_locked, &phase)
         .map_err(Error::Start)?;
     let mut crew = Crew::spawn(config.jobs, fleet.files().clone(), &phase).await;
     let (roster, jobs) = (fleet.roster(), crew.roster());

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::config::preset;
 use crate::consumer::engine::WhenLocked;
 use crate::consumer::fleet::{Fleet, Handle};
-use crate::consumer::{Bounds, OnReject, Settings, Start};
+use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use crate::shutdown::{Phase, Shutdown};
 use crate::sink;
 use crate::source::{self, Durability, StatePlace};
@@ -109,12 +109,14 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
     let settings = Settings {
         name: RELAY.into(),
         source: "shop".into(),
-        sink_name: "events".into(),
-        sink: sink::Settings::File(sink::file::Settings {
-            path: Some(delivered.to_owned()),
-            format: sink::format::Format::Envelope,
-            ..Default::default()
-        }),
+        destination: Destination::Sink {
+            name: "events".into(),
+            settings: sink::Settings::File(sink::file::Settings {
+                path: Some(delivered.to_owned()),
+                format: sink::format::Format::Envelope,
+                ..Default::default()
+            }),
+        },
         types: Vec::new(),
         start: Some(Start::First),
         on_reject: OnReject::Hold,
@@ -122,6 +124,7 @@ fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> i
         dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
+        until: None,
     };
     let sources = BTreeMap::from([("shop".to_owned(), source)]);
     Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Refuse, phase)

@@ -89,11 +89,19 @@ pub enum Reason {
     Refused,
     /// The row was deleted from the source while the event waited behind another one.
     SourceRowGone,
+    /// A statement of a projection failed on it.
+    ProjectionError,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 5] =
-        [Reason::TooLarge, Reason::Unroutable, Reason::Undecodable, Reason::Refused, Reason::SourceRowGone];
+    pub const ALL: [Reason; 6] = [
+        Reason::TooLarge,
+        Reason::Unroutable,
+        Reason::Undecodable,
+        Reason::Refused,
+        Reason::SourceRowGone,
+        Reason::ProjectionError,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -102,6 +110,7 @@ impl Reason {
             Reason::Undecodable => "undecodable",
             Reason::Refused => "refused",
             Reason::SourceRowGone => "source_row_gone",
+            Reason::ProjectionError => "projection_error",
         }
     }
 
@@ -291,6 +300,29 @@ impl Batch {
         Some(&self.defects[at].1)
     }
 
+    /// Gives the events other keys than their source says.
+    pub fn rekey(&mut self, key: impl Fn(&Event<'_>) -> Option<Vec<u8>>) {
+        for index in 0..self.len() {
+            let key = key(&self.event(index));
+            self.rows[index].key = span(&mut self.arena, key.as_deref());
+        }
+    }
+
+    /// Leaves out what stands behind a position.
+    pub fn truncate(&mut self, until: Position) {
+        if self.end <= until {
+            return;
+        }
+        let left = self.rows.partition_point(|row| row.position <= until);
+        self.rows.truncate(left);
+        self.defects.retain(|(index, _)| (*index as usize) < left);
+        self.end = until;
+        self.end_id = match left.checked_sub(1).map(|last| self.event(last)) {
+            Some(last) if last.position == until => last.id.to_owned(),
+            _ => String::new(),
+        };
+    }
+
     /// Notes which events may have been sent before.
     pub fn note_again(&mut self, may_be: impl Fn(&Event<'_>) -> bool) {
         self.again = (0..self.len()).filter(|index| may_be(&self.event(*index))).map(|index| index as u32).collect();
@@ -382,12 +414,16 @@ impl BatchBuilder {
     }
 
     fn span(&mut self, bytes: Option<&[u8]>) -> Span {
-        let Some(bytes) = bytes else { return Span::ABSENT };
-        let start = self.batch.arena.len();
-        self.batch.arena.extend_from_slice(bytes);
-        assert!(self.batch.arena.len() < u32::MAX as usize, "a batch is bounded far below 4 GiB by its reader");
-        Span { start: start as u32, len: bytes.len() as u32 }
+        span(&mut self.batch.arena, bytes)
     }
+}
+
+fn span(arena: &mut Vec<u8>, bytes: Option<&[u8]>) -> Span {
+    let Some(bytes) = bytes else { return Span::ABSENT };
+    let start = arena.len();
+    arena.extend_from_slice(bytes);
+    assert!(arena.len() < u32::MAX as usize, "a batch is bounded far below 4 GiB by its reader");
+    Span { start: start as u32, len: bytes.len() as u32 }
 }
 
 #[cfg(test)]

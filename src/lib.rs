@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod demo;
 pub mod event;
 pub mod maintenance;
+pub mod projection;
 pub mod retry;
 pub mod secret;
 pub mod setting;

@@ -9,7 +9,7 @@ use outboxd::config::preset;
 use outboxd::consumer::control::Command;
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
-use outboxd::consumer::{Bounds, OnReject, Settings, Start};
+use outboxd::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink;
 use outboxd::source::{self, Durability, StatePlace};
@@ -54,8 +54,7 @@ impl Running {
         let relay = Settings {
             name: "bench".into(),
             source: "shop".into(),
-            sink_name: "far".into(),
-            sink,
+            destination: Destination::Sink { name: "far".into(), settings: sink },
             types: Vec::new(),
             start: Some(Start::First),
             on_reject: OnReject::Hold,
@@ -63,6 +62,7 @@ impl Running {
             dead_letter_row: false,
             bounds: Bounds::default(),
             paused: false,
+            until: None,
         };
         let sources = BTreeMap::from([("shop".to_owned(), source)]);
         let (shutdown, phase) = Shutdown::new();

@@ -86,9 +86,11 @@ pub async fn answer(desk: &impl Desk, request: &Request) -> Result<Value, Refusa
         Request::Reload => desk.reload().await?,
         Request::Pause { consumer } => desk.pause(consumer, true).await?,
         Request::Resume { consumer } => desk.pause(consumer, false).await?,
-        Request::DeadLetters(_) | Request::Position(_) | Request::Consumer(_) | Request::Replay(_) => {
-            operate(desk, request, &names).await?
-        }
+        Request::DeadLetters(_)
+        | Request::Position(_)
+        | Request::Consumer(_)
+        | Request::Replay(_)
+        | Request::Rebuild(_) => operate(desk, request, &names).await?,
     };
     value["ok"] = json!(true);
     Ok(value)
@@ -114,7 +116,7 @@ async fn known(desk: &impl Desk) -> Result<Vec<Value>, Refusal> {
     Ok(statuses
         .map(|status| {
             json!({
-                "name": status["name"], "kind": "relay", "source": status["source"], "sink": status["sink"],
+                "name": status["name"], "kind": status["kind"], "source": status["source"], "sink": status["sink"],
                 "is_configured": true, "state": status["state"],
             })
         })

@@ -26,6 +26,7 @@ use super::answer::{Refusal, answer};
 use super::request::{self, DeadLetters, Filter};
 use super::{Board, status_json};
 use crate::consumer::status;
+use crate::setting::value::Span;
 use crate::telemetry::visible::{visible, visible_json};
 
 /// Probes, a scraper or two, a person: far fewer.
@@ -36,6 +37,9 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
 /// Of a request's line and headers.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
+/// How long a position is waited for where nothing is said, and at most.
+const WAIT_USUAL: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 const TOO_MANY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 21\r\nConnection: close\r\n\r\n\
     too many connections\n";
@@ -111,6 +115,7 @@ fn router(board: Board) -> Router {
         .route("/api/v1/consumers", get(api_consumers))
         .route("/api/v1/jobs", get(api_jobs))
         .route("/api/v1/dead-letters", get(api_dead_letters))
+        .route("/api/v1/wait", get(api_wait))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; / lists what there is\n") })
         .method_not_allowed_fallback(|| async {
             (StatusCode::METHOD_NOT_ALLOWED, "this address is read-only: GET it\n")
@@ -120,7 +125,8 @@ fn router(board: Board) -> Router {
 }
 
 async fn index() -> &'static str {
-    "outboxd\n\n/metrics\n/livez\n/readyz  (?verbose, ?consumers)\n/api/v1/status\n/api/v1/consumers\n/api/v1/jobs\n/api/v1/dead-letters?consumer=NAME\n"
+    "outboxd\n\n/metrics\n/livez\n/readyz  (?verbose, ?consumers)\n/api/v1/status\n/api/v1/consumers\n/api/v1/jobs\n\
+     /api/v1/dead-letters?consumer=NAME\n/api/v1/wait?consumer=NAME&position=N&timeout=5s\n"
 }
 
 async fn metrics(State(board): State<Board>) -> Response {
@@ -185,6 +191,8 @@ struct Which {
 pub fn read_query(query: &str) {
     let Ok(uri) = format!("/?{query}").parse() else { return };
     let _ = Query::<Which>::try_from_uri(&uri).map(|which| (which.0.consumer, which.0.limit));
+    let _ =
+        Query::<Awaited>::try_from_uri(&uri).map(|awaited| (awaited.0.consumer, awaited.0.position, awaited.0.timeout));
     let _ = Query::<Readiness>::try_from_uri(&uri).map(|readiness| (readiness.0.verbose, readiness.0.consumers));
 }
 
@@ -197,6 +205,37 @@ async fn api_dead_letters(State(board): State<Board>, Query(query): Query<Which>
         Err(refusal) if refusal.exit == Refusal::USAGE => (StatusCode::NOT_FOUND, refusal.error).into_response(),
         Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.error).into_response(),
     }
+}
+
+#[derive(Deserialize)]
+struct Awaited {
+    consumer: String,
+    position: i64,
+    timeout: Option<String>,
+}
+
+/// For whoever reads what he has just written: answers when the consumer has settled everything up to a position.
+async fn api_wait(State(board): State<Board>, Query(query): Query<Awaited>) -> Response {
+    let Some(handle) = board.handle(&query.consumer) else {
+        return (StatusCode::NOT_FOUND, format!("{} is not in the config\n", visible(&query.consumer))).into_response();
+    };
+    let timeout = match query.timeout.as_deref().map(Span::parse) {
+        None => WAIT_USUAL,
+        Some(Ok(Span(timeout))) => timeout.min(WAIT_MAX),
+        Some(Err(reason)) => return (StatusCode::BAD_REQUEST, format!("{}\n", visible(&reason))).into_response(),
+    };
+    let mut status = handle.status.clone();
+    let reached = status.wait_for(|status| status.position >= query.position);
+    let is_reached = matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)));
+    let (position, held_keys) = {
+        let status = status.borrow();
+        (status.position, status.held_keys)
+    };
+    let answer = json_response(&json!({
+        "consumer": query.consumer, "position": position, "reached": is_reached, "held_keys": held_keys,
+    }));
+    let code = if is_reached { StatusCode::OK } else { StatusCode::GATEWAY_TIMEOUT };
+    (code, answer).into_response()
 }
 
 fn json_response(value: &serde_json::Value) -> Response {

@@ -116,6 +116,7 @@ pub fn status_json(status: &Status) -> Value {
     json!({
         "name": status.consumer,
         "source": status.source,
+        "kind": status.kind,
         "sink": status.sink,
         "state": status.state.as_str(),
         "detail": status.detail,
@@ -136,6 +137,7 @@ pub fn status_json(status: &Status) -> Value {
         "sink_blocked": status.blocked,
         "replay": status.replay,
         "dead_letter_copies": status.copies,
+        "unhandled": status.unhandled,
     })
 }
 

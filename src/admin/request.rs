@@ -18,7 +18,22 @@ pub enum Request {
     Position(Position),
     Consumer(Consumer),
     Replay(Replay),
+    Rebuild(Rebuild),
     Job(Job),
+}
+
+/// The end of a rebuild, which was done beside the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Rebuild {
+    Swap {
+        consumer: String,
+        /// Of the definition that the tables were made by.
+        hash: String,
+        with_dead_letters: bool,
+    },
+    /// Drops what the last swap has kept.
+    Drop { consumer: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,6 +134,7 @@ impl Request {
             Request::Position(Position::Show { consumer }) => consumer.as_deref(),
             Request::Position(Position::Set { consumer, .. })
             | Request::Consumer(Consumer::Accept { consumer } | Consumer::Forget { consumer })
+            | Request::Rebuild(Rebuild::Swap { consumer, .. } | Rebuild::Drop { consumer })
             | Request::Replay(Replay::Start { consumer, .. } | Replay::Cancel { consumer }) => Some(consumer),
         }
     }
@@ -149,6 +165,10 @@ impl Request {
                 Operation::SetPosition { to: to.target(), reason: BY_OPERATOR.into() }
             }
             Request::Consumer(Consumer::Accept { .. }) => Operation::Accept { reason: BY_OPERATOR.into() },
+            Request::Rebuild(Rebuild::Swap { hash, with_dead_letters, .. }) => {
+                Operation::Swap { hash: hash.clone(), with_dead_letters: *with_dead_letters }
+            }
+            Request::Rebuild(Rebuild::Drop { .. }) => Operation::DropKept,
             Request::Replay(Replay::Start { wanted, .. }) => Operation::Replay(wanted.clone()),
             Request::Replay(Replay::Cancel { .. }) => Operation::CancelReplay,
             Request::Consumer(Consumer::Forget { .. }) => Operation::Forget { reason: BY_OPERATOR.into() },

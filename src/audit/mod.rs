@@ -158,10 +158,10 @@ pub fn audit(
 
 fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide>, Error> {
     let usage = |what: &str, remedy: &str| Err(Error::Usage(format!("{}: {what}", relay.name), remedy.into()));
-    let (takes_queue, takes_older) = match &relay.sink {
+    let (takes_queue, takes_older) = match relay.destination.sink() {
         #[cfg(feature = "amqp")]
-        sink::Settings::Amqp(_) => (true, false),
-        sink::Settings::File(_) => (false, true),
+        Some(sink::Settings::Amqp(_)) => (true, false),
+        Some(sink::Settings::File(_)) => (false, true),
         _ => (false, false),
     };
     if options.queue.is_some() && !takes_queue {
@@ -170,11 +170,13 @@ fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide
     if !options.older.is_empty() && !takes_older {
         return usage("--older is for files", "leave it out");
     }
-    match &relay.sink {
+    match relay.destination.sink() {
         #[cfg(feature = "kafka")]
-        sink::Settings::Kafka(settings) => Ok(Box::new(kafka::Kafka::new(settings.clone(), relay.source.clone()))),
+        Some(sink::Settings::Kafka(settings)) => {
+            Ok(Box::new(kafka::Kafka::new(settings.clone(), relay.source.clone())))
+        }
         #[cfg(feature = "amqp")]
-        sink::Settings::Amqp(settings) => match &options.queue {
+        Some(sink::Settings::Amqp(settings)) => match &options.queue {
             Some(queue) => {
                 let far_side = amqp::Amqp::new(settings.clone(), relay.source.clone(), queue.clone());
                 Ok(Box::new(far_side.map_err(Fault::unavailable)?))
@@ -184,7 +186,7 @@ fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide
                 "bind a queue that nobody consumes from to the exchange before the relay starts, best a stream, and name it with --queue",
             ),
         },
-        sink::Settings::File(settings) => match (&settings.path, settings.format) {
+        Some(sink::Settings::File(settings)) => match (&settings.path, settings.format) {
             (None, _) => usage("standard output cannot be read back", "write to a file"),
             (Some(path), sink::format::Format::Envelope) => {
                 Ok(Box::new(file::Files::new(options.older.clone(), path.clone(), relay.source.clone())))
@@ -202,11 +204,11 @@ fn is_same_place(relay: &consumer::Settings, other: &consumer::Settings) -> bool
         _ => true,
     };
     relay.name != other.name
-        && match (&relay.sink, &other.sink) {
+        && match (relay.destination.sink(), other.destination.sink()) {
             #[cfg(feature = "kafka")]
-            (sink::Settings::Kafka(a), sink::Settings::Kafka(b)) => may_meet(&a.topic, &b.topic),
+            (Some(sink::Settings::Kafka(a)), Some(sink::Settings::Kafka(b))) => may_meet(&a.topic, &b.topic),
             #[cfg(feature = "amqp")]
-            (sink::Settings::Amqp(a), sink::Settings::Amqp(b)) => may_meet(&a.exchange, &b.exchange),
+            (Some(sink::Settings::Amqp(a)), Some(sink::Settings::Amqp(b))) => may_meet(&a.exchange, &b.exchange),
             _ => false,
         }
 }

@@ -9,6 +9,7 @@ use super::{Context, Exit, terminal};
 use crate::config::Loaded;
 use crate::consumer::{self, Start};
 use crate::event::{Batch, Position};
+use crate::projection::{Definition, tables};
 use crate::sink::{self, FaultClass, Port};
 use crate::source::reader::{Halt, Look, Mark, ReadNews, ReadRequest, Reader, RowsUpdate, SourceState};
 use crate::source::{self, Durability, StatePlace, inspection};
@@ -65,7 +66,7 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, source) in &loaded.config.sources {
-        let relays: Vec<_> = loaded.config.relays.iter().filter(|relay| relay.source == *name).collect();
+        let relays: Vec<_> = loaded.config.consumers().filter(|relay| relay.source == *name).collect();
         let subject = format!("source {name}");
         let refusals = refused(source);
         if !refusals.is_empty() {
@@ -121,12 +122,35 @@ async fn look(loaded: &Loaded, args: &Args) -> Vec<Finding> {
         findings.push(ok(format!("job {}", job.name), detail));
     }
     for relay in &loaded.config.relays {
-        let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
-        for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {
+        for (name, sink) in relay.sinks() {
             findings.push(sink_finding(relay, name, sink, args.offline).await);
         }
     }
+    findings.extend(
+        loaded.config.projections.iter().filter_map(|projection| tables_finding(projection.destination.tables()?)),
+    );
     findings
+}
+
+/// Proves the statements on the file as it is.
+fn tables_finding(definition: &Definition) -> Option<Finding> {
+    let subject = format!("projection {} tables", definition.name);
+    let path = definition.path.display();
+    let problem = |detail, exit| Some(Finding { subject: subject.clone(), verdict: "problem", detail, exit });
+    if !definition.path.exists() {
+        return Some(ok(
+            subject,
+            format!("{path} is not there yet; `run` makes it, with {}", definition.tables.join(", ")),
+        ));
+    }
+    match tables::try_on_file(definition) {
+        Ok(misfits) if misfits.is_empty() => Some(ok(subject, format!("{path}: every statement fits"))),
+        Ok(misfits) => {
+            let told: Vec<String> = misfits.iter().map(ToString::to_string).collect();
+            problem(format!("{path}: {}", told.join("; ")), Exit::Config)
+        }
+        Err(error) => problem(format!("{path}: {error}"), Exit::Data),
+    }
 }
 
 /// What keeps its files from being opened, all of it; nothing of a file that is not there yet.
@@ -215,7 +239,8 @@ fn ok(subject: String, detail: String) -> Finding {
 }
 
 fn relay_finding(relay: &consumer::Settings, source: &source::Settings, look: &Look) -> Finding {
-    let subject = format!("relay {}", relay.name);
+    let subject = format!("{} {}", relay.destination.kind(), relay.name);
+    let source = &relay.placed(source);
     match recorded(relay, source) {
         Err(detail) => Finding { subject, verdict: "problem", detail, exit: Exit::Data },
         Ok(Some(checkpoint)) if look.mapping.rows.is_none() => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::exit::{Exit, Failure};
-pub use crate::admin::request::{Consumer, DeadLetters, Filter, Job, Place, Position, Replay, Request};
+pub use crate::admin::request::{Consumer, DeadLetters, Filter, Job, Place, Position, Rebuild, Replay, Request};
 
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;

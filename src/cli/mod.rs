@@ -20,6 +20,7 @@ mod job;
 mod offline;
 mod pause;
 mod position;
+mod rebuild;
 pub mod reference;
 mod reload;
 mod replay;
@@ -102,6 +103,15 @@ pub enum Command {
     Job(job::Command),
     /// Send events once more that were delivered already, marked as such
     Replay(replay::Args),
+    /// Tell what a rebuild of a projection would change, and which events it would meet; change nothing
+    Plan(rebuild::Args),
+    /// Make a projection's tables anew beside the live ones, and swap them in one transaction
+    ///
+    /// Goes on where it was when it was ended. Readers see the old tables or the new ones. The old ones are kept as outboxd_old_<table> until --drop.
+    /// What the statements read of others (`reads`) is taken as it is now
+    Rebuild(rebuild::RebuildArgs),
+    /// Rebuild a projection into a scratch file and compare: exit code 65 and the rows that differ
+    Verify(rebuild::Args),
     /// Compare what a relay's source holds with what its sink really holds; take and change nothing
     ///
     /// Reads Kafka's topics, the lines of a file, or a shadow queue at RabbitMQ (--queue) up to their end of now, and says what is
@@ -176,6 +186,9 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Consumer(command) => consumer::execute(command, context),
         Command::Job(command) => job::execute(command, context),
         Command::Replay(args) => replay::execute(args, context),
+        Command::Plan(args) => rebuild::plan(args, context),
+        Command::Rebuild(args) => rebuild::execute(args, context),
+        Command::Verify(args) => rebuild::verify(args, context),
         Command::Audit(args) => audit::execute(args, context),
         Command::Events(command) => events::execute(command, context),
         Command::Config(command) => config::execute(command, context),

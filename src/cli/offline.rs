@@ -56,21 +56,28 @@ struct Offline<'a> {
 }
 
 impl Offline<'_> {
-    fn relay(&self, consumer: &str) -> Result<(&consumer::Settings, &source::Settings), Refusal> {
-        let relay = self.config.relays.iter().find(|relay| relay.name == consumer);
-        let relay = relay.ok_or_else(|| Refusal::new(Refusal::USAGE, format!("{consumer} is not in the config")))?;
-        Ok((relay, &self.config.sources[&relay.source]))
+    /// The consumer, and its source with the place of its state.
+    fn consumer(&self, consumer: &str) -> Result<(&consumer::Settings, source::Settings), Refusal> {
+        let none = || Refusal::new(Refusal::USAGE, format!("{consumer} is not in the config"));
+        let consumer = self.config.consumer(consumer).ok_or_else(none)?;
+        Ok((consumer, consumer.placed(&self.config.sources[&consumer.source])))
+    }
+
+    fn placed(&self) -> Vec<source::Settings> {
+        let projections = self.config.projections.iter();
+        let placed = projections.map(|consumer| consumer.placed(&self.config.sources[&consumer.source]));
+        self.config.sources.values().cloned().chain(placed).collect()
     }
 
     async fn replay(&self, consumer: &str, wanted: Wanted, draw: &mut dyn FnMut(&Value)) -> Result<Value, Refusal> {
-        let (relay, source) = self.relay(consumer)?;
-        let (writer, reader) = open_both(consumer, source).await?;
+        let (relay, source) = self.consumer(consumer)?;
+        let (writer, reader) = open_both(consumer, &source).await?;
         let begun = control::operate(&writer, &reader, relay, Operation::Replay(wanted)).await?.value;
-        let status = watch::Sender::new(Status::new(&relay.name, &relay.source, &relay.sink_name));
+        let status = watch::Sender::new(Status::new(relay));
         let seen = status.subscribe();
         let replayer = Replayer {
             settings: Arc::new(relay.clone()),
-            source: Arc::new(source.clone()),
+            source: Arc::new(source),
             reader,
             writer,
             sinks: watch::Sender::new(Arc::new(Sinks::new(self.config.sinks.clone(), &[]))).subscribe(),
@@ -114,31 +121,30 @@ async fn open_both(consumer: &str, source: &source::Settings) -> Result<(Writer,
 impl Desk for Offline<'_> {
     /// Looks into the files without writing or locking anything.
     async fn statuses(&self) -> Result<Vec<Value>, Refusal> {
-        self.config.relays.iter().map(|relay| status(relay, &self.config.sources[&relay.source])).collect()
+        let placed = |consumer: &consumer::Settings| consumer.placed(&self.config.sources[&consumer.source]);
+        self.config.consumers().map(|consumer| status(consumer, &placed(consumer))).collect()
     }
 
     fn consumers(&self) -> Vec<String> {
-        self.config.relays.iter().map(|relay| relay.name.clone()).collect()
+        self.config.consumers().map(|consumer| consumer.name.clone()).collect()
     }
 
     async fn left_over(&self) -> Result<Vec<Value>, Refusal> {
-        let sources: Vec<_> = self.config.sources.values().cloned().collect();
-        Ok(control::left_over(&sources, &self.consumers())?)
+        Ok(control::left_over(&self.placed(), &self.consumers())?)
     }
 
     async fn pause(&self, consumer: &str, paused: bool) -> Result<Value, Refusal> {
-        let (relay, source) = self.relay(consumer)?;
-        let writer = Files::default().writer(source).await.map_err(unopened)?;
+        let (relay, source) = self.consumer(consumer)?;
+        let writer = Files::default().writer(&source).await.map_err(unopened)?;
         Ok(control::set_paused(&writer, &relay.name, paused).await?)
     }
 
     async fn operate(&self, consumer: &str, operation: Operation) -> Result<Value, Refusal> {
-        if let (Operation::Forget { reason }, Err(_)) = (&operation, self.relay(consumer)) {
-            let sources: Vec<_> = self.config.sources.values().cloned().collect();
-            return Ok(control::forget_removed(&Files::default(), &sources, consumer, reason).await?);
+        if let (Operation::Forget { reason }, Err(_)) = (&operation, self.consumer(consumer)) {
+            return Ok(control::forget_removed(&Files::default(), &self.placed(), consumer, reason).await?);
         }
-        let (relay, source) = self.relay(consumer)?;
-        let (writer, reader) = open_both(consumer, source).await?;
+        let (relay, source) = self.consumer(consumer)?;
+        let (writer, reader) = open_both(consumer, &source).await?;
         let done = tokio::time::timeout(LOOK_WAIT, control::operate(&writer, &reader, relay, operation)).await;
         let slow =
             || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
@@ -191,7 +197,7 @@ fn unopened(error: FileError) -> Refusal {
 }
 
 fn status(relay: &consumer::Settings, source: &source::Settings) -> Result<Value, Refusal> {
-    let mut status = Status::new(&relay.name, &relay.source, &relay.sink_name);
+    let mut status = Status::new(relay);
     status.state = State::Stopped;
     status.detail = "no daemon runs".into();
     let path = source.state_path();

@@ -6,7 +6,7 @@
 
 use crate::setting::key::Fallback::{Absent, Required, Value};
 use crate::setting::key::{Keyed, Kind, section};
-use crate::setting::value::{FilePath, List, Size, Span};
+use crate::setting::value::{FilePath, List, Size, Span, Statements};
 use crate::source::declared::{Mark, Pending, Take};
 
 section! {
@@ -153,6 +153,47 @@ section! {
         /// How many events are read at once.
         batch_events: u64, Value("1000"), "1000";
         /// How many bytes are read at once.
+        batch_bytes: Size, Value(r#""4MiB""#), r#""4MiB""#;
+        /// A larger event becomes a dead letter, unread.
+        event_bytes_max: Size, Value(r#""16MiB""#), r#""16MiB""#;
+        /// Starts paused, until `outboxd resume`.
+        paused: bool, Value("false"), "true";
+    }
+}
+
+section! {
+    /// A source, folded into tables by SQL. docs/PROJECTIONS.md tells how, and what the statements may do.
+    Projection, "[projections.<name>]" {
+        /// The name of a `[sources.<name>]` section that is read by checkpoint or by feed.
+        source: String, Required, r#""shop_events""#;
+        /// The read model: the SQLite file that the tables stand in. It is made when it is not there. The source's own file is allowed.
+        path: FilePath, Required, r#""shop-read.db""#;
+        /// The tables that are this projection's own: nothing else writes them, and it writes nothing else.
+        tables: List, Required, r#"["order_summary"]"#;
+        /// What makes the tables, with their indexes, views and triggers.
+        schema: String, Required, r#""CREATE TABLE order_summary (id TEXT PRIMARY KEY, customer TEXT NOT NULL) STRICT""#;
+        /// What is done for an event of each type: a statement or a list of them; under `"*"` for every type, behind its own. They may name
+        /// `:position :id :stream_id :stream_type :version :type :data :metadata :time`.
+        on: Statements, Required, r#"{ OrderPlaced = "INSERT INTO order_summary VALUES (:stream_id, :data ->> 'customer')" }"#;
+        /// What order is kept by when an event is refused: `"stream_id"`, or a place in the event's data such as `"$.customer"`.
+        key: String, Absent("the source's key"), r#""$.customer""#;
+        /// Other tables and views of the same file that its statements may read.
+        reads: List, Absent("none"), r#"["customers"]"#;
+        /// Event types that it has nothing to do with; `*` stands for anything. Other types that nothing handles are counted and shown.
+        ignore: List, Absent("none"), r#"["Order*Viewed"]"#;
+        /// What an event does whose SQL fails, when its attempts are spent: `"hold"` its key (later events of the key wait behind
+        /// it), `"skip"` it, or `"halt"` the projection.
+        on_reject: String, Value(r#""hold""#), r#""hold""#;
+        /// How often an event is tried before it is a dead letter.
+        attempts_max: u64, Value("5"), "5";
+        /// When what makes the tables what they are is another than before: `"refuse"` to run on the old ones, or `"rebuild"` them; until
+        /// they are swapped, the old ones stand still.
+        on_change: String, Value(r#""refuse""#), r#""rebuild""#;
+        /// How long a statement may run for one event. What runs for longer is stopped, and its event refused.
+        statement_time_max: Span, Value(r#""5s""#), r#""5s""#;
+        /// How many events are read at once: the most that one transaction takes.
+        batch_events: u64, Value("1000"), "1000";
+        /// The same in bytes.
         batch_bytes: Size, Value(r#""4MiB""#), r#""4MiB""#;
         /// A larger event becomes a dead letter, unread.
         event_bytes_max: Size, Value(r#""16MiB""#), r#""16MiB""#;

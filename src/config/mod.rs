@@ -49,7 +49,19 @@ pub struct Config {
     pub sources: BTreeMap<String, source::Settings>,
     pub sinks: BTreeMap<String, sink::Settings>,
     pub relays: Vec<consumer::Settings>,
+    pub projections: Vec<consumer::Settings>,
     pub jobs: Vec<maintenance::Settings>,
+}
+
+impl Config {
+    /// Relays and projections.
+    pub fn consumers(&self) -> impl Iterator<Item = &consumer::Settings> {
+        self.relays.iter().chain(&self.projections)
+    }
+
+    pub fn consumer(&self, name: &str) -> Option<&consumer::Settings> {
+        self.consumers().find(|consumer| consumer.name == name)
+    }
 }
 
 /// A resolved `[daemon]` section.

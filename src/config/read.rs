@@ -24,15 +24,15 @@ pub struct Raw {
     /// `None`: its type is missing or unknown, which has been reported.
     pub sinks: BTreeMap<String, Option<Box<dyn sink::Keys>>>,
     pub relays: BTreeMap<String, file::Relay>,
+    pub projections: BTreeMap<String, file::Projection>,
     /// `None`: as of a sink.
     pub jobs: BTreeMap<String, Option<Box<dyn maintenance::Keys>>>,
 }
 
-const TOP_LEVEL: [&str; 5] = ["daemon", "sources", "sinks", "relays", "jobs"];
+const TOP_LEVEL: [&str; 6] = ["daemon", "sources", "sinks", "relays", "projections", "jobs"];
 
 /// What the documents of later versions promise: refused, not ignored.
-const LATER: [(&str, &str); 4] = [
-    ("projections", "projections are not in this version"),
+const LATER: [(&str, &str); 3] = [
     ("daemon.token", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.token_file", "tokens are not in this version: HTTP changes nothing; use the commands"),
     ("daemon.tls", "TLS for the admin address is not in this version; keep it on loopback"),
@@ -59,6 +59,9 @@ pub fn sections(layers: &Layers, problems: &mut Vec<Problem>) -> Raw {
             "sources" => raw.sources = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Source::SECTION)),
             "sinks" => raw.sinks = reader.named(&path, value, Reader::sink),
             "relays" => raw.relays = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Relay::SECTION)),
+            "projections" => {
+                raw.projections = reader.named(&path, value, |r, p, v| r.section(p, v, &file::Projection::SECTION));
+            }
             "jobs" => raw.jobs = reader.named(&path, value, Reader::job),
             _ => reader.unknown(&path, &TOP_LEVEL),
         }

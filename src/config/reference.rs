@@ -14,6 +14,7 @@ pub fn key_at(path: &KeyPath) -> Option<&'static Key> {
         ["daemon", rest @ ..] => key_in(&file::Daemon::SECTION, rest),
         ["sources", _, rest @ ..] => key_in(&file::Source::SECTION, rest),
         ["relays", _, rest @ ..] => key_in(&file::Relay::SECTION, rest),
+        ["projections", _, rest @ ..] => key_in(&file::Projection::SECTION, rest),
         ["jobs", _, rest @ ..] => maintenance::types().find_map(|known| key_in(&known.section, rest)),
         ["sinks", _, rest @ ..] => sink::types().find_map(|known| key_in(&known.section, rest)),
         _ => None,
@@ -40,7 +41,7 @@ pub fn markdown() -> String {
     let sinks = sink::types().map(|known| &known.section);
     let jobs = maintenance::types().filter(|known| known.is_for_users()).map(|known| &known.section);
     let sections = [&file::Daemon::SECTION, &file::Source::SECTION].into_iter();
-    let sections = sections.chain(sinks).chain([&file::Relay::SECTION]).chain(jobs);
+    let sections = sections.chain(sinks).chain([&file::Relay::SECTION, &file::Projection::SECTION]).chain(jobs);
     for section in sections {
         push_section(&mut text, section, "##");
         for key in section.keys {

@@ -54,8 +54,13 @@ pub(super) fn shown(layers: &Layers) -> Shown {
     let empty = Dict::new();
     let dict = |name: &str| layers.values.get(name).and_then(Value::as_dict).unwrap_or(&empty);
     lines.section(&KeyPath::of(["daemon"]), dict("daemon"), &file::Daemon::SECTION);
-    let (source, relay) = (Some(file::Source::SECTION), Some(file::Relay::SECTION));
-    for (group, section) in [("sources", source), ("sinks", None), ("relays", relay), ("jobs", None)] {
+    for (group, section) in [
+        ("sources", Some(file::Source::SECTION)),
+        ("sinks", None),
+        ("relays", Some(file::Relay::SECTION)),
+        ("projections", Some(file::Projection::SECTION)),
+        ("jobs", None),
+    ] {
         for (name, value) in dict(group) {
             let values = value.as_dict().unwrap_or(&empty);
             let said = values.get("type").and_then(Value::as_str);

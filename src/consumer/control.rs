@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Settings;
+use super::rebuild;
 use super::replay::{self, Wanted};
 use crate::clock;
 use crate::controls::{self, Seam};
@@ -59,6 +60,14 @@ pub enum Operation {
     Forget {
         reason: String,
     },
+    /// Puts a projection's tables that were made anew in the place of the live ones.
+    Swap {
+        /// Of the definition that they were made by.
+        hash: String,
+        with_dead_letters: bool,
+    },
+    /// Drops the tables that a swap has kept.
+    DropKept,
     /// Sends settled events again, or goes on with that.
     Replay(Wanted),
     CancelReplay,
@@ -102,6 +111,9 @@ pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Resu
     tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
 }
 
+/// Its tables hold what is settled already.
+const NOT_A_RELAY: &str = "a projection is not replayed: what its tables hold would be counted twice. Remedy: `outboxd rebuild` makes \
+                           them anew from the first event";
 /// Rows that one command changes.
 const ROWS_MAX: usize = 10_000;
 /// Rows that are shown whole.
@@ -155,14 +167,37 @@ pub async fn operate(
         Operation::SetPosition { to, reason } => set_position(writer, reader, settings, to, reason).await,
         Operation::Accept { reason } => {
             let mapping = look(reader).await?.mapping;
-            let source = settings.source.clone();
-            writer.perform(move |c| accept(c, &name, &source, &mapping.definition, &reason)).await?;
+            let (source, definition) = (settings.source.clone(), settings.definition(&mapping));
+            let section = settings.destination.tables().map(|tables| tables.as_json());
+            let accept = move |c: &rusqlite::Connection| {
+                accept(c, &name, &source, &definition, &reason)?;
+                section.as_ref().map_or(Ok(()), |section| checkpoint::keep_section(c, &name, section))
+            };
+            writer.perform(accept).await?;
             Ok(Done { restarts: true, ..changed(json!({ "consumer": settings.name, "accepted": true })) })
         }
         Operation::Forget { reason } => {
             let gone = writer.perform(move |c| forget(c, &name, &reason)).await?;
             let value = json!({ "consumer": settings.name, "forgotten": [gone], "is_configured": true });
             Ok(Done { restarts: true, ..changed(value) })
+        }
+        Operation::Swap { hash, with_dead_letters } => {
+            if settings.destination.tables().is_some_and(|tables| tables.hash() != hash) {
+                let text = "the running daemon has another definition. Remedy: `outboxd reload`, then rebuild again";
+                return Err(JobError::Refused(text.to_owned()));
+            }
+            let (definition, guard) = (settings.definition(&look(reader).await?.mapping), writer.guard.clone());
+            let settings = settings.clone();
+            let swap =
+                move |c: &rusqlite::Connection| rebuild::swap(c, &guard, &settings, &definition, with_dead_letters);
+            Ok(Done { restarts: true, ..changed(writer.perform(swap).await?) })
+        }
+        Operation::DropKept => {
+            let settings = settings.clone();
+            Ok(looked(writer.perform(move |c| rebuild::drop_kept(c, &settings)).await?))
+        }
+        Operation::Replay(_) if settings.destination.tables().is_some() => {
+            Err(JobError::Refused(NOT_A_RELAY.to_owned()))
         }
         Operation::Replay(wanted) => {
             let source = reader.settings.clone();
@@ -298,7 +333,8 @@ async fn set_position(
             Mark { position, event_id }
         }
     };
-    let (name, source, definition) = (settings.name.clone(), settings.source.clone(), look.mapping.definition.clone());
+    let (name, source, definition) =
+        (settings.name.clone(), settings.source.clone(), settings.definition(&look.mapping));
     let after = mark.clone();
     let before = writer
         .perform(move |connection| {
@@ -388,8 +424,9 @@ pub fn left_over(sources: &[source::Settings], configured: &[String]) -> Result<
     for path in paths.into_iter().filter(|path| has_state(path)) {
         for checkpoint in checkpoint::all(&open::reader(&path)?)? {
             if !configured.contains(&checkpoint.consumer) {
+                let kind = if checkpoint.definition.contains("; projection ") { "projection" } else { "relay" };
                 left.push(json!({
-                    "name": checkpoint.consumer, "kind": "relay", "source": checkpoint.source, "sink": null,
+                    "name": checkpoint.consumer, "kind": kind, "source": checkpoint.source, "sink": null,
                     "is_configured": false, "state": null, "position": checkpoint.mark.position.0, "file": path,
                 }));
             }

@@ -15,7 +15,7 @@ use super::courier::Courier;
 use super::status::{Copies, Status};
 use crate::clock;
 use crate::controls::Seam;
-use crate::event::{Batch, BatchBuilder, Death, Event, Position};
+use crate::event::{Batch, BatchBuilder, Death, Destination, Event, Position};
 use crate::shutdown::{self, Phase};
 use crate::sink::format::envelope;
 use crate::sink::{self, Pick};
@@ -131,7 +131,9 @@ impl Copier {
                 (None, Some(there)) => there.event(0),
                 (None, None) => bodiless(copy),
             };
-            let destination = self.settings.sink.destination(&event, &self.settings.source);
+            let sink = self.settings.destination.sink();
+            let of = |sink: &sink::Settings| sink.destination(&event, &self.settings.source);
+            let destination = sink.map_or(Destination::Unknown, of);
             builder.push(event);
             builder.death(Death { destination, ..copy.death.clone() });
         }

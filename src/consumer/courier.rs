@@ -78,6 +78,7 @@ impl Courier {
                         most = (group.len() / 2).max(1);
                         settled = slot as usize;
                     }
+                    Outcome::Behind => unreachable!("a sink refuses events one by one"),
                     Outcome::Unavailable(fault) => {
                         trouble(&fault.detail);
                         self.sink.as_mut().expect("it has just been used").1 = false;

@@ -1,6 +1,8 @@
 //! Where a consumer's events take effect: the port that the engine drives, and the relay's implementation of it.
 //!
-//! A projection will be the other implementation: its effect and its settlement are one transaction.
+//! A projection is the other one ([`project`]): its effect and its settlement are one transaction.
+
+pub mod project;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,10 +19,23 @@ pub trait Delivery: Send {
     /// Proves that the far side is there; `timeout` bounds it.
     fn check(&mut self, timeout: Duration) -> BoxFuture<'_, Result<(), Fault>>;
     /// Takes a flight; its slots are filled later.
-    fn send(&mut self, flight: Arc<Flight>);
+    fn send(&mut self, flight: Arc<Flight>, cargo: Cargo);
+    /// As many events as a flight may carry at present.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
     /// Drops what is in flight and starts anew; nothing of what was sent before is reported any more.
     fn reopen(&mut self) -> BoxFuture<'_, ()>;
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// What a flight carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cargo {
+    /// Events as they were read.
+    Live,
+    /// The rows of one held key.
+    Held,
 }
 
 pub type Done = Box<dyn FnOnce(Result<(), JobError>) + Send>;
@@ -53,7 +68,7 @@ impl Delivery for Publish {
         self.sink().check(timeout)
     }
 
-    fn send(&mut self, flight: Arc<Flight>) {
+    fn send(&mut self, flight: Arc<Flight>, _: Cargo) {
         self.sink().send(flight);
     }
 

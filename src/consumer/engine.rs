@@ -2,6 +2,9 @@
 //!
 //! While it cannot run (waiting, halted) it still answers operators.
 
+mod proof;
+mod rebuilding;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,30 +15,34 @@ use tokio::task::JoinSet;
 
 use super::control::{self, Command};
 use super::copies::Copier;
-use super::delivery::{Publish, StateLedger};
+use super::delivery::project::Project;
+use super::delivery::{Delivery, Ledger, Publish, StateLedger};
 use super::holds::Holds;
 use super::replay::{Replayer, Sinks};
 use super::session::{self, End, SentBefore, Session, Surroundings};
 use super::status::{State, Status};
-use super::{OnReject, Settings, Start};
+use super::verdict;
+use super::{Destination, Settings};
 use crate::controls::{self, Seam};
 use crate::event::RowKey;
 use crate::shutdown::{self, Phase};
-use crate::sink::Port;
-use crate::source::reader::{Halt, Look, Mark, Reader};
-use crate::source::{self, StatePlace};
+use crate::sink::{News, Port};
+use crate::source;
+use crate::source::mapping::RowMapping;
+use crate::source::reader::{Halt, Look, Reader};
 use crate::sqlite::lockfile::LockError;
-use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer, WriterState};
-use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
+use crate::state::checkpoint::{self, Checkpoint, Sent};
 use crate::state::files::{FileError, Files};
-use crate::state::held::{self, HeldKey, HeldRow};
+use crate::state::held::{self, HeldKey, HeldRow, HeldState};
 use crate::telemetry::logs::Repeats;
 use crate::telemetry::metric::ConsumerMetrics;
 
 /// What closing a sink of a replay's or a copy's may take when the time is up.
 const SIDE_CLOSE_MIN: Duration = Duration::from_millis(500);
 const FILE_RETRY: Duration = Duration::from_millis(500);
+/// Before a flight that could not be committed is applied anew.
+const UNDONE_RETRY: Duration = Duration::from_secs(1);
 /// How often a start that has to wait says what for.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
 
@@ -83,6 +90,8 @@ struct Side {
 enum Stop {
     Shutdown,
     Halted(String),
+    /// The tables of another definition are to be made anew.
+    Rebuild,
     /// The whole daemon has to end: another one holds the file and waiting was not wanted.
     Refused(String),
 }
@@ -142,13 +151,29 @@ impl Engine {
                     match Session::new(start).run(&mut around).await {
                         End::Shutdown => Stop::Shutdown,
                         End::Restart => continue,
+                        End::Undone(why) => {
+                            let what = format!("it could not be written, and is done anew: {why}");
+                            self.say(State::Unavailable, &what);
+                            match self.during(|| Some(what.clone()), tokio::time::sleep(UNDONE_RETRY)).await {
+                                Ok(()) => continue,
+                                Err(stop) => stop,
+                            }
+                        }
                         End::Halted(detail) => Stop::Halted(detail),
                     }
                 }
                 Err(stop) => stop,
             };
+            let stop = match stop {
+                Stop::Rebuild => match self.rebuild().await {
+                    Ok(()) => continue,
+                    Err(stop) => stop,
+                },
+                stop => stop,
+            };
             match stop {
                 Stop::Shutdown => return Ok(()),
+                Stop::Rebuild => unreachable!("a rebuild asks for no other"),
                 Stop::Refused(detail) => return Err(Locked(detail)),
                 Stop::Halted(detail) => {
                     tracing::error!(event = "consumer_halted", consumer = %self.settings.name, %detail);
@@ -163,7 +188,7 @@ impl Engine {
 
     /// Once; what it needs of the state's file is there.
     fn start_beside(&self, side: &mut Side, writer: &Writer) {
-        if !side.tasks.is_empty() {
+        if !side.tasks.is_empty() || self.settings.destination.tables().is_some() {
             return;
         }
         let replayer = Replayer {
@@ -193,7 +218,7 @@ impl Engine {
         self.status.send_modify(|status| {
             status.state = state;
             detail.clone_into(&mut status.detail);
-            status.sink_up = false;
+            (status.sink_up, status.is_at_end) = (false, false);
             status.beat_micros = crate::clock::steady_micros();
             if state == State::Halted {
                 // Nobody looks at the events any more: from now on it falls behind.
@@ -223,7 +248,10 @@ impl Engine {
             None => self.first_checkpoint(&look)?,
         };
         self.check_dead_letters(recorded.first_dead.as_ref())?;
-        let sent_before = recorded.checkpoint.as_ref().and_then(|checkpoint| match checkpoint.sent {
+        let is_relay = self.settings.destination.sink().is_some();
+        // Of a projection nothing was sent that is not recorded.
+        let before = recorded.checkpoint.as_ref().filter(|_| is_relay);
+        let sent_before = before.and_then(|checkpoint| match checkpoint.sent {
             Sent::Nothing => None,
             Sent::Anything if by_row => Some(SentBefore { until: look.head, events: usize::MAX }),
             _ => Some(SentBefore { until: look.head, events: self.settings.bounds.window_events }),
@@ -238,16 +266,15 @@ impl Engine {
             self.try_statement(&writer, sql).await?;
         }
         let (news_tx, news) = mpsc::unbounded_channel();
-        let port =
-            Port { news: news_tx.clone(), consumer: self.settings.name.clone(), source: self.settings.source.clone() };
+        let (delivery, ledger) = self.ends(&writer, rows, &news_tx);
         let mut holds = Holds::default();
         holds.load(recorded.keys, 0);
         Ok(session::Start {
             settings: self.settings.clone(),
             reader: self.reader.clone(),
-            ledger: Box::new(StateLedger { writer: writer.clone(), rows }),
+            ledger,
             writer,
-            delivery: Box::new(Publish::new(self.settings.sink.clone(), port)),
+            delivery,
             news,
             news_tx,
             checkpoint: checkpoint.mark,
@@ -259,6 +286,30 @@ impl Engine {
             sent_before,
             paused: recorded.paused || (self.settings.paused && !self.resumed),
         })
+    }
+
+    /// Where the events take effect, and where that is recorded.
+    fn ends(
+        &self,
+        writer: &Writer,
+        rows: Option<RowMapping>,
+        news: &mpsc::UnboundedSender<News>,
+    ) -> (Box<dyn Delivery>, Box<dyn Ledger>) {
+        let settings = &self.settings;
+        match &settings.destination {
+            Destination::Sink { settings: sink, .. } => {
+                let port =
+                    Port { news: news.clone(), consumer: settings.name.clone(), source: settings.source.clone() };
+                let ledger = StateLedger { writer: writer.clone(), rows };
+                (Box::new(Publish::new(sink.clone(), port)), Box::new(ledger))
+            }
+            Destination::Tables(definition) => {
+                let first = verdict::after_refusal(settings.on_reject, 1, settings.bounds.attempts_max);
+                let holds = first.state != HeldState::Skipped;
+                let (delivery, ledger) = Project::new(definition.clone(), writer.clone(), holds, self.status.clone());
+                (Box::new(delivery), Box::new(ledger))
+            }
+        }
     }
 
     /// Waits for the source; operators are answered meanwhile.
@@ -334,86 +385,6 @@ impl Engine {
             })
         });
         self.during(blocked(writer), recorded).await?.map_err(halted)
-    }
-
-    /// What a person wrote is looked at before the first dead letter needs it.
-    async fn try_statement(&mut self, writer: &Writer, sql: String) -> Result<(), Stop> {
-        let name = self.settings.name.clone();
-        let tried = writer.perform(move |connection| {
-            let said = |error: rusqlite::Error| {
-                JobError::Refused(format!(
-                    "dead_letter_row = true in [relays.{name}], and what the source's `on_dead_letter` says cannot be done: {error}. \
-                     Remedy: make the table that it names, or leave dead_letter_row out, then `outboxd resume`"
-                ))
-            };
-            open::fenced(connection, |connection| connection.prepare(&sql).map(drop))?.map_err(said)
-        });
-        self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
-    }
-
-    async fn record_start(&mut self, writer: &Writer, from: Checkpoint, is_first: bool) -> Result<(), Stop> {
-        let begun = writer.perform(move |connection| checkpoint::begin(connection, &from, is_first));
-        self.during(blocked(writer), begun).await?.map_err(halted)
-    }
-
-    /// With `on_reject = "halt"`, a dead letter keeps the consumer halted until it is retried or discarded.
-    fn check_dead_letters(&self, first_dead: Option<&HeldRow>) -> Result<(), Stop> {
-        match first_dead {
-            Some(row) if self.settings.on_reject == OnReject::Halt => Err(Stop::Halted(session::halted_by(row))),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_definition(&self, checkpoint: &Checkpoint, look: &Look) -> Result<(), Stop> {
-        let definition = &look.mapping.definition;
-        if checkpoint.definition == *definition && checkpoint.source == self.settings.source {
-            return Ok(());
-        }
-        Err(Stop::Halted(format!(
-            "the checkpoint of {name} was taken with another mapping: source {old_source}, {old}; now source {source}, {definition}. \
-             Positions and keys may mean something else. Remedy: `outboxd consumer accept {name}` when they mean the same, \
-             `outboxd position set {name}` when they do not",
-            name = self.settings.name,
-            old_source = checkpoint.source,
-            old = checkpoint.definition,
-            source = self.settings.source,
-        )))
-    }
-
-    async fn verify(&mut self, checkpoint: &Checkpoint) -> Result<(), Stop> {
-        let mut marks = vec![checkpoint.mark.clone()];
-        // Inside, the state went back together with the rest of the file.
-        if self.source.state != StatePlace::Inside {
-            marks.extend(checkpoint.witnesses.marks().iter().cloned());
-        }
-        let reader = self.reader.clone();
-        let verified = self.during(|| None, async move { reader.verify(marks).await }).await?;
-        verified.map_err(|halt| Stop::Halted(halt.detail))
-    }
-
-    fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {
-        let by_row = look.mapping.rows.is_some();
-        let mark = match (self.settings.start, look.has_events && !by_row) {
-            (_, false) => Mark::default(),
-            (Some(Start::First), true) => Mark { position: look.before_first, event_id: String::new() },
-            (Some(Start::Head), true) => Mark { position: look.head, event_id: look.head_id.clone() },
-            (None, true) => {
-                return Err(Stop::Halted(format!(
-                    "source {} already has events and {} has no checkpoint: say where to begin. Remedy: start = \"first\" (send all of \
-                     them) or start = \"head\" (only what comes from now on) in [relays.{}], and restart",
-                    self.settings.source, self.settings.name, self.settings.name
-                )));
-            }
-        };
-        Ok(Checkpoint {
-            consumer: self.settings.name.clone(),
-            source: self.settings.source.clone(),
-            definition: look.mapping.definition.clone(),
-            mark,
-            witnesses: Witnesses::default(),
-            sent: Sent::Nothing,
-            updated_at: String::new(),
-        })
     }
 
     /// Answers operators until one says "resume" (true) or the daemon ends (false).

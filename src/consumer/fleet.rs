@@ -28,7 +28,7 @@ use super::status::Status;
 use crate::controls::{self, Seam};
 use crate::shutdown::{self, Phase, Shutdown};
 use crate::sink;
-use crate::source::{self, reader::Reader};
+use crate::source::{self, Durability, StatePlace, reader::Reader};
 use crate::sqlite::writer::JobError;
 use crate::state::files::Files;
 
@@ -89,7 +89,7 @@ struct Plan {
 }
 
 impl Fleet {
-    /// Starts a reader for every source that a relay reads, and every relay.
+    /// Starts a reader for every source that is read, and every consumer.
     pub fn spawn(
         sources: &BTreeMap<String, source::Settings>,
         sinks: &BTreeMap<String, sink::Settings>,
@@ -149,7 +149,7 @@ impl Fleet {
 
     /// The files that the consumers' states stand in.
     pub fn states(&self) -> Vec<PathBuf> {
-        self.readers.values().map(|(source, _)| source.state_path()).collect()
+        self.members.values().map(|member| member.blueprint.source.state_path()).collect()
     }
 
     pub fn handle(&self, name: &str) -> Option<&Handle> {
@@ -166,6 +166,13 @@ impl Fleet {
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect(PANICKED)?;
         }
+        Ok(())
+    }
+
+    /// Waits until every consumer has ended, and the files that they wrote are closed.
+    pub async fn closed(mut self) -> Result<(), Locked> {
+        self.ended().await?;
+        self.files.close().await;
         Ok(())
     }
 
@@ -187,16 +194,17 @@ impl Fleet {
         let (readers, leaving, coming, changes) = Default::default();
         let mut plan = Plan { readers, leaving, coming, changes, when_locked };
         let mut gone: BTreeMap<&String, &Member> = self.members.iter().collect();
-        for settings in relays {
+        for settings in relays.iter().cloned() {
             let source = sources.get(&settings.source).expect("the config was resolved: every relay's source is there");
-            let wanted = Blueprint::new(settings, source.clone());
+            let wanted = Blueprint::new(settings, source);
             if !plan.readers.contains_key(&source.name) {
-                let running = self.readers.get(&source.name).filter(|(settings, _)| settings == source);
+                let source = source::Settings { durability: durability(source, &relays), ..source.clone() };
+                let running = self.readers.get(&source.name).filter(|(settings, _)| *settings == source);
                 let reader = match running {
                     Some((_, reader)) => reader.clone(),
                     None => Reader::start(source.clone())?,
                 };
-                plan.readers.insert(source.name.clone(), (source.clone(), reader));
+                plan.readers.insert(source.name.clone(), (source, reader));
             }
             let name = wanted.settings.name.clone();
             let Some(member) = gone.remove(&name) else {
@@ -241,7 +249,7 @@ impl Fleet {
         }
         self.roster.send_replace(Roster {
             consumers: self.members.values().map(|member| member.handle.clone()).collect(),
-            sources: self.readers.values().map(|(source, _)| source.clone()).collect(),
+            sources: self.members.values().map(|member| member.blueprint.source.clone()).collect(),
             files: self.files.clone(),
         });
     }
@@ -249,7 +257,7 @@ impl Fleet {
     fn start(&mut self, blueprint: Blueprint, when_locked: WhenLocked) {
         let settings = &blueprint.settings;
         let (commands, queue) = mpsc::unbounded_channel();
-        let (status_tx, status) = watch::channel(Status::new(&settings.name, &settings.source, &settings.sink_name));
+        let (status_tx, status) = watch::channel(Status::new(settings));
         let handle = Handle { name: settings.name.clone(), commands, status };
         let (shutdown, phase) = Shutdown::new();
         let engine = Engine {
@@ -273,6 +281,17 @@ impl Fleet {
             }
         });
         self.members.insert(handle.name.clone(), Member { blueprint, handle, task: task.id(), shutdown });
+    }
+}
+
+/// A read model in another file would keep what a power cut takes from its source: then what is read is always made durable first.
+fn durability(source: &source::Settings, consumers: &[Settings]) -> Durability {
+    let is_apart = |consumer: &&Settings| {
+        consumer.destination.tables().is_some() && consumer.placed(source).state != StatePlace::Inside
+    };
+    match consumers.iter().filter(|consumer| consumer.source == source.name).find(is_apart) {
+        Some(_) => Durability::Strict,
+        None => source.durability,
     }
 }
 

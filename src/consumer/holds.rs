@@ -269,6 +269,11 @@ impl Holds {
         }
     }
 
+    /// A key is being loaded, sent or settled.
+    pub fn is_under_way(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     /// From now on the key's head is tried only when nothing else is in flight.
     pub fn suspect(&mut self, key: Key) {
         self.suspects.insert(key);

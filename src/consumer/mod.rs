@@ -8,23 +8,28 @@ pub mod engine;
 pub mod fleet;
 pub mod holds;
 pub mod order;
+pub mod rebuild;
 pub mod replay;
 pub mod session;
 pub mod status;
 pub mod verdict;
 pub mod window;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-/// A resolved `[relays.X]` section.
+use crate::event::Position;
+use crate::projection::Definition;
+use crate::source::mapping::Mapping;
+use crate::source::{self, StatePlace};
+
+/// A resolved `[relays.X]` or `[projections.X]` section.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub name: String,
     /// The source's name.
     pub source: String,
-    /// The sink's name.
-    pub sink_name: String,
-    pub sink: crate::sink::Settings,
+    pub destination: Destination,
     /// Patterns with `*`; empty = every type.
     pub types: Vec<String>,
     /// What to do where events stand already and there is no checkpoint; `None` = not said.
@@ -37,6 +42,81 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Starts paused until `outboxd resume`.
     pub paused: bool,
+    /// Goes no further than this.
+    pub until: Option<Position>,
+}
+
+/// Where a consumer ends.
+#[expect(clippy::large_enum_variant, reason = "there is one a consumer, and it is passed on by reference")]
+#[derive(Clone, Debug, PartialEq)]
+pub enum Destination {
+    Sink {
+        /// The section's.
+        name: String,
+        settings: crate::sink::Settings,
+    },
+    Tables(Arc<Definition>),
+}
+
+impl Destination {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Destination::Sink { .. } => "relay",
+            Destination::Tables(_) => "projection",
+        }
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        match self {
+            Destination::Sink { name, .. } => name.clone(),
+            Destination::Tables(definition) => definition.path.display().to_string(),
+        }
+    }
+
+    pub fn sink(&self) -> Option<&crate::sink::Settings> {
+        match self {
+            Destination::Sink { settings, .. } => Some(settings),
+            Destination::Tables(_) => None,
+        }
+    }
+
+    pub fn tables(&self) -> Option<&Arc<Definition>> {
+        match self {
+            Destination::Sink { .. } => None,
+            Destination::Tables(definition) => Some(definition),
+        }
+    }
+}
+
+impl Settings {
+    /// Its own sink, and the one that gets copies of its dead letters, by name.
+    pub fn sinks(&self) -> Vec<(&str, &crate::sink::Settings)> {
+        let own = match &self.destination {
+            Destination::Sink { name, settings } => Some((name.as_str(), settings)),
+            Destination::Tables(_) => None,
+        };
+        let copies = self.dead_letter_sink.as_ref().map(|(name, settings)| (name.as_str(), settings));
+        own.into_iter().chain(copies).collect()
+    }
+
+    /// The source, with the place of this consumer's state: a projection's stands where its tables are.
+    pub fn placed(&self, source: &source::Settings) -> source::Settings {
+        let state = match &self.destination {
+            Destination::Sink { .. } => return source.clone(),
+            Destination::Tables(definition) if definition.path == source.path => StatePlace::Inside,
+            Destination::Tables(definition) => StatePlace::ReadModel(definition.path.clone()),
+        };
+        source::Settings { state, ..source.clone() }
+    }
+
+    /// What a checkpoint is tied to: under another one it may mean something else.
+    pub fn definition(&self, mapping: &Mapping) -> String {
+        match &self.destination {
+            Destination::Sink { .. } => mapping.definition.clone(),
+            Destination::Tables(definition) => format!("{}; projection {}", mapping.definition, definition.hash()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -85,8 +85,8 @@ pub struct Sinks {
 impl Sinks {
     pub fn new(by_name: BTreeMap<String, sink::Settings>, relays: &[Settings]) -> Self {
         let files = |relay: &Settings| {
-            let copies = relay.dead_letter_sink.as_ref().and_then(|(_, sink)| sink.destination_file());
-            relay.sink.destination_file().into_iter().chain(copies).map(PathBuf::from).collect::<Vec<_>>()
+            let files = relay.sinks().into_iter().filter_map(|(_, sink)| sink.destination_file());
+            files.map(PathBuf::from).collect::<Vec<_>>()
         };
         Self { by_name, taken: relays.iter().flat_map(files).collect() }
     }
@@ -94,7 +94,7 @@ impl Sinks {
     /// Where a replay of the relay goes, or why it cannot go there.
     fn of(&self, relay: &Settings, wanted: &Wanted) -> Result<sink::Settings, String> {
         let settings = match &wanted.to_sink {
-            None => &relay.sink,
+            None => relay.destination.sink().ok_or("a projection has no sink")?,
             Some(name) => self.by_name.get(name).ok_or_else(|| {
                 let known: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
                 format!("there is no sink {name}; there are: {}", known.join(", "))

@@ -56,6 +56,8 @@ pub enum End {
     Shutdown,
     /// What an operator did asks for a new start.
     Restart,
+    /// What was applied could not be committed, and is undone: it starts from the checkpoint.
+    Undone(String),
     /// A person has to act.
     Halted(String),
 }
@@ -198,6 +200,8 @@ pub struct Session {
     release: release::Changes,
     /// An operator's command is under way: nothing is settled meanwhile, so that both see the same rows.
     operating: bool,
+    /// What was sent last was held: where there is one flight at a time, what was read comes before another one.
+    live_has_its_turn: bool,
     paused: bool,
     draining: Option<Instant>,
     end: Option<End>,
@@ -259,6 +263,7 @@ impl Session {
             settling: None,
             release: release::Changes::default(),
             operating: false,
+            live_has_its_turn: false,
             paused: start.paused,
             draining: None,
             end: None,
@@ -284,7 +289,7 @@ impl Session {
                 Some(news) = self.news.recv() => self.on_news(news, around),
                 Some(read) = self.reads.recv() => self.on_read(read, around),
                 Some(answer) = self.answers.recv() => self.on_answer(answer, around),
-                Some(command) = around.commands.recv(), if !self.operating => self.on_command(command, around),
+                Some(command) = around.commands.recv(), if !self.operating && !self.is_busy() => self.on_command(command, around),
                 () = shutdown::asked(around.shutdown), if self.draining.is_none() => {
                     let deadline = match *around.shutdown.borrow() {
                         Phase::Drain { deadline } if !controls::is_off(Protection::Drain) => deadline,
@@ -301,7 +306,10 @@ impl Session {
     fn advance(&mut self, around: &mut Surroundings<'_>) {
         self.look_after_the_far_side();
         self.settle();
-        self.start_releases();
+        if self.is_exclusive() && !self.is_busy() && std::mem::take(&mut self.live_has_its_turn) {
+            self.dispatch(around);
+        }
+        self.start_releases(around);
         // Before the dispatch, so that the reader works while the sink takes what was read before.
         self.read_on();
         self.dispatch(around);

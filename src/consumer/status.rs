@@ -1,7 +1,10 @@
 //! What a consumer says of itself: one value, published in a `watch`; metrics follow from it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
+use super::Settings;
 use crate::clock;
 
 /// The state a consumer is in.
@@ -33,6 +36,9 @@ impl State {
 pub struct Status {
     pub consumer: String,
     pub source: String,
+    /// `relay` or `projection`.
+    pub kind: &'static str,
+    /// The sink's name, or the read model's file.
     pub sink: String,
     pub state: State,
     /// Why it is in that state, with the remedy where there is one.
@@ -52,6 +58,8 @@ pub struct Status {
     pub retrying: u64,
     pub dead: u64,
     pub sink_up: bool,
+    /// All that there is to be read is settled.
+    pub is_at_end: bool,
     pub blocked: Option<String>,
     /// Microseconds since 1970 UTC.
     pub oldest_unsettled_micros: Option<i64>,
@@ -60,6 +68,8 @@ pub struct Status {
     pub replay: Option<Replaying>,
     /// Copies of dead letters; `None` without a dead-letter sink.
     pub copies: Option<Copies>,
+    /// Of a projection: events of types that nothing handles, in this run.
+    pub unhandled: BTreeMap<String, u64>,
     /// When the loop last turned, by the steady clock.
     pub beat_micros: i64,
 }
@@ -92,11 +102,12 @@ pub struct Copies {
 }
 
 impl Status {
-    pub fn new(consumer: &str, source: &str, sink: &str) -> Self {
+    pub fn new(settings: &Settings) -> Self {
         Self {
-            consumer: consumer.to_owned(),
-            source: source.to_owned(),
-            sink: sink.to_owned(),
+            consumer: settings.name.clone(),
+            source: settings.source.clone(),
+            kind: settings.destination.kind(),
+            sink: settings.destination.name(),
             state: State::Starting,
             detail: String::new(),
             warnings: Vec::new(),
@@ -111,11 +122,13 @@ impl Status {
             retrying: 0,
             dead: 0,
             sink_up: false,
+            is_at_end: false,
             blocked: None,
             oldest_unsettled_micros: None,
             held_since_micros: None,
             replay: None,
             copies: None,
+            unhandled: BTreeMap::new(),
             beat_micros: clock::steady_micros(),
         }
     }

@@ -182,6 +182,7 @@ impl Window {
             lot.fates[index as usize] = match outcome {
                 Outcome::Delivered => Fate::Delivered,
                 Outcome::Unavailable(_) => Fate::Unknown,
+                Outcome::Behind => Fate::Wait,
                 Outcome::Rejected(rejection) => {
                     lot.rejections.insert(index, rejection.clone());
                     Fate::Refused

@@ -88,11 +88,11 @@ impl Reloader {
         };
         let config = loaded.config;
         // A consumer that leaves is given the time that the new configuration says.
-        let changes =
-            match fleet.reload(&config.sources, &config.sinks, config.relays, config.daemon.drain_timeout).await {
-                Ok(changes) => changes?,
-                Err(error) => return Ok(Err(error.into())),
-            };
+        let consumers = config.consumers().cloned().collect();
+        let changes = match fleet.reload(&config.sources, &config.sinks, consumers, config.daemon.drain_timeout).await {
+            Ok(changes) => changes?,
+            Err(error) => return Ok(Err(error.into())),
+        };
         let jobs = crew.reload(config.jobs).await;
         fleet.files().keep(&[fleet.states(), crew.files()].concat()).await;
         Ok(Ok(Done { changes, jobs, daemon: self.take_over(config.daemon) }))

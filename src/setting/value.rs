@@ -33,6 +33,10 @@ pub struct List(pub Vec<String>);
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Flat(pub BTreeMap<String, String>);
 
+/// SQL by event type: one statement, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statements(pub BTreeMap<String, Vec<String>>);
+
 const DURATION_UNITS: [(&str, u64); 6] = [
     ("us", 1_000),
     ("ms", 1_000_000),
@@ -144,6 +148,27 @@ impl Keyed for Word {
 
 impl Keyed for List {
     const KIND: Kind = Kind::List;
+}
+
+impl Keyed for Statements {
+    const KIND: Kind = Kind::Named;
+}
+
+impl<'de> Deserialize<'de> for Statements {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged, expecting = "SQL in quotes, or a list of it, for each event type")]
+        enum Said {
+            One(String),
+            Several(Vec<String>),
+        }
+        let said = BTreeMap::<String, Said>::deserialize(deserializer)?;
+        let list = |said| match said {
+            Said::One(sql) => vec![sql],
+            Said::Several(list) => list,
+        };
+        Ok(Self(said.into_iter().map(|(kind, said)| (kind, list(said))).collect()))
+    }
 }
 
 impl Keyed for Flat {

@@ -95,6 +95,8 @@ pub enum Outcome {
     Suspect(Rejection),
     /// Nothing is known of it: the far side is away. It may have been written.
     Unavailable(Fault),
+    /// Not tried: an earlier event of its key was refused in the same flight. Only projections can know that in time.
+    Behind,
 }
 
 /// What a sink tells the engine of its own accord.

@@ -25,7 +25,7 @@ pub fn before_opening(source: &Settings) -> Vec<Finding> {
     let allow = source.allow_network_filesystem;
     match source.state {
         StatePlace::Inside => premises::of_file(&source.path, Use::Write, allow),
-        StatePlace::Beside | StatePlace::At(_) => {
+        StatePlace::Beside | StatePlace::At(_) | StatePlace::ReadModel(_) => {
             let mut found = premises::of_file(&source.path, Use::Read, allow);
             if source.path.exists() {
                 found.extend(premises::of_own(&source.state_path(), allow));

@@ -60,6 +60,8 @@ pub enum StatePlace {
     /// In the application's own file.
     Inside,
     At(PathBuf),
+    /// In the file of a projection's tables.
+    ReadModel(PathBuf),
 }
 
 impl Settings {
@@ -72,7 +74,7 @@ impl Settings {
     pub fn state_path(&self) -> PathBuf {
         match &self.state {
             StatePlace::Inside => self.path.clone(),
-            StatePlace::At(path) => path.clone(),
+            StatePlace::At(path) | StatePlace::ReadModel(path) => path.clone(),
             StatePlace::Beside => {
                 let mut path = self.path.clone().into_os_string();
                 path.push("-outboxd.db");

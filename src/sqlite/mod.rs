@@ -13,6 +13,7 @@
 pub mod authorizer;
 pub mod barrier;
 pub mod fault;
+pub mod guard;
 pub mod lockfile;
 pub mod open;
 pub mod pool;

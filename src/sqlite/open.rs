@@ -171,7 +171,9 @@ pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
 /// A database that is nowhere, to try SQL of ours on.
 #[expect(clippy::disallowed_methods, reason = "this is the room that opens database files")]
 pub fn scratch() -> rusqlite::Result<Connection> {
-    Connection::open_in_memory()
+    let connection = Connection::open_in_memory()?;
+    distrust(&connection)?;
+    Ok(connection)
 }
 
 pub fn synchronous(connection: &Connection, durable: Durable) -> rusqlite::Result<()> {
@@ -220,11 +222,16 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::ZERO)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    distrust(&connection)?;
+    connection.execute_batch("PRAGMA mmap_size = 0")?;
+    connection.set_prepared_statement_cache_capacity(256);
+    Ok(connection)
+}
+
+fn distrust(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     // A misspelt name in double quotes must be an error, not a string.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
-    connection.execute_batch("PRAGMA mmap_size = 0")?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+    Ok(())
 }

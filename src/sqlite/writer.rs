@@ -4,6 +4,11 @@
 //! it. The lock is held for at most [`HOLD_MAX`] of work; in an application's file a pause follows that leaves it at least
 //! 85 % of the time. A job's transaction that fails for the disk's or a lock's sake is tried again, with backoff, for ever:
 //! nobody is told of a settlement that is not committed.
+//!
+//! An [`Entry`] has a transaction that stays open between its two steps: what it did is told, and committed only together with what follows
+//! from it. Entries that wait together share a transaction, too.
+
+mod two_steps;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -14,6 +19,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 use super::fault::{self, Kind};
+use super::guard::Guard;
 use super::lockfile::LockFile;
 use super::open::{self, Durable};
 use crate::controls::{self, Seam};
@@ -43,6 +49,9 @@ pub enum JobError {
     /// The writer's thread has ended.
     #[error("the writer of this file has ended")]
     Ended,
+    /// Nothing of it is in the file, nor of what it follows from: both have to be done anew.
+    #[error("what was done was undone: {0}")]
+    Undone(String),
 }
 
 type Apply = Box<dyn FnMut(&Connection) -> Result<(), JobError> + Send>;
@@ -53,6 +62,38 @@ struct Job {
     apply: Apply,
     done: Done,
     durable: Durable,
+}
+
+/// The first step of a transaction in two.
+pub trait Entry: Send {
+    /// Does it, and tells whom it concerns. An error means that nothing was done, and nothing told.
+    fn enter(&mut self, connection: &Connection) -> rusqlite::Result<Entered>;
+    /// It could not be done, and is given up.
+    fn fail(&mut self, error: &rusqlite::Error);
+}
+
+/// What became of the first step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entered {
+    /// The second step is waited for.
+    Open,
+    /// There is nothing to commit.
+    Nothing,
+    /// The transaction is gone with everything in it; once more, in a new one.
+    Again,
+}
+
+/// The second step; without one the first is undone.
+pub struct Second {
+    pub apply: ApplyOnce,
+    pub done: Done,
+}
+
+type ApplyOnce = Box<dyn FnOnce(&Connection) -> Result<(), JobError> + Send>;
+
+enum Task {
+    Job(Job),
+    Entry(Box<dyn Entry>, Receiver<Second>),
 }
 
 /// What the file lets the writer do.
@@ -66,9 +107,12 @@ pub enum WriterState {
 /// A handle to the thread; it ends when the last handle is dropped and the queue is empty.
 #[derive(Clone, Debug)]
 pub struct Writer {
-    jobs: Sender<Job>,
+    tasks: Sender<Task>,
     pub state: watch::Receiver<WriterState>,
     pub path: PathBuf,
+    pub owner: Owner,
+    /// For SQL of a person's own.
+    pub guard: Guard,
 }
 
 /// Whose file it is decides how politely it is written.
@@ -81,8 +125,9 @@ pub enum Owner {
 impl Writer {
     /// Starts the thread on an open connection. The lock is let go when the thread has ended and the connection is closed: what is
     /// still queued is written before another daemon may.
-    pub fn start(connection: Connection, path: &Path, owner: Owner, lock: LockFile) -> Self {
-        let (jobs, queue) = mpsc::channel();
+    pub fn start(connection: Connection, path: &Path, owner: Owner, lock: LockFile) -> rusqlite::Result<Self> {
+        let guard = Guard::install(&connection)?;
+        let (tasks, queue) = mpsc::channel();
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         metric::file_is_written(&name);
@@ -91,7 +136,15 @@ impl Writer {
             .name("writer".into())
             .spawn(move || desk.run())
             .expect("a thread can be started at start-up");
-        Self { jobs, state, path: path.to_owned() }
+        Ok(Self { tasks, state, path: path.to_owned(), owner, guard })
+    }
+
+    /// Queues the first step of a transaction in two; the second is handed in by what is returned.
+    pub fn enter(&self, entry: Box<dyn Entry>) -> Sender<Second> {
+        let (sender, second) = mpsc::channel();
+        // A writer that has ended drops it: whoever waits for what it tells is told by the closed channel.
+        let _ = self.tasks.send(Task::Entry(entry, second));
+        sender
     }
 
     /// Queues a settlement: committed as the file's durability says.
@@ -128,7 +181,7 @@ impl Writer {
     }
 
     fn queue(&self, job: Job) {
-        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+        if let Err(mpsc::SendError(Task::Job(job))) = self.tasks.send(Task::Job(job)) {
             (job.done)(Err(JobError::Ended));
         }
     }
@@ -136,11 +189,11 @@ impl Writer {
 
 struct Desk {
     connection: Connection,
-    queue: Receiver<Job>,
+    queue: Receiver<Task>,
     owner: Owner,
     file: String,
     /// Taken from the queue, and left for the next transaction.
-    carried: Option<Job>,
+    carried: Option<Task>,
     // Dropped behind the connection.
     _lock: LockFile,
     // Dropped last: whoever waits for its end finds the lock free.
@@ -151,13 +204,16 @@ impl Desk {
     fn run(mut self) {
         loop {
             let first = match self.carried.take() {
-                Some(job) => job,
+                Some(task) => task,
                 None => match self.queue.recv() {
-                    Ok(job) => job,
+                    Ok(task) => task,
                     Err(mpsc::RecvError) => return,
                 },
             };
-            let held = self.transact(first);
+            let held = match first {
+                Task::Job(job) => self.transact(job),
+                Task::Entry(entry, second) => self.transact_in_two(entry, second),
+            };
             if self.owner == Owner::Application {
                 thread::sleep(held * PAUSE_FACTOR);
                 self.checkpoint();
@@ -258,11 +314,13 @@ impl Desk {
                     return Ok(results);
                 }
                 match self.queue.recv_timeout(Duration::ZERO) {
-                    Ok(job) if job.durable == Durable::Full && jobs[0].durable != Durable::Full => {
-                        self.carried = Some(job);
+                    Ok(Task::Job(job)) if job.durable == Durable::Normal || jobs[0].durable == Durable::Full => {
+                        jobs.push(job);
+                    }
+                    Ok(task) => {
+                        self.carried = Some(task);
                         return Ok(results);
                     }
-                    Ok(job) => jobs.push(job),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(results),
                 }
             }

@@ -1,6 +1,7 @@
 //! How far a consumer has durably come, with enough beside it to see that the table is still the one that was read.
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
+use serde_json::Value;
 
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
@@ -217,7 +218,22 @@ pub fn is_paused(connection: &Connection, consumer: &str) -> Result<bool, JobErr
     Ok(connection.query_row(sql, [format!("paused:{consumer}")], |row| row.get(0))?)
 }
 
+/// Writes down what a projection's tables were made by, as JSON.
+pub fn keep_section(connection: &Connection, consumer: &str, section: &Value) -> Result<(), JobError> {
+    let sql = "INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES (?1, ?2)";
+    connection.execute(sql, params![format!("projection:{consumer}"), section.to_string()])?;
+    Ok(())
+}
+
+pub fn section(connection: &Connection, consumer: &str) -> Result<Option<Value>, JobError> {
+    let sql = "SELECT value FROM outboxd_meta WHERE name = ?1";
+    let name = format!("projection:{consumer}");
+    let text: Option<String> = connection.query_row(sql, [name], |row| row.get(0)).optional()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
+    connection.execute("DELETE FROM outboxd_meta WHERE name = ?1", [format!("projection:{consumer}")])?;
     connection.execute("DELETE FROM outboxd_checkpoint WHERE consumer = ?1", [consumer])?;
     connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [consumer])?;
     super::replay::forget(connection, consumer)?;

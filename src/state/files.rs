@@ -99,6 +99,16 @@ impl Files {
         Ok(writer)
     }
 
+    /// Lets go of all files, and waits until what was queued is written and their locks are free.
+    pub async fn close(&self) {
+        self.keep(&[]).await;
+        for place in self.open.lock().await.values() {
+            if let Slot::Closing(state) = &mut *place.lock().await {
+                while state.changed().await.is_ok() {}
+            }
+        }
+    }
+
     /// Lets go of all files but these. Nobody may be asking for one of the others.
     pub async fn keep(&self, paths: &[PathBuf]) {
         let open = self.open.lock().await;
@@ -116,7 +126,7 @@ fn open(source: &source::Settings, path: &Path) -> Result<Writer, FileError> {
         return Err(FileError::Refused(refusal));
     }
     let lock = LockFile::take(path)?;
-    if source.state != StatePlace::Inside {
+    if matches!(source.state, StatePlace::Beside | StatePlace::At(_)) {
         let foreign = super::foreign(path).map_err(|source| FileError::Open { path: path.to_owned(), source })?;
         if let Some(refusal) = foreign {
             return Err(FileError::Refused(refusal));
@@ -124,8 +134,8 @@ fn open(source: &source::Settings, path: &Path) -> Result<Writer, FileError> {
     }
     let (connection, owner) = match source.state {
         StatePlace::Inside => (open::writer(path, Durable::Normal), Owner::Application),
-        StatePlace::Beside | StatePlace::At(_) => (open::state_file(path), Owner::Ourselves),
+        StatePlace::Beside | StatePlace::At(_) | StatePlace::ReadModel(_) => (open::state_file(path), Owner::Ourselves),
     };
     let connection = connection.map_err(|source| FileError::Open { path: path.to_owned(), source })?;
-    Ok(Writer::start(connection, path, owner, lock))
+    Writer::start(connection, path, owner, lock).map_err(|source| FileError::Open { path: path.to_owned(), source })
 }

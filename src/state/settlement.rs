@@ -24,6 +24,8 @@ pub struct Settlement {
     /// By row: what became of which row.
     pub rows: Vec<(RowKey, RowMark)>,
     pub held: Vec<HeldChange>,
+    /// How many events it records as delivered.
+    pub delivered: u64,
     /// There is a dead-letter sink: it gets a copy of each event that dies.
     pub copies: bool,
 }

@@ -283,6 +283,7 @@ fn a_settlement_changes_what_it_says_and_nothing_else() {
             HeldChange::Delete { key: b"a"[..].into(), ordinal: 1 },
         ],
         rows: vec![],
+        delivered: 0,
         copies: true,
     };
     settlement.apply(&connection, None).unwrap();

@@ -89,7 +89,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((source.durability, &source.state), (Durability::Strict, &StatePlace::Beside));
     let relay = &config.relays[0];
     assert_eq!((relay.name.as_str(), relay.source.as_str()), ("shop_to_lines", "shop"));
-    assert_eq!(file_of(&relay.sink), folder.path("events.ndjson"));
+    assert_eq!(file_of(relay.destination.sink().unwrap()), folder.path("events.ndjson"));
     assert_eq!((relay.start, relay.on_reject, relay.paused), (None, OnReject::Hold, false));
     assert_eq!(relay.bounds, Bounds::default());
     assert!(relay.types.is_empty());
@@ -246,7 +246,9 @@ start = "first"
         let folder = Folder::with(KAFKA);
         folder.write("password", "  12345\n");
         let config = folder.load(&[]).unwrap().config;
-        let sink::Settings::Kafka(settings) = &config.relays[0].sink else { panic!("a Kafka sink was configured") };
+        let sink::Settings::Kafka(settings) = config.relays[0].destination.sink().unwrap() else {
+            panic!("a Kafka sink was configured")
+        };
         assert_eq!(settings.bootstrap_servers, ["kafka.example.com:9093", "127.0.0.1:9092"]);
         let expected = [("compression.type", "zstd"), ("linger.ms", "5"), ("socket.keepalive.enable", "true")];
         assert_eq!(settings.properties, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
@@ -259,7 +261,9 @@ start = "first"
         folder.write("password", "from the file");
         let variables = [("OUTBOXD_SINKS__BUS__SASL__PASSWORD", "0042"), ("OUTBOXD_SINKS__BUS__TOPIC", "9")];
         let config = folder.load(&variables).unwrap().config;
-        let sink::Settings::Kafka(settings) = &config.relays[0].sink else { panic!("a Kafka sink was configured") };
+        let sink::Settings::Kafka(settings) = config.relays[0].destination.sink().unwrap() else {
+            panic!("a Kafka sink was configured")
+        };
         assert_eq!(settings.security.sasl.as_ref().unwrap().password.reveal(), "0042");
         assert_eq!(settings.topic.constant(), Some("9"));
     }
@@ -270,7 +274,9 @@ start = "first"
         folder.write("password", "from the file");
         let variables = [("OUTBOXD_SINKS__BUS__PROPERTIES", "{ \"linger.ms\" = 7, \"batch.size\" = 1000 }")];
         let config = folder.load(&variables).unwrap().config;
-        let sink::Settings::Kafka(settings) = &config.relays[0].sink else { panic!("a Kafka sink was configured") };
+        let sink::Settings::Kafka(settings) = config.relays[0].destination.sink().unwrap() else {
+            panic!("a Kafka sink was configured")
+        };
         assert_eq!(settings.properties["linger.ms"], "7");
         assert_eq!(settings.properties["batch.size"], "1000");
         assert_eq!(settings.properties["compression.type"], "zstd");

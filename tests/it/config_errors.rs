@@ -195,7 +195,7 @@ error: sources.shop.preset  (outboxd.toml, line 2)
     assert_eq!(
         errors("[daemon]\n"),
         r#"error: relays  (outboxd.toml)
-       there is no relay and no job: there would be nothing to do
+       there is no relay, no projection and no job: there would be nothing to do
   fix: write a section [relays.a_name_you_choose] with `source` and `sink`"#
     );
 }
@@ -238,18 +238,12 @@ fn later_versions() {
         errors(
             &(format!(
                 "{SMALL}{}",
-                r#"[projections.p]
-source = "shop"
-[jobs.j]
+                r#"[jobs.j]
 type = "backup"
 "#
             ))
         ),
-        r#"error: projections  (outboxd.toml, line 14)
-       projections are not in this version
-  fix: leave it out
-
-error: jobs.j.type  (outboxd.toml, line 17)
+        r#"error: jobs.j.type  (outboxd.toml, line 15)
        jobs of type "backup" are not in this version
   fix: leave the section out"#
     );
@@ -1120,4 +1114,46 @@ fn properties_partitions_and_rotation() {
     ] {
         Folder::with(&self::sink(&format!("{sink}{line}"))).load(&[]).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
+}
+
+/// What a section says of itself, and what two say of each other.
+#[test]
+fn projections() {
+    let base = format!(
+        "{}\n{}",
+        SMALL.replace("read = \"outbox\"", "read = \"events\""),
+        r#"[projections.p]
+source = "shop"
+path = "read.db"
+tables = ["a"]
+schema = "CREATE TABLE a (id TEXT)"
+on.Placed = "INSERT INTO a VALUES (:id)"
+"#
+    );
+    Folder::with(&base).load(&[]).unwrap();
+    for (from, to, told) in [
+        ("tables = [\"a\"]", "tables = []", "no table is named"),
+        ("tables = [\"a\"]", "tables = [\"a\", \"b\"]", "`schema` makes no table b"),
+        ("tables = [\"a\"]", "tables = [\"outboxd_held\"]", "not a table of the application's"),
+        ("source = \"shop\"\npath", "source = \"shpo\"\npath", "did you mean \"shop\"?"),
+        ("path = \"read.db\"", "path = \"read.db\"\nkey = \"customer\"", "is not a path"),
+        ("path = \"read.db\"", "path = \"read.db\"\non_reject = \"skipp\"", "did you mean \"skip\"?"),
+        ("path = \"read.db\"", "path = \"read.db\"\nstatement_time_max = \"1ms\"", "out of bounds"),
+        ("path = \"read.db\"", "path = \"shop.db-outboxd.db\"", "is the state of"),
+        ("[projections.p]", "[projections.shop_to_lines]", "a relay has the same name"),
+        ("(id TEXT)\"", "(id TEXT REFERENCES a DEFERRABLE INITIALLY DEFERRED)\"", "deferred"),
+        ("on.Placed = \"INSERT INTO a VALUES (:id)\"", "on.Placed = []", "without a statement"),
+        ("on.Placed = \"INSERT INTO a VALUES (:id)\"", "on = 7", "wanted is"),
+    ] {
+        let text = base.replacen(from, to, 1);
+        assert_ne!(text, base, "{from}");
+        let error = Folder::with(&text).load(&[]).unwrap_err().to_string();
+        assert!(error.contains(told), "{to}: {error}");
+    }
+    let twice = format!(
+        "{base}{}",
+        base[base.find("[projections.p]").unwrap()..].replace("[projections.p]", "[projections.q]")
+    );
+    let error = Folder::with(&twice).load(&[]).unwrap_err().to_string();
+    assert!(error.contains("projection `p` has a in the same file"), "{error}");
 }

@@ -8,7 +8,7 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 23] = [
+const RANKS: [(&str, u8); 24] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -20,6 +20,7 @@ const RANKS: [(&str, u8); 23] = [
     ("telemetry", 1),
     ("sink", 3),
     ("source", 3),
+    ("projection", 4),
     ("state", 4),
     ("store", 4),
     ("consumer", 5),

@@ -41,6 +41,7 @@ mod good_neighbour;
 mod guilty_only_alone;
 mod held_keys_slow_nobody;
 mod hostile_rows;
+mod hostile_sql;
 mod house;
 mod idle_writes_nothing;
 #[cfg(feature = "controls")]
@@ -52,7 +53,11 @@ mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod power_cuts_send_nothing_that_is_undone;
 mod presets_carry_real_files;
+#[cfg(feature = "controls")]
+mod projection_ladder;
+mod projections;
 mod pruning_is_safe_below_the_safe_position;
+mod rebuilds;
 #[path = "../referee/mod.rs"]
 mod referee;
 mod refusals;

@@ -3,6 +3,7 @@
 
 mod daemon;
 pub(super) mod declared;
+mod projection;
 mod relay;
 mod source;
 
@@ -33,11 +34,12 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .filter_map(|(name, raw)| Some((name.clone(), raw.as_ref()?.resolve(name, &mut checker)?)))
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
+    let projections = projection::resolve(raw, &sources, &mut checker);
     let known = maintenance::Sources { resolved: &sources, named: raw.sources.keys().cloned().collect() };
     let resolve =
         |(name, raw): (&String, &Option<Box<dyn maintenance::Keys>>)| raw.as_ref()?.resolve(name, &known, &mut checker);
     let jobs = raw.jobs.iter().filter_map(resolve).collect();
-    Config { daemon, sources, sinks, relays, jobs }
+    Config { daemon, sources, sinks, relays, projections, jobs }
 }
 
 /// Where commands go, whatever else is wrong.

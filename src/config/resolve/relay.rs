@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Bytes, Checker, Nanos};
 use crate::config::file;
 use crate::config::read::Raw;
-use crate::consumer::{Bounds, OnReject, Settings, Start};
+use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use crate::setting::problem::{KeyPath, either, nearest};
 use crate::setting::value::{Size, Span};
 use crate::sink::format::Format;
@@ -16,13 +16,13 @@ use crate::source::declared::{Declared, From};
 use crate::{config, sink};
 
 const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
-const ON_REJECTS: [(&str, OnReject); 3] =
+pub(super) const ON_REJECTS: [(&str, OnReject); 3] =
     [("hold", OnReject::Hold), ("skip", OnReject::Skip), ("halt", OnReject::Halt)];
 
-const ATTEMPTS_MAX: u64 = 1_000;
-const EVENTS_MAX: u64 = 1_000_000;
-const BYTES_MIN: u64 = 1 << 10;
-const BYTES_MAX: u64 = 1 << 30;
+pub(super) const ATTEMPTS_MAX: u64 = 1_000;
+pub(super) const EVENTS_MAX: u64 = 1_000_000;
+pub(super) const BYTES_MIN: u64 = 1 << 10;
+pub(super) const BYTES_MAX: u64 = 1 << 30;
 const ACK_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const ACK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
@@ -32,7 +32,8 @@ pub(super) fn resolve(
     sinks: &BTreeMap<String, sink::Settings>,
     checker: &mut Checker<'_>,
 ) -> Vec<Settings> {
-    if raw.relays.is_empty() && raw.jobs.is_empty() && checker.problems.is_empty() {
+    let has_others = !raw.projections.is_empty() || !raw.jobs.is_empty();
+    if raw.relays.is_empty() && !has_others && checker.problems.is_empty() {
         nothing_to_do(checker);
     }
     let resolved = raw.relays.iter().map(|(name, relay)| one(name, relay, raw, sinks, checker)).collect::<Vec<_>>();
@@ -50,7 +51,8 @@ pub(super) fn resolve(
 
 fn nothing_to_do(checker: &mut Checker<'_>) {
     let remedy = "write a section [relays.a_name_you_choose] with `source` and `sink`";
-    checker.refuse(KeyPath::of(["relays"]), "there is no relay and no job: there would be nothing to do", remedy);
+    let reason = "there is no relay, no projection and no job: there would be nothing to do";
+    checker.refuse(KeyPath::of(["relays"]), reason, remedy);
 }
 
 fn one(
@@ -94,8 +96,7 @@ fn one(
     Some(Settings {
         name,
         source,
-        sink_name,
-        sink,
+        destination: Destination::Sink { name: sink_name, settings: sink },
         types,
         start,
         on_reject,
@@ -103,10 +104,11 @@ fn one(
         dead_letter_row,
         bounds,
         paused,
+        until: None,
     })
 }
 
-fn check_name<'a>(
+pub(super) fn check_name<'a>(
     key: &KeyPath,
     name: &str,
     section: &str,
@@ -175,8 +177,7 @@ fn bounds(name: &str, relay: &file::Relay, checker: &mut Checker<'_>) -> Bounds 
 
 fn check_against_source(relay: &Settings, source: &source::Settings, checker: &mut Checker<'_>) {
     let key = |part: &str| KeyPath::of(["relays", &relay.name, part]);
-    let copies = relay.dead_letter_sink.as_ref().map(|(name, sink)| (name, sink));
-    for (name, sink) in [Some((&relay.sink_name, &relay.sink)), copies].into_iter().flatten() {
+    for (name, sink) in relay.sinks() {
         if sink.format() != Format::EventsourcePy || source.preset.as_deref() == Some("eventsource-py") {
             continue;
         }
@@ -222,8 +223,7 @@ fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Se
 fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
     let mut first: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for relay in relays {
-        let copies = relay.dead_letter_sink.as_ref().map(|(_, sink)| ("dead_letter_sink", sink));
-        for (key, sink) in [Some(("sink", &relay.sink)), copies].into_iter().flatten() {
+        for ((_, sink), key) in relay.sinks().into_iter().zip(["sink", "dead_letter_sink"]) {
             let Some(path) = sink.destination_file() else { continue };
             let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
             let reason = format!("relay `{other}` writes to the same file {}", path.display());
@@ -244,12 +244,13 @@ fn refuse_files_of_sources(
         [source.path.clone(), source.state_path()].into_iter().chain(beside).map(|path| config::same_file(&path))
     };
     for relay in relays {
-        let Some(path) = relay.sink.destination_file() else { continue };
+        let Destination::Sink { name: sink_name, settings: sink } = &relay.destination else { continue };
+        let Some(path) = sink.destination_file() else { continue };
         let same = config::same_file(path);
         if let Some(source) = sources.values().find(|source| owned(source).any(|owned| owned == same)) {
             let reason =
                 format!("{} belongs to [sources.{}]: the sink would write into it", path.display(), source.name);
-            let key = KeyPath::of(["sinks", &relay.sink_name, "path"]);
+            let key = KeyPath::of(["sinks", sink_name, "path"]);
             checker.refuse(key, reason, "give the sink a file of its own");
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::consumer::Settings;
+use crate::consumer::{Destination, Settings};
 use crate::sink;
 use crate::source;
 
@@ -31,12 +31,13 @@ pub struct Changes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Restarted {
     pub consumer: String,
-    /// What is new of it: `relay`, `source`, `sink`, `certificates`.
+    /// What is new of it: `relay` (or whatever it is), `source`, `sink`, `projection`, `certificates`.
     pub changed: Vec<&'static str>,
 }
 
 impl Blueprint {
-    pub fn new(settings: Settings, source: source::Settings) -> Self {
+    pub fn new(settings: Settings, source: &source::Settings) -> Self {
+        let source = settings.placed(source);
         let print = |path: PathBuf| {
             let mut hasher = DefaultHasher::new();
             let read = std::fs::read(&path).ok();
@@ -46,7 +47,7 @@ impl Blueprint {
             });
             (path, print)
         };
-        let sinks = [Some(&settings.sink), settings.dead_letter_sink.as_ref().map(|(_, sink)| sink)];
+        let sinks = [settings.destination.sink(), settings.dead_letter_sink.as_ref().map(|(_, sink)| sink)];
         let files = sinks.into_iter().flatten().flat_map(sink::Settings::files).map(print).collect();
         Self { settings, source, files }
     }
@@ -54,16 +55,20 @@ impl Blueprint {
     /// What of it is not as in `before`; empty when all is.
     pub fn changed_since(&self, before: &Self) -> Vec<&'static str> {
         let apart_from_the_sink = |settings: &Settings| Settings {
-            sink_name: String::new(),
-            sink: sink::Settings::File(sink::file::Settings::default()),
+            destination: Destination::Sink {
+                name: String::new(),
+                settings: sink::Settings::File(sink::file::Settings::default()),
+            },
             ..settings.clone()
         };
         let relay = apart_from_the_sink(&self.settings) != apart_from_the_sink(&before.settings);
-        let sink = |of: &Self| (of.settings.sink_name.clone(), of.settings.sink.clone());
+        let is_relay = self.settings.destination.sink().is_some() || before.settings.destination.sink().is_some();
+        let ends = self.settings.destination != before.settings.destination;
         [
             ("relay", relay),
             ("source", self.source != before.source),
-            ("sink", sink(self) != sink(before)),
+            ("sink", ends && is_relay),
+            ("projection", ends && !is_relay),
             ("certificates", self.files != before.files),
         ]
         .into_iter()
@@ -74,8 +79,8 @@ impl Blueprint {
     /// Whether it may start only when `other` has ended: they share what only one may have.
     pub fn waits_for(&self, other: &Self) -> bool {
         let files = |of: &Self| {
-            let copies = of.settings.dead_letter_sink.as_ref().and_then(|(_, sink)| sink.destination_file());
-            of.settings.sink.destination_file().into_iter().chain(copies).map(PathBuf::from).collect::<Vec<_>>()
+            let files = of.settings.sinks().into_iter().filter_map(|(_, sink)| sink.destination_file());
+            files.map(PathBuf::from).collect::<Vec<_>>()
         };
         let same_rows = self.source.is_by_row() && other.source.is_by_row() && self.source.path == other.source.path;
         let same_file = files(self).iter().any(|file| files(other).contains(file));

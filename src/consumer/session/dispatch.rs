@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::far_side::UNROUTABLE_MAX;
 use super::{Flying, Health, Kind, Session, Surroundings};
 use crate::clock;
+use crate::consumer::delivery::Cargo;
 use crate::consumer::holds::{Holds, Key};
 use crate::consumer::window::Turn;
 use crate::controls::{self, Seam};
@@ -15,6 +16,7 @@ use crate::sink::{Flight, Pick};
 impl Session {
     pub(super) fn may_send(&self) -> bool {
         matches!(self.health, Health::Up)
+            && !(self.is_exclusive() && self.operating)
             && self.delivery.is_some()
             && !self.paused
             && self.draining.is_none()
@@ -22,13 +24,30 @@ impl Session {
             && self.end.is_none()
     }
 
+    /// What is sent takes effect in the transaction that records it: there is one at a time, and its effect is known before the next.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.settings.destination.tables().is_some()
+    }
+
+    /// A transaction is open, or about to be.
+    pub(super) fn is_busy(&self) -> bool {
+        let is_open = || !self.flights.is_empty() || self.settling.is_some() || self.holds.is_under_way();
+        self.is_exclusive() && is_open()
+    }
+
+    /// An operator waits for a moment between two transactions.
+    pub(super) fn is_asked(&self, around: &Surroundings<'_>) -> bool {
+        self.is_exclusive() && !around.commands.is_empty()
+    }
+
     pub(super) fn dispatch(&mut self, around: &mut Surroundings<'_>) {
-        while self.may_send() && !self.holds.wants_silence() {
+        while !self.is_asked(around) && self.may_send() && !self.is_busy() && !self.holds.wants_silence() {
             let most = if self.unroutable_run >= UNROUTABLE_MAX {
                 1
             } else {
                 self.isolation.map_or(usize::MAX, |isolation| isolation.group)
             };
+            let most = most.min(self.delivery.as_ref().map_or(usize::MAX, |delivery| delivery.most()));
             if most < usize::MAX && !self.flights.is_empty() {
                 return;
             }
@@ -60,8 +79,10 @@ impl Session {
         let id = self.next_flight;
         self.next_flight += 1;
         let flight = Flight::new(id, batch, picks, self.news_tx.clone());
+        let cargo = if matches!(kind, Kind::Live { .. }) { Cargo::Live } else { Cargo::Held };
+        self.live_has_its_turn = cargo == Cargo::Held;
         self.flights.insert(id, Flying { flight: flight.clone(), kind, alone });
-        self.delivery.as_mut().expect("may_send has looked").send(flight);
+        self.delivery.as_mut().expect("may_send has looked").send(flight, cargo);
     }
 
     /// A flight has come back: its keys have room again.

@@ -125,6 +125,9 @@ impl Session {
                         suspects += 1;
                     }
                 }
+                Outcome::Behind => {
+                    self.holds.wait(&flight.event(*slot as usize).hold_key());
+                }
                 Outcome::Unavailable(fault) => self.trouble(fault.clone(), around),
             }
         }

@@ -3,6 +3,7 @@
 use super::{End, Session, Surroundings};
 use crate::controls::{self, Protection};
 use crate::event::Batch;
+use crate::projection::Key;
 use crate::source::reader::{Mark, ReadNews, ReadRequest};
 
 impl Session {
@@ -18,13 +19,12 @@ impl Session {
             }
             return;
         }
-        if !wanted {
+        if !wanted || self.settings.until.is_some_and(|until| self.read_up_to().position >= until) {
             return;
         }
         self.reading = true;
         // Where reading goes on must still be what was read there last: the checkpoint may be far behind it.
-        let end = |batch: &Batch| Mark { position: batch.end, event_id: batch.end_id.clone() };
-        let mark = self.window.lots().last().map_or_else(|| self.checkpoint.clone(), |lot| end(&lot.batch));
+        let mark = self.read_up_to();
         self.reader.read(ReadRequest {
             after: mark.position,
             mark,
@@ -37,9 +37,27 @@ impl Session {
         });
     }
 
+    /// All that there is to be read was read, and settled.
+    pub(super) fn is_at_end(&self) -> bool {
+        let is_read = self.at_head || self.settings.until.is_some_and(|until| self.read_up_to().position >= until);
+        is_read && self.window.is_empty() && self.settling.is_none()
+    }
+
+    fn read_up_to(&self) -> Mark {
+        let end = |batch: &Batch| Mark { position: batch.end, event_id: batch.end_id.clone() };
+        self.window.lots().last().map_or_else(|| self.checkpoint.clone(), |lot| end(&lot.batch))
+    }
+
     pub(super) fn on_read(&mut self, news: ReadNews, around: &mut Surroundings<'_>) {
         match news {
-            ReadNews::Batch(batch) => {
+            ReadNews::Batch(mut batch) => {
+                if let Some(until) = self.settings.until {
+                    batch.truncate(until);
+                }
+                if let Some(definition) = self.settings.destination.tables().filter(|tables| tables.key != Key::Source)
+                {
+                    batch.rekey(|event| definition.key.of(event));
+                }
                 self.reading = false;
                 self.at_head = false;
                 self.milestones.read(&self.settings.name);

@@ -83,8 +83,13 @@ pub(super) struct Revived {
 }
 
 impl Session {
-    pub(super) fn start_releases(&mut self) {
-        if !self.may_send() || self.holds.is_empty() || (self.isolation.is_some() && !self.holds.wants_silence()) {
+    pub(super) fn start_releases(&mut self, around: &Surroundings<'_>) {
+        if self.is_busy()
+            || self.is_asked(around)
+            || !self.may_send()
+            || self.holds.is_empty()
+            || (self.isolation.is_some() && !self.holds.wants_silence())
+        {
             return;
         }
         // The reader has to know first that a key is held: rows of it that it hands out later would overtake.
@@ -92,7 +97,8 @@ impl Session {
             return;
         }
         let now = clock::steady_micros();
-        for key in self.holds.take_due(now, self.window.oldest_seq(), self.flights.is_empty(), RELEASES_MAX) {
+        let most = if self.is_exclusive() { 1 } else { RELEASES_MAX };
+        for key in self.holds.take_due(now, self.window.oldest_seq(), self.flights.is_empty(), most) {
             self.load(key);
         }
     }
@@ -215,7 +221,7 @@ impl Session {
                 around.metrics.retry(rejection.reason.as_str());
                 self.refuse(key, row, &rejection, Some((&flight.batch, index)));
             }
-            Outcome::Delivered => unreachable!("a note is never `Delivered`"),
+            Outcome::Delivered | Outcome::Behind => unreachable!("the first note of a key is neither"),
         }
     }
 

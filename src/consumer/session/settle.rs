@@ -73,6 +73,10 @@ impl Session {
         if self.settling.is_some() || self.end.is_some() || self.operating {
             return;
         }
+        if self.is_exclusive() && !self.flights.is_empty() {
+            // What is in the air is recorded with what follows from it.
+            return;
+        }
         let mut settlement = Settlement { consumer: self.settings.name.as_str().into(), ..Settlement::default() };
         let oldest_seq = self.window.oldest_seq();
         let mut settling = Settling { lots_before: oldest_seq, ..Settling::default() };
@@ -89,6 +93,7 @@ impl Session {
                 Some(Advance { from: self.checkpoint.position, to, witnesses: self.witnesses.clone() });
         }
         settling.holds_changed = !settlement.held.is_empty();
+        settlement.delivered = settling.tally.delivered;
         self.settling = Some(settling);
         let answers = self.answers_tx.clone();
         if settlement.is_empty() {
@@ -117,7 +122,7 @@ impl Session {
     /// Goes through the window in order, up to the first event that is not final.
     fn take_lots(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
         let barrier_seq = self.window.next_seq();
-        let by_row = self.by_row;
+        let (by_row, is_whole) = (self.by_row, self.is_exclusive());
         for lot in self.window.lots_mut() {
             let began = lot.submitted;
             if self.holds.is_empty() && !by_row && lot.rejections.is_empty() {
@@ -130,7 +135,7 @@ impl Session {
                 settling.tally.delivered += run as u64;
             } else {
                 while lot.submitted < lot.fates.len() {
-                    if settlement.rows.len() >= ROW_MARKS_MAX || settlement.held.len() >= HELD_MAX {
+                    if !is_whole && (settlement.rows.len() >= ROW_MARKS_MAX || settlement.held.len() >= HELD_MAX) {
                         break;
                     }
                     let index = lot.submitted;
@@ -203,6 +208,13 @@ impl Session {
 
     pub(super) fn on_settled(&mut self, result: Result<(), JobError>, around: &mut Surroundings<'_>) {
         let settling = self.settling.take().expect("one settlement is under way at a time");
+        if let Err(JobError::Undone(why)) = &result {
+            if let Some(repeated) = around.repeats.admit("flight_undone") {
+                tracing::warn!(event = "flight_undone", consumer = %self.settings.name, detail = %why, repeated);
+            }
+            self.end = Some(End::Undone(why.clone()));
+            return;
+        }
         if let Err(error) = result {
             self.end = Some(End::Halted(format!("the settlement was refused: {error}")));
             return;

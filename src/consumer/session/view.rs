@@ -100,6 +100,7 @@ impl Session {
             status.retrying = counts.1 as u64;
             status.sink_up = matches!(self.health, Health::Up) && self.is_well();
             status.blocked = self.blocked.clone();
+            status.is_at_end = self.is_at_end();
             status.held_since_micros = counts.2;
             if !self.window.is_empty() || self.at_head {
                 status.oldest_unsettled_micros = self.window.oldest_micros();

@@ -113,6 +113,7 @@ mod tests {
             Outcome::Suspect(rejection) => format!("suspect {}", rejection.reason.as_str()),
             Outcome::Unavailable(Fault { class: FaultClass::Fatal, .. }) => "fatal".into(),
             Outcome::Unavailable(_) => "unavailable".into(),
+            Outcome::Behind => "behind".into(),
         }
     }
 

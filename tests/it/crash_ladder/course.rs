@@ -10,7 +10,7 @@ use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::replay::Wanted;
 use outboxd::consumer::status::State;
-use outboxd::consumer::{Bounds, OnReject, Settings};
+use outboxd::consumer::{Bounds, Destination, OnReject, Settings};
 use outboxd::controls::{self, Seam};
 use outboxd::sink::format::Format;
 use outboxd::sink::{self, file};
@@ -271,7 +271,8 @@ impl Course {
         let copies = || ("graveyard".to_owned(), sink::Settings::Custom(journal::copies(folder)));
         let dead_letter_sink = self.has_copies().then(copies);
         let relay = relay_to("relay", "shop", &FarSide::default());
-        Settings { sink, bounds, on_reject: self.on_reject, dead_letter_sink, ..relay }
+        let destination = Destination::Sink { name: "far_side".into(), settings: sink };
+        Settings { destination, bounds, on_reject: self.on_reject, dead_letter_sink, ..relay }
     }
 
     /// Each dead letter is copied.

@@ -236,6 +236,7 @@ async fn statuses_are_told_apart() {
             Outcome::Unavailable(fault) if fault.class == FaultClass::Fatal => "fatal".to_owned(),
             Outcome::Unavailable(_) => "unavailable".to_owned(),
             Outcome::Suspect(_) => "suspect".to_owned(),
+            Outcome::Behind => "behind".to_owned(),
         };
         assert_eq!(seen, expected, "{status}: {outcome:?}");
         sink.check(Duration::from_secs(5)).await.unwrap();

@@ -10,7 +10,7 @@ use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
 use outboxd::consumer::status::Status;
-use outboxd::consumer::{Bounds, OnReject, Settings, Start};
+use outboxd::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink::{self, Maker};
 use outboxd::source::{self, Durability, StatePlace};
@@ -44,8 +44,7 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
     Settings {
         name: name.into(),
         source: source.into(),
-        sink_name: "sink".into(),
-        sink,
+        destination: Destination::Sink { name: "sink".into(), settings: sink },
         types: vec![],
         start: Some(Start::First),
         on_reject: OnReject::Hold,
@@ -53,6 +52,7 @@ pub fn relay(name: &str, source: &str, sink: sink::Settings) -> Settings {
         dead_letter_row: false,
         bounds: Bounds::default(),
         paused: false,
+        until: None,
     }
 }
 

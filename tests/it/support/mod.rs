@@ -6,6 +6,7 @@ pub mod by_hand;
 pub mod daemon;
 pub mod dice;
 pub mod disk;
+pub mod events;
 pub mod eventsource;
 pub mod fake_sink;
 pub mod fleet;

@@ -10,7 +10,7 @@ use outboxd::consumer::control::{Command, Operation};
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::{Fleet, Handle};
 use outboxd::consumer::status::{State, Status};
-use outboxd::consumer::{Bounds, OnReject, Settings, Start};
+use outboxd::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use outboxd::event::{Event, Reason, Rejection};
 use outboxd::shutdown::Shutdown;
 use outboxd::sink::{self, Maker};
@@ -280,8 +280,7 @@ pub fn relay_to(name: &str, source: &str, far_side: &FarSide) -> Settings {
     Settings {
         name: name.into(),
         source: source.into(),
-        sink_name: "far_side".into(),
-        sink: sink::Settings::Custom(maker),
+        destination: Destination::Sink { name: "far_side".into(), settings: sink::Settings::Custom(maker) },
         types: Vec::new(),
         start: Some(Start::First),
         on_reject: OnReject::Hold,
@@ -289,6 +288,7 @@ pub fn relay_to(name: &str, source: &str, far_side: &FarSide) -> Settings {
         dead_letter_row: false,
         bounds: Bounds { retry_min: Duration::from_millis(20), ..Bounds::default() },
         paused: false,
+        until: None,
     }
 }
 

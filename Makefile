@@ -4,7 +4,7 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,http,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested
+.PHONY: help demo build test lint fmt bench bench-snapshots mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,9 @@ tested: # how the tests are built, for commands by hand
 bench: setup ## the speed of relay and event store beside that of bare clients (ARGS=--quick: a smoke run)
 	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench relay -- $(ARGS)
 	@$(if $(filter-out --quick,$(ARGS)),,$(TIMED) bench-append $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench append -- $(ARGS))
+
+bench-snapshots: ## how fast streams are folded into snapshots (ARGS=--quick: a smoke run)
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench snapshots -- $(ARGS)
 
 mutants: ## changes verdict, retry and settlement in every small way, and asks that a test notices (ARGS=--file ...: others)
 	@$(TIMED) mutants scripts/mutants $(ARGS)

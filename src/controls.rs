@@ -82,6 +82,8 @@ listed! {
         JobRun,
         /// A job's work is about to begin, or is done and not recorded yet.
         JobWork,
+        /// A snapshot was written; its transaction is open.
+        Snapshot,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.
@@ -147,6 +149,10 @@ listed! {
         WatchedClient,
         /// Jobs of one file take turns.
         Turns,
+        /// A stream is folded version by version, without a hole and without a double.
+        Versions,
+        /// A snapshot does not take the place of a newer one.
+        NewerSnapshot,
     }
 }
 

@@ -4,8 +4,10 @@ use clap::Subcommand;
 use serde::Deserialize;
 
 use super::control_client::{self, Request};
-use super::{Context, Exit, terminal};
+use super::{Context, Exit, Failure, terminal};
+use crate::admin::answer::Refusal;
 use crate::controls;
+use crate::maintenance::Stop;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -15,6 +17,14 @@ pub enum Command {
     ///
     /// A job that runs already is not run twice: exit code 75.
     Run {
+        /// The job's name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Work out anew what a job's runs have made, and compare; change nothing
+    ///
+    /// Of a snapshot job: every snapshot is folded from the stream's first event on. Exit code 65 where one differs.
+    Verify {
         /// The job's name
         #[arg(value_name = "NAME")]
         name: String,
@@ -56,17 +66,40 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     let request = match command {
         Command::List => control_client::Job::List,
         Command::Run { name } => control_client::Job::Run { job: name.clone() },
+        Command::Verify { name } => return verify(name, context),
     };
     let answer = context.ask(&Request::Job(request))?;
     match (context.json, command) {
         (true, _) => terminal::print_json(&answer)?,
-        (false, Command::List) => terminal::print(&table(serde_json::from_value::<Listed>(answer)?.jobs))?,
+        (false, Command::List | Command::Verify { .. }) => {
+            terminal::print(&table(serde_json::from_value::<Listed>(answer)?.jobs))?
+        }
         (false, Command::Run { name }) => {
             let Ran { run } = serde_json::from_value(answer)?;
             let [name, detail] = [name, &run.detail].map(|text| terminal::visible(text));
             let took = run.duration_seconds.map_or("-".to_owned(), duration);
             terminal::print(&format!("{name} is done, in {took}: {detail}\n"))?;
         }
+    }
+    Ok(Exit::Ok)
+}
+
+/// It only reads: whether a daemon runs does not matter.
+fn verify(name: &str, context: &Context) -> anyhow::Result<Exit> {
+    let jobs = context.load()?.config.jobs;
+    let names = || jobs.iter().map(|job| job.name.clone());
+    let job = jobs.iter().find(|job| job.name == name);
+    let verified = match job {
+        Some(job) => job.job.verify(&Stop::default()).map_err(Refusal::from),
+        None => Err(Refusal::no_job(name, names())),
+    };
+    let report = verified.map_err(|refusal| {
+        let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
+        Failure { exit, reason: refusal.error, remedy: None }
+    })?;
+    match context.json {
+        true => terminal::print_json(&serde_json::json!({ "ok": true, "job": name, "detail": report.0 }))?,
+        false => terminal::print(&format!("{}: {}\n", terminal::visible(name), terminal::visible(&report.0)))?,
     }
     Ok(Exit::Ok)
 }
@@ -78,6 +111,8 @@ pub fn table(jobs: Vec<Job>) -> String {
         .map(|job| {
             let last = job.last.as_ref();
             let detail = if job.detail.is_empty() { last.map(|run| run.detail.clone()) } else { Some(job.detail) };
+            // What follows names every stream.
+            let detail = detail.and_then(|detail| detail.lines().next().map(str::to_owned));
             vec![
                 job.name,
                 job.r#type,

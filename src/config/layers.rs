@@ -245,7 +245,7 @@ fn variable_value(kind: Kind, text: &str) -> Result<Value, String> {
         // A plain word is a column's name, or "delete".
         Kind::Field | Kind::Rows if !text.trim_start().starts_with(['[', '{']) => Ok(Value::from(text)),
         Kind::Field if !text.contains('=') => Ok(toml_value(text).unwrap_or_else(|| Value::from(text))),
-        Kind::Field | Kind::Rows | Kind::Table | Kind::Statements | Kind::Keys(_) => {
+        Kind::Field | Kind::Rows | Kind::Table | Kind::Named | Kind::Keys(_) => {
             toml_value(text).ok_or_else(|| "this is not a TOML table: write { \"linger.ms\" = 5 }".to_owned())
         }
     }

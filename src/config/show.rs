@@ -103,8 +103,8 @@ impl Lines<'_> {
         match (key.kind, value) {
             (Kind::Keys(inner), Value::Dict(_, values)) if !values.is_empty() => self.section(&path, values, inner),
             (Kind::Secret, _) => self.push(path, HIDDEN.to_owned()),
-            (Kind::Statements, Value::Dict(_, values)) => {
-                values.iter().for_each(|(kind, said)| self.push(path.join(kind), written(said)));
+            (Kind::Named, Value::Dict(_, values)) => {
+                values.iter().for_each(|(name, said)| self.push(path.join(name), written(said)));
             }
             (Kind::Table, Value::Dict(_, values)) => self.properties(&path, values),
             _ => self.push(path, written(value)),

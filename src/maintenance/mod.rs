@@ -15,6 +15,7 @@ pub mod keys;
 mod registry;
 mod runner;
 pub mod schedule;
+mod snapshot;
 pub mod status;
 #[cfg(feature = "controls")]
 mod trial;
@@ -26,13 +27,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rusqlite::Connection;
 use tokio::runtime::Handle;
 
 pub use registry::{Keys, Sources, Type, is_planned, types};
 
 use crate::source;
 use crate::sqlite::lockfile::LockError;
-use crate::sqlite::writer::Writer;
+use crate::sqlite::writer::{JobError, Writer};
 use crate::state::files::{FileError, Files};
 use schedule::Schedule;
 
@@ -43,6 +45,11 @@ pub trait Job: Debug + Send + Sync {
 
     /// Does it, on a thread of its own. It asks [`Context::go_on`] several times a second, and may be killed anywhere.
     fn run(&self, context: &Context) -> Result<Report, Failure>;
+
+    /// Works out anew what its runs have made, and compares; changes nothing.
+    fn verify(&self, _: &Stop) -> Result<Report, Failure> {
+        Err(Failure::Unavailable("a job of this type makes nothing that could be compared".into()))
+    }
 
     /// Removes what a run that was killed has left, and says what that was.
     fn tidy(&self) -> io::Result<Vec<PathBuf>> {
@@ -95,6 +102,7 @@ impl PartialEq for Settings {
 pub struct Context {
     stop: Stop,
     files: Files,
+    home: source::Settings,
     runtime: Handle,
 }
 
@@ -120,6 +128,17 @@ impl Context {
 
     pub fn stop(&self) -> &Stop {
         &self.stop
+    }
+
+    /// Does something in the state, durably.
+    pub fn state<T: Send + 'static>(
+        &self,
+        apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.runtime.block_on(async {
+            let writer = self.files.writer(&self.home).await?;
+            writer.perform(apply).await.map_err(|error| Failure::Unavailable(error.to_string()))
+        })
     }
 
     /// The one writer of an application's file.

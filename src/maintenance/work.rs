@@ -70,7 +70,8 @@ pub async fn perform(settings: &Settings, writer: &Writer, files: &Files, stop: 
 
 async fn on_a_thread(settings: &Settings, files: &Files, stop: &Stop) -> Result<Report, Failure> {
     let (tell, told) = oneshot::channel();
-    let context = Context { stop: stop.clone(), files: files.clone(), runtime: Handle::current() };
+    let (stop, files, home) = (stop.clone(), files.clone(), settings.home.clone());
+    let context = Context { stop, files, home, runtime: Handle::current() };
     let job = settings.job.clone();
     let started = std::thread::Builder::new().name("job".into()).spawn(move || {
         controls::reach(Seam::JobWork);

@@ -24,8 +24,8 @@ pub enum Kind {
     Field,
     /// A condition on rows, or what becomes of one.
     Rows,
-    /// A table of SQL by event type.
-    Statements,
+    /// A table whose keys are names that the user chose, and whose values hold no secret.
+    Named,
     /// A table with keys of its own.
     Keys(&'static Section),
 }
@@ -44,8 +44,7 @@ impl Kind {
             Kind::List => "list of text",
             Kind::Field => "column",
             Kind::Rows => "rows",
-            Kind::Statements => "table of SQL",
-            Kind::Table | Kind::Keys(_) => "table",
+            Kind::Table | Kind::Named | Kind::Keys(_) => "table",
         }
     }
 

@@ -151,7 +151,7 @@ impl Keyed for List {
 }
 
 impl Keyed for Statements {
-    const KIND: Kind = Kind::Statements;
+    const KIND: Kind = Kind::Named;
 }
 
 impl<'de> Deserialize<'de> for Statements {

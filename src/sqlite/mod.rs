@@ -10,6 +10,7 @@
 //! Where a file lies and whom it belongs to is looked at before it is opened: [`premises`].
 //! How it fails: [`fault`] sorts every error into what is waited for, what halts, and what is a bug.
 
+pub mod authorizer;
 pub mod barrier;
 pub mod fault;
 pub mod guard;

@@ -191,6 +191,12 @@ const NOT_OURS: &str = "Remedy: rename it, or give the state a file of its own (
 const LOST: &str = "Remedy: restore that file from a backup; or move it away, see which events the far side has, and say with `start` or \
                     `outboxd position set` where to go on; then `outboxd resume`";
 
+/// What is remembered under a name; what is said now, when nothing is.
+pub fn remembered(connection: &Connection, name: &str, now: &str) -> Result<String, JobError> {
+    connection.execute("INSERT OR IGNORE INTO outboxd_meta (name, value) VALUES (?1, ?2)", [name, now])?;
+    Ok(connection.query_row("SELECT value FROM outboxd_meta WHERE name = ?1", [name], |row| row.get(0))?)
+}
+
 /// `None` where there are no tables of ours.
 pub fn schema_version(connection: &Connection) -> Result<Option<i64>, JobError> {
     let there: bool = connection.query_row(

@@ -53,6 +53,7 @@ metrics_table! {
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
+    SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
@@ -89,6 +90,10 @@ pub fn job_is_known(job: &str, success: Option<i64>) {
         counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(0);
     }
     gauge!(JOB_LAST_SUCCESS_TIMESTAMP_SECONDS, vec![label("job", job)]).set(success.unwrap_or(0) as f64 / 1e6);
+}
+
+pub fn snapshots_written(job: &str, count: u64) {
+    counter!(SNAPSHOTS_TOTAL, vec![label("job", job)]).increment(count);
 }
 
 /// A run has ended; `success` says when, where it was done.

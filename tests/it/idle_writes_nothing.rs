@@ -1,4 +1,4 @@
-//! While nothing happens, nothing is written and hardly any processor time is used: by checkpoint and by row.
+//! While nothing happens, nothing is written and hardly any processor time is used: by checkpoint and by row, with a job that waits.
 
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ async fn for_thirty_seconds() {
     let application = eventsource::make(&folder.path().join("app.db"), "g3");
     let config =
         [relay("log", "app.db", "events", "log.ndjson"), relay("outbox", "app.db", "outbox", "outbox.ndjson")].concat();
-    let mut daemon = Daemon::new(folder.path(), &config);
+    let job =
+        "[jobs.daily]\ntype = \"snapshot\"\nsource = \"log\"\nevery = \"1d\"\nreducers = { Thing = \"merge-patch\" }\n";
+    let mut daemon = Daemon::new(folder.path(), &(config + job));
     daemon.start();
     until("both relays have caught up", || {
         let sent = ["log", "outbox"].map(|name| lines(&folder.path().join(format!("{name}.ndjson"))).len());

@@ -68,6 +68,8 @@ mod replays_and_copies_reach_the_brokers;
 mod replays_stand_beside_the_live_flow;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
+#[cfg(feature = "controls")]
+mod snapshots_are_true;
 mod support;
 mod tables_are_marked_by_hand;
 mod tables_are_read_by_feed;

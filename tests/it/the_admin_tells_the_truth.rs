@@ -30,7 +30,7 @@ fn falls_behind(daemon: &Daemon, consumer: &str) {
 #[test]
 fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let _machine = shared_machine();
-    let job = "\n[jobs.often]\ntype = \"trial\"\nsource = \"shop\"\nevery = \"1s\"\n";
+    let job = "\n[jobs.often]\ntype = \"snapshot\"\nsource = \"shop\"\nevery = \"1s\"\nreducers = { a = \"none\" }\n";
     let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), job].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(10));

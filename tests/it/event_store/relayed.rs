@@ -1,6 +1,6 @@
 //! `read = "events"`: what was moved to the archive is read, replayed and audited as if it had not moved.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +10,7 @@ use crate::support::by_hand::Table;
 use crate::support::process::{Scene, shared_machine};
 use crate::support::relays::{file, relay};
 use crate::support::rig::open;
+use crate::support::wait::until;
 
 const LOG: &str = "[sources.shop]\npath = \"app.db\"\npreset = \"outboxd\"\nread = \"events\"\n";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -42,19 +43,20 @@ fn a_relay_reads_replays_and_audits_what_was_archived() {
     (0..5).for_each(|stream| archive(&app, &format!("s{stream}"), 120 + 10 * stream));
     let mut daemon = scene.daemon();
     // While it reads, they go on moving, also what was read already.
-    let stop = AtomicBool::new(false);
+    let (stop, moved) = (AtomicBool::new(false), AtomicI64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mover = open(&scene.path("app.db"));
-            let mut n = 0;
             while !stop.load(SeqCst) {
+                let n = moved.load(SeqCst);
                 archive(&mover, &format!("s{}", n % 5), 120 + n);
-                n += 1;
+                moved.store(n + 1, SeqCst);
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
         for n in 0..40 {
             write(&app, 1_001 + n * 50, 1_050 + n * 50);
+            until("something moves", DEADLINE, || (moved.load(SeqCst) > 3 * n).then_some(()));
         }
         daemon.until_settled("to_lines", 3_000, DEADLINE);
         stop.store(true, SeqCst);

@@ -432,7 +432,6 @@ fn mistakes_of_a_description_are_told() {
         (format!("{log}tabel = \"x\"\n"), "did you mean `table`?"),
         (format!("{log}feed = true\n"), "this table is read by its feed"),
         (format!("{by_row}feed = true\n"), "this table is read by its feed"),
-        (format!("{log}archive = \"old\"\n"), "say feed = true"),
         (format!("{log}sql_time_max = \"0s\"\n"), "in no time"),
     ] {
         let told = described(folder.path(), &keys).expect_err(&keys);

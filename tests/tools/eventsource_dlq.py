@@ -7,7 +7,7 @@
 
 sqlite: what SQLDLQRepository lists as failed, then {"stats": ..}; --resolve marks each as resolved by "a person" afterwards. rabbitmq: what
 get_dlq_messages() lists of the queue EXCHANGE.default.dlq, which is made, with all that belongs to it, when it is not there; --replay has one sent to
-where it was to go at first. kafka: what it lists of the topic PREFIX.stream.dlq, but for the last. Exit code 1 when a replay did not find its message.
+where it was to go at first. kafka: the first that it lists of the topic PREFIX.stream.dlq, where there must be two. Exit code 1 when a replay did not find its message.
 """
 
 import argparse
@@ -62,9 +62,8 @@ async def rabbitmq(options):
 async def kafka(options):
     bus = KafkaEventBus(KafkaEventBusConfig(bootstrap_servers=options.url, topic_prefix=options.name, consumer_group="default"))
     await bus.connect()
-    # It goes on waiting until there is one more than it was asked for.
-    count = await bus.get_dlq_message_count()
-    for message in await bus.get_dlq_messages(limit=count - 1):
+    # It goes on waiting until there is one more than it was asked for; and its count raises an error.
+    for message in await bus.get_dlq_messages(limit=1):
         tell(message)
     await bus.shutdown(timeout=0.5)
     return 0

@@ -114,10 +114,18 @@ pub fn swap(
 ) -> Result<Value, JobError> {
     let live = definition_of(settings)?;
     let made = beside(settings, Purpose::Rebuild)?;
-    let scratch = open::reader(&definition_of(&made)?.path)?;
-    let snapshot = scratch.unchecked_transaction()?;
+    let path = &definition_of(&made)?.path;
+    // What is wrong with that file is not wrong with the live one, which would be waited for.
+    let unread = |error: &dyn std::fmt::Display| {
+        JobError::Refused(format!(
+            "{}: {error}. Remedy: see that the daemon may read it, then rebuild again",
+            path.display()
+        ))
+    };
+    let scratch = open::visitor(path).map_err(|error| unread(&error))?;
+    let snapshot = scratch.unchecked_transaction().map_err(|error| unread(&error))?;
     let name = &settings.name;
-    let Some(new) = checkpoint::load(&snapshot, name)? else {
+    let Some(new) = checkpoint::load(&snapshot, name).map_err(|error| unread(&error))? else {
         return Err(JobError::Refused(format!("{name} was not rebuilt: there is no checkpoint of it")));
     };
     if new.definition != source_definition {
@@ -127,7 +135,7 @@ pub fn swap(
     if old.as_ref().is_some_and(|old| old.source == new.source && old.mark.position > new.mark.position) {
         return Err(JobError::Refused(BEHIND.to_owned()));
     }
-    let counts = held::counts(&snapshot, name)?;
+    let counts = held::counts(&snapshot, name).map_err(|error| unread(&error))?;
     let dead = counts[1];
     if dead > 0 && !with_dead_letters {
         return Err(JobError::Refused(format!(
@@ -172,6 +180,17 @@ fn exchange(
         let list = before.as_ref().and_then(|before| before[part].as_array().cloned()).unwrap_or_default();
         list.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     };
+    for (part, wanted) in [("tables", &definition.tables), ("views", &definition.views)] {
+        let made = named(part);
+        let is_foreign =
+            |name: &&String| !made.iter().any(|own| own.eq_ignore_ascii_case(name)) && is_anybodys(connection, name);
+        if let Some(taken) = wanted.iter().find(is_foreign) {
+            return Err(JobError::Refused(format!(
+                "{taken} is there already, and {} has not made it; nothing was changed. Remedy: name another one in `{part}` and `schema`, or                  take it out of the way",
+                definition.name
+            )));
+        }
+    }
     let views = [named("views"), definition.views.clone()].concat();
     for view in views {
         connection.execute_batch(&format!("DROP VIEW IF EXISTS {}", quoted(&view)))?;

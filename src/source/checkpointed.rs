@@ -73,7 +73,7 @@ impl Checkpointed {
 
     pub fn look(&self, connection: &Connection) -> Result<Look, ReadFault> {
         let Mapping { table, from, row, .. } = &self.mapping;
-        let first = format!("SELECT {row} FROM {from} ORDER BY {row} LIMIT 1");
+        let first = format!("SELECT {row} FROM {from} WHERE {row} IS NOT NULL ORDER BY {row} LIMIT 1");
         let first: Option<i64> =
             connection.prepare_cached(&first)?.query_row([], |row| row.get(0)).optional()?.flatten();
         if first == Some(i64::MIN) {

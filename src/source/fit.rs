@@ -60,18 +60,7 @@ fn fit(connection: &Connection, declared: &Declared) -> Fitted<Mapping> {
     {
         return Ok(Err(Misfit::Unusable(format!("{what}. Nothing was passed over. {}", feed.remedy(connection)))));
     }
-    let columns = match &declared.from {
-        From::Table { name, archive: Some(_), .. } => {
-            open::columns(connection, name)?.into_iter().map(|(name, _)| name).collect()
-        }
-        _ => Vec::new(),
-    };
-    if let From::Table { name, archive: Some(_), .. } = &declared.from
-        && columns.is_empty()
-    {
-        return Ok(Err(Misfit::NoTable(format!("there is no table {name} yet"))));
-    }
-    let made = Maker::new(declared, feed.as_ref(), &columns).make(declared);
+    let made = Maker::new(declared, feed.as_ref()).make(declared);
     let sql = made.select(0, "1", "LIMIT 0");
     let alone = match &declared.from {
         From::Query(query) => query.as_str(),
@@ -177,6 +166,7 @@ fn missing<T>(connection: &Connection, declared: &Declared, error: rusqlite::Err
     }
     let table = match &declared.from {
         From::Fed { archive: Some(archive), .. } if msg.starts_with("no such column: a.") => archive,
+        From::Table { name, archive: Some(archive), .. } if has_column(connection, name, msg)? => archive,
         from => from.table().unwrap_or_default(),
     };
     Ok(Err(Misfit::Unusable(told(&error, connection, table)?)))
@@ -193,15 +183,26 @@ fn message(error: &rusqlite::Error) -> Option<&str> {
     }
 }
 
+/// Whether the table has the column of which SQLite says that there is no such one: then it is another table that lacks it.
+fn has_column(connection: &Connection, table: &str, msg: &str) -> rusqlite::Result<bool> {
+    let Some(column) = column_missing(msg) else { return Ok(false) };
+    Ok(open::columns(connection, table)?.iter().any(|(name, _)| name.eq_ignore_ascii_case(column)))
+}
+
+/// The column in what SQLite says.
+fn column_missing(msg: &str) -> Option<&str> {
+    let column = msg.strip_prefix("no such column: ")?;
+    // SQLite adds a guess of its own to a name in quotes.
+    let column = column.split(" - should this").next().unwrap_or(column).trim_matches('"');
+    Some(column.rsplit_once('.').map_or(column, |(_, column)| column))
+}
+
 /// An error in SQL that was made of a declaration, with the nearest name that is there.
 fn told(error: &rusqlite::Error, connection: &Connection, table: &str) -> rusqlite::Result<String> {
     let Some(msg) = message(error) else { return Ok(error.to_string()) };
-    let Some(column) = msg.strip_prefix("no such column: ") else {
+    let Some(column) = column_missing(msg) else {
         return Ok(format!("{msg}. Remedy: compare what is said of this source with the application's tables"));
     };
-    // SQLite adds a guess of its own to a name in quotes.
-    let column = column.split(" - should this").next().unwrap_or(column).trim_matches('"');
-    let column = column.rsplit_once('.').map_or(column, |(_, column)| column);
     let columns = open::columns(connection, table)?;
     let near = columns
         .iter()

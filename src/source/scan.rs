@@ -136,6 +136,8 @@ impl Scan {
         let filter = format!("{place} > :after AND {place} <= :last{settled}{}", self.mapping.and_there());
         let tail = format!("ORDER BY {place} LIMIT {PAGE_EVENTS_MAX}");
         let sql = self.mapping.select(self.event_bytes_max, &filter, &tail);
+        // The application may take rows away between the two looks of a page.
+        let snapshot = self.connection.unchecked_transaction()?;
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(named_params! { ":after": after, ":last": last })?;
         let mut batch = BatchBuilder::with_capacity(PAGE_EVENTS_MAX, 64 << 10);
@@ -168,6 +170,7 @@ impl Scan {
                 self.connection.prepare_cached(&sql)?.query_row(range, |row| row.get(0))?
             }
         };
+        snapshot.finish()?;
         Ok(Some(Page { batch: batch.finish(Position(next), 0), next }))
     }
 }

@@ -310,7 +310,8 @@ impl Desk {
         let mut next = 0;
         loop {
             if next == jobs.len() {
-                if began.elapsed() >= HOLD_MAX {
+                // An attempt before this one may have taken something that has to wait.
+                if began.elapsed() >= HOLD_MAX || self.carried.is_some() {
                     return Ok(results);
                 }
                 match self.queue.recv_timeout(Duration::ZERO) {

@@ -1,12 +1,15 @@
 //! The files that state stands in: each is locked, opened and migrated once, and has one writer that everyone shares.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
 
 use super::migrate;
+use crate::controls::{self, Protection};
 use crate::source::{self, StatePlace, inspection};
 use crate::sqlite::fault::{self, Kind};
 use crate::sqlite::lockfile::{LockError, LockFile};
@@ -24,6 +27,12 @@ pub enum FileError {
     Refused(Finding),
     #[error("cannot open {path}: {source}")]
     Open { path: PathBuf, source: rusqlite::Error },
+    /// Others may still hold the writer of the old one, which would go on writing where nobody looks.
+    #[error(
+        "{path} was replaced by another file, or is gone, and what was open is the old one. Nothing was sent from the new one. Remedy: make sure that \
+         the application uses the new file, and that no -wal of the old one lies beside it; then restart outboxd"
+    )]
+    Replaced { path: PathBuf },
     #[error("cannot make the outboxd tables in {path}: {source}")]
     Migrate { path: PathBuf, source: JobError },
 }
@@ -37,7 +46,7 @@ impl FileError {
             FileError::Open { source, .. } | FileError::Migrate { source: JobError::Sqlite(source), .. } => {
                 matches!(fault::classify(source).0, Kind::Busy | Kind::Storage)
             }
-            FileError::Refused(_) | FileError::Migrate { .. } => false,
+            FileError::Refused(_) | FileError::Replaced { .. } | FileError::Migrate { .. } => false,
         }
     }
 }
@@ -55,10 +64,13 @@ type Place = Arc<Mutex<Slot>>;
 enum Slot {
     #[default]
     Empty,
-    Open(Writer, Tables),
+    Open(Writer, Tables, Inode),
     /// Nobody asks for it any more; its thread ends, and with it the lock, when what was queued is written.
     Closing(watch::Receiver<WriterState>),
 }
+
+/// Which file it is, whatever its name; `None` = there is none of that name.
+type Inode = Option<(u64, u64)>;
 
 /// Whether our tables are known to stand in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,15 +99,18 @@ impl Files {
             while state.changed().await.is_ok() {}
             *slot = Slot::Empty;
         }
-        let (writer, tables) = match &*slot {
-            Slot::Open(writer, tables) => (writer.clone(), *tables),
-            _ => (open(source, &path)?, Tables::NotAskedFor),
+        let (writer, tables, inode) = match &*slot {
+            Slot::Open(_, _, opened) if *opened != inode(&path) && !controls::is_off(Protection::Inode) => {
+                return Err(FileError::Replaced { path });
+            }
+            Slot::Open(writer, tables, opened) => (writer.clone(), *tables, *opened),
+            _ => (open(source, &path)?, Tables::NotAskedFor, inode(&path)),
         };
         if (wanted, tables) == (Tables::There, Tables::NotAskedFor) {
             let migrated = writer.perform(migrate).await;
             migrated.map_err(|source| FileError::Migrate { path, source })?;
         }
-        *slot = Slot::Open(writer.clone(), if wanted == Tables::There { wanted } else { tables });
+        *slot = Slot::Open(writer.clone(), if wanted == Tables::There { wanted } else { tables }, inode);
         Ok(writer)
     }
 
@@ -114,11 +129,15 @@ impl Files {
         let open = self.open.lock().await;
         for (_, place) in open.iter().filter(|(path, _)| !paths.contains(path)) {
             let mut slot = place.lock().await;
-            if let Slot::Open(writer, _) = &*slot {
+            if let Slot::Open(writer, ..) = &*slot {
                 *slot = Slot::Closing(writer.state.clone());
             }
         }
     }
+}
+
+fn inode(path: &Path) -> Inode {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 fn open(source: &source::Settings, path: &Path) -> Result<Writer, FileError> {

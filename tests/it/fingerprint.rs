@@ -151,6 +151,28 @@ async fn another_file_under_the_same_name_halts_while_it_runs() {
     assert_eq!(check(&rig.far_side.arrivals(), 40), 0, "it was the same table, so nothing is repeated");
 }
 
+/// What was open would be written into the old one, where nobody looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_under_the_same_name_with_the_state_inside_wants_a_restart() {
+    let mut rig = Rig::new().await;
+    rig.source.state = StatePlace::Inside;
+    let other = start_beside_another(&mut rig).await;
+    rig.place(20, 5);
+    rig.is_done().await;
+    let newer = rig.folder.path().join("newer.db");
+    copy(&rig.database, &newer);
+    replace(&mut rig, &newer);
+    halts_alone(&rig, &other, "replaced by another file while it was read").await;
+    rig.place(20, 5);
+    rig.resume().await;
+    halts_alone(&rig, &other, "then restart outboxd").await;
+    assert_eq!(rig.delivered().len(), 20);
+    rig.drain().await;
+    rig.start();
+    rig.is_done().await;
+    assert_eq!(check(&rig.far_side.arrivals(), 40), 0, "its own checkpoint came with it");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_or_table_that_goes_while_it_runs_halts() {
     let mut rig = Rig::new().await;

@@ -1,5 +1,7 @@
 //! One SQL expression a field, made of what is declared.
 
+use std::cell::RefCell;
+
 use super::super::declared::{Declared, From, Piece, Take};
 use super::super::decode::{Field, Form, Member};
 use super::super::feed::Feed;
@@ -12,8 +14,8 @@ pub struct Maker<'a> {
     /// The table is called `o`: others may be joined to it.
     aliased: bool,
     feed: Option<&'a Feed>,
-    /// The table's columns, by which it and its archive are read as one.
-    columns: &'a [String],
+    /// Columns that were named, in the order in which they were: by them a table and its archive are read as one.
+    named: RefCell<Vec<String>>,
     /// Columns beyond one a field.
     extra: Vec<String>,
     /// The sizes of columns that may be long, which are asked first.
@@ -21,23 +23,12 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(declared: &Declared, feed: Option<&'a Feed>, columns: &'a [String]) -> Self {
+    pub fn new(declared: &Declared, feed: Option<&'a Feed>) -> Self {
         let aliased = declared.rows.is_some() || feed.is_some();
-        Self { aliased, feed, columns, extra: Vec::new(), long: Vec::new() }
+        Self { aliased, feed, named: RefCell::default(), extra: Vec::new(), long: Vec::new() }
     }
 
     pub fn make(mut self, declared: &Declared) -> Mapping {
-        let joined = |join: &Option<String>| join.as_ref().map_or(String::new(), |join| format!(" {join}"));
-        let from = match (&declared.from, self.feed) {
-            (From::Query(sql), _) => format!("({}\n)", sql.trim().trim_end_matches(';')),
-            (From::Table { join, .. } | From::Fed { join, .. }, Some(feed)) => {
-                format!("{}{}", feed.from(), joined(join))
-            }
-            (From::Table { name, archive: Some(archive), .. }, None) => self.with_archive(name, archive),
-            (From::Table { name, join, .. } | From::Fed { table: name, join, .. }, None) => {
-                format!("{}{}{}", quoted(name), if self.aliased { " o" } else { "" }, joined(join))
-            }
-        };
         let absent = |maker: &mut Self, take: Option<&Take>, usual: Form| {
             take.map_or_else(Field::absent, |take| maker.field(take, usual))
         };
@@ -63,7 +54,18 @@ impl<'a> Maker<'a> {
                 (position.clone(), position)
             }
         };
-        let columns = Maker::new(declared, self.feed, self.columns);
+        let joined = |join: &Option<String>| join.as_ref().map_or(String::new(), |join| format!(" {join}"));
+        let from = match (&declared.from, self.feed) {
+            (From::Query(sql), _) => format!("({}\n)", sql.trim().trim_end_matches(';')),
+            (From::Table { join, .. } | From::Fed { join, .. }, Some(feed)) => {
+                format!("{}{}", feed.from(), joined(join))
+            }
+            (From::Table { name, archive: Some(archive), .. }, None) => self.with_archive(name, archive),
+            (From::Table { name, join, .. } | From::Fed { table: name, join, .. }, None) => {
+                format!("{}{}{}", quoted(name), if self.aliased { " o" } else { "" }, joined(join))
+            }
+        };
+        let columns = Maker::new(declared, self.feed);
         Mapping {
             table: String::new(),
             from,
@@ -100,9 +102,9 @@ impl<'a> Maker<'a> {
     }
 
     /// Both tables in one statement, and so in one snapshot: what moves between them is in one of them. SQLite takes it apart into a
-    /// search in each, merged.
+    /// search in each, merged. Only what is declared is named: what else the two have is the application's.
     fn with_archive(&self, table: &str, archive: &str) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|column| quoted(column)).collect();
+        let columns: Vec<String> = self.named.borrow().iter().map(|column| quoted(column)).collect();
         let columns = columns.join(", ");
         format!("(SELECT {columns} FROM {} UNION ALL SELECT {columns} FROM {})", quoted(table), quoted(archive))
     }
@@ -140,7 +142,13 @@ impl<'a> Maker<'a> {
             return of(if self.aliased { "o.rowid".into() } else { "rowid".into() });
         }
         let own = match name.split_once('.') {
-            _ if !self.aliased => return of(quoted(name)),
+            _ if !self.aliased => {
+                let mut named = self.named.borrow_mut();
+                if !named.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                    named.push(name.to_owned());
+                }
+                return of(quoted(name));
+            }
             Some((alias, column)) if alias != "o" => return of(format!("{}.{}", quoted(alias), quoted(column))),
             Some((_, column)) => column,
             None => name,

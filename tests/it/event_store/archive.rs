@@ -120,6 +120,13 @@ async fn tables_of_an_older_outboxd_are_brought_on_by_init() {
     )
     .unwrap();
     archive(&app, "a", 1);
+    // What the application has put on it stays.
+    app.execute_batch(
+        "CREATE INDEX mine ON archived_events (type);
+         CREATE TABLE notes (event TEXT REFERENCES archived_events (id) ON DELETE CASCADE);
+         INSERT INTO notes VALUES ('1');",
+    )
+    .unwrap();
     let error = EventStore::open(&file, Options::default()).await.unwrap_err().to_string();
     assert!(error.ends_with("has no trigger events_are_new"), "{error}");
     for _ in 0..2 {
@@ -128,6 +135,13 @@ async fn tables_of_an_older_outboxd_are_brought_on_by_init() {
     let store = EventStore::open(&file, Options::default()).await.unwrap();
     let ids: Vec<String> = store.load("a", 1).await.unwrap().into_iter().map(|event| event.id).collect();
     assert_eq!(ids, ["1", "2"]);
+    let left = "SELECT (SELECT count(*) FROM notes) + (SELECT count(*) FROM sqlite_schema WHERE name = 'mine')";
+    assert_eq!(app.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+    let insert = "INSERT INTO archived_events VALUES (9, '9', ?1, 9, 'T', ?2, NULL, 't')";
+    for (stream, data) in [("nobody", "{}"), ("a", "{")] {
+        let refused = app.execute(insert, [stream, data]).unwrap_err().to_string();
+        assert!(refused.contains("no event of the log is like this one"), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

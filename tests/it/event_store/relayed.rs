@@ -105,10 +105,17 @@ async fn both_tables_are_searched_and_the_archive_belongs_to_the_source() {
     let both = Table { source: alone.described(preset).unwrap(), ..alone };
     let halt = both.read(10, 1_000).await.unwrap_err();
     assert!(halt.detail.contains("50 comes behind 50"), "{}", halt.detail);
-    // One that has not the table's columns is refused, one that is not there is waited for.
-    both.app.execute_batch("ALTER TABLE archived_events DROP COLUMN metadata").unwrap();
+    // What is added to one of the two concerns nobody.
+    both.app
+        .execute_batch("DELETE FROM archived_events WHERE position = 50; ALTER TABLE events ADD COLUMN tenant")
+        .unwrap();
+    assert_eq!(both.read(10, 1_000).await.unwrap().events().count(), 40);
+    // One that lacks a column that is declared is refused, one that is not there is waited for.
+    both.app
+        .execute_batch("DROP TRIGGER archived_events_are_whole; ALTER TABLE archived_events DROP COLUMN metadata")
+        .unwrap();
     let halt = both.look().await.unwrap_err();
-    assert!(halt.detail.contains("no column metadata"), "{}", halt.detail);
+    assert!(halt.detail.contains("no column metadata in table archived_events"), "{}", halt.detail);
 }
 
 #[test]

@@ -182,11 +182,15 @@ fn exchange(
     };
     for (part, wanted) in [("tables", &definition.tables), ("views", &definition.views)] {
         let made = named(part);
-        let is_foreign =
-            |name: &&String| !made.iter().any(|own| own.eq_ignore_ascii_case(name)) && is_anybodys(connection, name);
+        // Where nothing was made yet, whoever asks for a rebuild means what is there: it is kept under another name.
+        let is_foreign = |name: &&String| {
+            let is_made = made.iter().any(|own| own.eq_ignore_ascii_case(name));
+            before.is_some() && !is_made && is_anybodys(connection, name)
+        };
         if let Some(taken) = wanted.iter().find(is_foreign) {
             return Err(JobError::Refused(format!(
-                "{taken} is there already, and {} has not made it; nothing was changed. Remedy: name another one in `{part}` and `schema`, or                  take it out of the way",
+                "{taken} is there already, and {} has not made it; nothing was changed. Remedy: name another one in `{part}` and `schema`, or take \
+                 it out of the way",
                 definition.name
             )));
         }

@@ -137,7 +137,7 @@ async fn tables_of_an_older_outboxd_are_brought_on_by_init() {
     assert_eq!(ids, ["1", "2"]);
     let left = "SELECT (SELECT count(*) FROM notes) + (SELECT count(*) FROM sqlite_schema WHERE name = 'mine')";
     assert_eq!(app.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
-    let insert = "INSERT INTO archived_events VALUES (9, '9', ?1, 9, 'T', ?2, NULL, 't')";
+    let insert = "INSERT INTO archived_events VALUES (9, '9', ?1, 'Order', 9, 'T', ?2, NULL, 't')";
     for (stream, data) in [("nobody", "{}"), ("a", "{")] {
         let refused = app.execute(insert, [stream, data]).unwrap_err().to_string();
         assert!(refused.contains("no event of the log is like this one"), "{refused}");

@@ -107,7 +107,7 @@ async fn both_tables_are_searched_and_the_archive_belongs_to_the_source() {
     assert!(halt.detail.contains("50 comes behind 50"), "{}", halt.detail);
     // What is added to one of the two concerns nobody.
     both.app
-        .execute_batch("DELETE FROM archived_events WHERE position = 50; ALTER TABLE events ADD COLUMN tenant")
+        .execute_batch("DELETE FROM archived_events WHERE position = 50; ALTER TABLE events ADD COLUMN tenant TEXT")
         .unwrap();
     assert_eq!(both.read(10, 1_000).await.unwrap().events().count(), 40);
     // One that lacks a column that is declared is refused, one that is not there is waited for.

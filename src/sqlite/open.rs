@@ -12,7 +12,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 /// Reads an application's file. Never writes, never waits for a lock, never checkpoints.
 pub fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    reading(path, Duration::ZERO)
+}
+
+fn reading(path: &Path, wait: Duration) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    // Before the settings, for which SQLite reads the schema.
+    connection.busy_timeout(wait)?;
     connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8000;")?;
     Ok(connection)
 }
@@ -22,9 +28,7 @@ const VISIT_WAIT: Duration = Duration::from_secs(5);
 
 /// As [`reader`], for those who look once: another connection that is just opening or closing the file is waited for.
 pub fn visitor(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = reader(path)?;
-    connection.busy_timeout(VISIT_WAIT)?;
-    Ok(connection)
+    reading(path, VISIT_WAIT)
 }
 
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
@@ -148,9 +152,11 @@ pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Appends to a file as its application would: SQLite checkpoints by itself, and foreign keys hold.
+/// Appends to a file as its application would: SQLite checkpoints by itself, and foreign keys hold. Whoever takes it sets how long it waits for
+/// locks; until then as a visitor.
 pub fn appender(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(VISIT_WAIT)?;
     synchronous(&connection, durable)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
     Ok(connection)

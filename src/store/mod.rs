@@ -64,6 +64,9 @@ impl EventStore {
     pub async fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         let opened = || open::appender(path, options.durable);
         let connection = checked(path, Use::Write, options.allow_network_filesystem, opened)?;
+        // From now on each caller says how long he waits.
+        let no_longer = connection.busy_timeout(Duration::ZERO);
+        no_longer.map_err(|source| OpenError::Open { path: path.display().to_string(), source })?;
         Ok(Self { writer: Writer::start(connection), reader: Reader::of(path), options })
     }
 

@@ -22,7 +22,7 @@ pub struct Reader(SqlitePool);
 impl Reader {
     /// Reads the tables that [`super::init`] has made. To be called in a runtime.
     pub fn open(path: &Path, allow_network_filesystem: bool) -> Result<Self, OpenError> {
-        super::checked(path, Use::Read, allow_network_filesystem, || open::reader(path))?;
+        super::checked(path, Use::Read, allow_network_filesystem, || open::visitor(path))?;
         Ok(Self::of(path))
     }
 

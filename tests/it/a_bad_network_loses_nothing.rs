@@ -14,7 +14,7 @@ use crate::sink_contract;
 use crate::support::application::{Application, Row};
 use crate::support::broker::Broker;
 use crate::support::dice::{Dice, number};
-use crate::support::flights::{Draft, Tower};
+use crate::support::flights::{Draft, Tower, recover};
 use crate::support::process::{SHOP, Scene, shared_machine};
 use crate::support::proof::Proof;
 use crate::support::proxy::{Direction, Proxy, Weather};
@@ -76,11 +76,8 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     async fn recover(&mut self) {
-        let start = Instant::now();
-        while let Err(fault) = self.sink.check(HANG).await {
+        for fault in recover(&mut *self.sink, HANG).await {
             assert_eq!(fault.class, FaultClass::Unavailable, "a cut is an outage and nothing else: {fault:?}");
-            assert!(start.elapsed() < HANG, "it does not come back: {fault:?}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -116,7 +113,7 @@ impl Exchange<'_> {
         for _ in 0..5 {
             self.recover().await;
             // What the probe has still to say is no part of it.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.proxy.stands_still(HANG).await;
             let before = BOTH.map(|direction| self.proxy.passed(direction));
             self.send_with_a_cut_of_none().await;
             for (least, direction) in least.iter_mut().zip(BOTH) {
@@ -257,7 +254,7 @@ async fn a_dead_peer_is_noticed_within_two_heartbeats_at_rabbitmq() {
 
 /// A peer that is gone without a word, with events in flight: librdkafka by itself clings to the connection for half a minute and more.
 /// Says whether everything is settled within the time.
-pub fn a_lost_peer_of_kafka_is_left(environment: &[(&str, &str)], within: Duration) -> bool {
+pub fn a_lost_peer_of_kafka_is_left(environment: &[(&str, &str)], time: Duration) -> bool {
     let _machine = shared_machine();
     let (broker, proxy) = kafka_behind_a_proxy(Dice::thrown("a lost peer"));
     let bus = kafka("bus", &format!("127.0.0.1:{}", proxy.port), "shop", "");
@@ -268,12 +265,7 @@ pub fn a_lost_peer_of_kafka_is_left(environment: &[(&str, &str)], within: Durati
     daemon.until_settled("to_bus", application.head(), Duration::from_secs(20));
     proxy.lose_peers();
     application.write(100);
-    let end = Instant::now() + within;
-    let is_settled = || scene.status("to_bus").is_some_and(|status| status["position"] == application.head());
-    while !is_settled() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let settled = is_settled();
+    let settled = scene.settles("to_bus", application.head(), time);
     daemon.kill();
     if settled {
         let judgement = judge(&application.ledger, &[], &readers::arrivals(readers::kafka(&broker, "shop")));

@@ -47,12 +47,9 @@ pub fn a_kafka_that_named_no_brokers_is_found_again(environment: &[(&str, &str)]
         way.forget(false);
         let start = Instant::now();
         application.write(100);
-        while scene.status("to_bus").is_none_or(|status| status["position"] != application.head()) {
-            if start.elapsed() > most {
-                daemon.kill();
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        if !scene.settles("to_bus", application.head(), most) {
+            daemon.kill();
+            return None;
         }
         slowest = slowest.max(start.elapsed());
         given_up = daemon.log().matches("kafka_client_replaced").count();

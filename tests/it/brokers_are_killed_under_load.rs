@@ -159,7 +159,8 @@ fn ten_kills_and_restarts_of_each_broker_under_load_lose_nothing() {
     let settled = || scene.status("to_lines").unwrap()["position"].as_i64().unwrap();
     let rate = |since: Instant, from: i64| (settled() - from) as f64 / since.elapsed().as_secs_f64();
     let (start, from) = (Instant::now(), settled());
-    std::thread::sleep(Duration::from_secs(3));
+    let enough = from + 3 * i64::from(EVENTS_A_SECOND);
+    until("it has flowed undisturbed", Duration::from_secs(30), || (settled() >= enough).then_some(()));
     let before = rate(start, from);
     let (start, from) = (Instant::now(), settled());
     let targets = [

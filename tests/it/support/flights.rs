@@ -112,16 +112,14 @@ impl Tower {
     }
 }
 
-/// Probes until the sink is well, as the engine does.
-pub async fn recover(sink: &mut dyn Sink, within: Duration) {
+/// Probes until the sink is well, as the engine does. Says what was wrong with it.
+pub async fn recover(sink: &mut dyn Sink, within: Duration) -> Vec<Fault> {
     let deadline = Instant::now() + within;
-    let mut last: Option<Fault> = None;
-    while Instant::now() < deadline {
-        match sink.check(Duration::from_secs(5)).await {
-            Ok(()) => return,
-            Err(fault) => last = Some(fault),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut faults = Vec::new();
+    while let Err(fault) = sink.check(Duration::from_secs(5)).await {
+        faults.push(fault);
+        assert!(Instant::now() < deadline, "the sink did not recover within {within:?}: {:?}", faults.last());
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("the sink did not recover within {within:?}: {last:?}");
+    faults
 }

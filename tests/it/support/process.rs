@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::wait::until;
+use super::wait::{until, within};
 
 /// The configuration's first part: where events come from, and the doors to the daemon.
 pub const SHOP: &str = r#"
@@ -83,6 +83,11 @@ impl Scene {
     /// Of whichever daemon runs here at present.
     pub fn status(&self, consumer: &str) -> Option<Value> {
         status(&self.path("outboxd.sock"), consumer)
+    }
+
+    /// Whether the consumer comes so far in the time that there is.
+    pub fn settles(&self, consumer: &str, head: i64, time: Duration) -> bool {
+        within(time, || self.status(consumer).filter(|status| status["position"] == head)).is_some()
     }
 
     /// Runs a command to its end.

@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 use super::dice::Dice;
 
+/// So long nothing has passed, and the exchange is over.
+const STILL: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     ToBroker,
@@ -138,6 +141,20 @@ impl Proxy {
     /// Bytes so far.
     pub fn passed(&self, direction: Direction) -> u64 {
         self.shared.passed.lock().unwrap()[direction as usize]
+    }
+
+    /// Waits until nothing has passed for some time.
+    pub async fn stands_still(&self, within: Duration) {
+        let passed = || *self.shared.passed.lock().unwrap();
+        let deadline = Instant::now() + within;
+        let mut before = passed();
+        loop {
+            tokio::time::sleep(STILL).await;
+            if std::mem::replace(&mut before, passed()) == before {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not within {within:?}: nothing passes any more");
+        }
     }
 
     pub fn attempts(&self) -> Vec<Attempt> {

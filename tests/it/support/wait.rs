@@ -6,13 +6,18 @@ use std::time::{Duration, Instant};
 ///
 /// # Panics
 /// When there is none in time; `what` says what was waited for.
-pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + within;
+pub fn until<T>(what: &str, time: Duration, ask: impl FnMut() -> Option<T>) -> T {
+    within(time, ask).unwrap_or_else(|| panic!("not within {time:?}: {what}"))
+}
+
+/// Asks until there is an answer, or the time is over.
+pub fn within<T>(time: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + time;
     loop {
-        if let Some(answer) = ask() {
+        let answer = ask();
+        if answer.is_some() || Instant::now() >= deadline {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

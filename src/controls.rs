@@ -84,6 +84,8 @@ listed! {
         JobWork,
         /// A snapshot was written; its transaction is open.
         Snapshot,
+        /// A backup: a file was copied, its manifest written, it got its name, an older one went.
+        Backup,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.

@@ -5,6 +5,7 @@
 //! error, once, and nothing here ends the process.
 
 mod audit;
+mod backup;
 mod check;
 mod completions;
 mod config;
@@ -101,6 +102,14 @@ pub enum Command {
     /// Look at the jobs, or run one now
     #[command(subcommand)]
     Job(job::Command),
+    /// Make, list and verify backups
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// Take files out of a backup, to a new place, and say what they mean for each consumer; overwrite nothing
+    ///
+    /// Each is unpacked, compared with the manifest and looked through before it appears under its name, in WAL mode, with the
+    /// permissions of the original
+    Restore(backup::RestoreArgs),
     /// Send events once more that were delivered already, marked as such
     Replay(replay::Args),
     /// Tell what a rebuild of a projection would change, and which events it would meet; change nothing
@@ -185,6 +194,8 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Position(command) => position::execute(command, context),
         Command::Consumer(command) => consumer::execute(command, context),
         Command::Job(command) => job::execute(command, context),
+        Command::Backup(command) => backup::execute(command, context),
+        Command::Restore(args) => backup::restore(args, context),
         Command::Replay(args) => replay::execute(args, context),
         Command::Plan(args) => rebuild::plan(args, context),
         Command::Rebuild(args) => rebuild::execute(args, context),

@@ -10,6 +10,7 @@
 //!
 //! What a job does must bear being ended anywhere: a stop waits a second, and then lets go. Where to start reading: [`Job`], then `runner`.
 
+pub mod backup;
 pub mod crew;
 pub mod keys;
 mod registry;
@@ -32,6 +33,7 @@ use tokio::runtime::Handle;
 
 pub use registry::{Keys, Sources, Type, is_planned, types};
 
+use self::backup::Backups;
 use crate::source;
 use crate::sqlite::lockfile::LockError;
 use crate::sqlite::writer::{JobError, Writer};
@@ -54,6 +56,11 @@ pub trait Job: Debug + Send + Sync {
     /// Removes what a run that was killed has left, and says what that was.
     fn tidy(&self) -> io::Result<Vec<PathBuf>> {
         Ok(Vec::new())
+    }
+
+    /// The backups that it makes, where it makes some.
+    fn backups(&self) -> Option<&Backups> {
+        None
     }
 }
 

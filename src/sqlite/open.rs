@@ -31,6 +31,30 @@ pub fn visitor(path: &Path) -> rusqlite::Result<Connection> {
     reading(path, VISIT_WAIT)
 }
 
+/// Copies an application's file by VACUUM INTO: it writes another file, and so may not be forbidden to write; this one is opened for reading.
+pub fn copier(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.busy_timeout(VISIT_WAIT)?;
+    connection.execute_batch("PRAGMA cache_size = -8000; PRAGMA synchronous = FULL;")?;
+    Ok(connection)
+}
+
+/// Reads a file that nobody writes, as it stands, and makes nothing beside it.
+pub fn still(path: &Path) -> rusqlite::Result<Connection> {
+    let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let uri = format!("file:{escaped}?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = connect(Path::new(&uri), flags)?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8000;")?;
+    Ok(connection)
+}
+
+/// Bytes of the database, as this connection sees it.
+pub fn size(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+    connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|bytes| bytes as u64)
+}
+
 /// From now on a connection of [`reader`] takes only what reads: SQL of a person's own can change no setting, reach no other file
 /// and load nothing. (Nothing could be written before either.)
 pub fn restrict(connection: &Connection) -> rusqlite::Result<()> {

@@ -6,6 +6,7 @@ mod a_bad_network_loses_nothing;
 mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
 mod audits;
+mod backups_are_whole;
 mod bad_input_by_name;
 mod barrier_comes_before_sending;
 mod brokers_are_killed_under_load;

@@ -58,6 +58,11 @@ impl Writing {
         Self { committed, stop, thread }
     }
 
+    /// Events that COMMIT returned for.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
     pub fn stop(self) -> Application {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()

@@ -1,0 +1,150 @@
+//! `[jobs.X]` with `type = "backup"`: its keys, and what follows from them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+
+use super::calendar::Policy;
+use super::shelf::Shelf;
+use super::{Backups, Database};
+use crate::maintenance::keys::job_section;
+use crate::maintenance::schedule::Times;
+use crate::maintenance::{Settings, Sources, registry};
+use crate::setting::Checker;
+use crate::setting::key::Fallback::{Required, Value};
+use crate::setting::key::section;
+use crate::setting::problem::KeyPath;
+use crate::setting::value::{FilePath, List};
+
+/// Of a tier, more are not kept.
+const KEPT_MAX: u64 = 10_000;
+const USUAL: Policy = Policy { daily: 7, weekly: 4, monthly: 12, yearly: 0 };
+
+job_section! {
+    /// Copies database files into a folder while they are written, opens and checks each copy, counts its rows, and only then calls it a
+    /// backup. Older ones are removed by the calendar, after a run that went well. docs/BACKUP.md tells what stands where.
+    Backup, "[jobs.<name>] with type = \"backup\"" {
+        /// The database files. Those of consumers (read models, state beside a source) are copied before those of sources, whatever their order here.
+        files: List, Required, r#"["shop.db", "shop-outboxd.db"]"#;
+        /// The folder that backups stand in, one folder each. It belongs to outboxd's user, and nobody else may write it; it is made when it is not there.
+        target: String, Required, r#""file:///var/backups/shop""#;
+        /// Which backups stay. What is not said here is none; the newest always stays.
+        keep: Keep, Value("{ daily = 7, weekly = 4, monthly = 12 }"), "{ daily = 14, monthly = 24 }";
+    }
+}
+
+section! {
+    /// Of how many days, weeks, months and years the newest backup stays, by the calendar of `time_zone`. Only those that have a backup are counted.
+    Keep, "keep" {
+        /// Days.
+        daily: u64, Value("0"), "7";
+        /// Weeks, which begin on Monday.
+        weekly: u64, Value("0"), "4";
+        /// Months.
+        monthly: u64, Value("0"), "12";
+        /// Years.
+        yearly: u64, Value("0"), "3";
+    }
+}
+
+impl registry::Keys for Backup {
+    fn resolve(&self, name: &str, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Settings> {
+        let key = |part: &str| KeyPath::of(["jobs", name, part]);
+        let schedule = self.timing().resolve(name, None, checker);
+        let files = self.databases(&key("files"), sources, checker);
+        let target = checker.require(&key("target"), self.target.as_ref());
+        let folder = target.and_then(|target| folder(&target, &key("target"), checker));
+        let policy = self.keep.as_ref().map_or(USUAL, |keep| policy(keep, &key("keep"), checker));
+        let (schedule, files, folder) = (schedule?, files?, folder?);
+        let sources_of = |path: &Path| {
+            let mut all = sources.resolved.values();
+            all.find(|source| is_same(&source.path, path) || is_same(&source.state_path(), path))
+        };
+        let home = files.iter().rev().find_map(|file| sources_of(&file.path)).or(sources.resolved.values().next());
+        let Some(home) = home else {
+            if sources.named.is_empty() {
+                let reason = "a job's runs are recorded in the state of a source, and there is none";
+                checker.refuse(key("files"), reason, "write a section [sources.X] for one of these files");
+            }
+            return None;
+        };
+        let zone = match &schedule.times {
+            Times::Cron { zone, .. } => *zone,
+            Times::Every(_) => Tz::UTC,
+        };
+        let shelf = Shelf { folder, job: name.to_owned() };
+        let job = Backups { files, shelf, policy, zone };
+        Some(Settings { name: name.to_owned(), kind: "backup", schedule, home: home.clone(), job: Arc::new(job) })
+    }
+}
+
+impl Backup {
+    /// Consumers' files first: no restored checkpoint is ahead of its source.
+    fn databases(&self, key: &KeyPath, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Vec<Database>> {
+        let said = checker.require(key, self.files.as_ref())?.0;
+        if said.is_empty() {
+            checker.refuse(key.clone(), "it names no file", "for example: files = [\"shop.db\"]");
+            return None;
+        }
+        let paths: Vec<PathBuf> = said.iter().map(|path| checker.path(&FilePath(path.clone()))).collect();
+        let mut names = BTreeSet::new();
+        for path in &paths {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_none() || !names.insert(name) {
+                let reason =
+                    format!("{} has no name of its own, by which it could stand in the backup", path.display());
+                checker.refuse(key.clone(), reason, "make a job of its own for it");
+                return None;
+            }
+        }
+        let mut files: Vec<Database> = paths
+            .iter()
+            .map(|path| {
+                let of = || sources.resolved.values().filter(|source| is_same(&source.path, path));
+                let is_elsewhere = |state: &PathBuf| !paths.iter().any(|path| is_same(path, state));
+                Database {
+                    path: path.clone(),
+                    is_source: of().next().is_some(),
+                    states: of().map(|source| source.state_path()).filter(is_elsewhere).collect(),
+                }
+            })
+            .collect();
+        files.sort_by_key(|file| file.is_source);
+        Some(files)
+    }
+}
+
+fn folder(target: &str, key: &KeyPath, checker: &mut Checker<'_>) -> Option<PathBuf> {
+    let path = match target.split_once("://") {
+        None => target,
+        Some(("file", path)) if path.starts_with('/') => path,
+        Some((scheme, _)) => {
+            let reason = match scheme {
+                "file" => "a file URL has three slashes, before a path from the root on".to_owned(),
+                scheme => format!("this version keeps backups in a folder only, and knows no {scheme}://"),
+            };
+            checker.refuse(key.clone(), reason, "for example: target = \"file:///var/backups/shop\"");
+            return None;
+        }
+    };
+    Some(checker.path(&FilePath(path.to_owned())))
+}
+
+fn policy(keep: &Keep, key: &KeyPath, checker: &mut Checker<'_>) -> Policy {
+    let mut number = |name: &str, said: Option<u64>| checker.within(&key.join(name), said.unwrap_or(0), 0, KEPT_MAX);
+    Policy {
+        daily: number("daily", keep.daily),
+        weekly: number("weekly", keep.weekly),
+        monthly: number("monthly", keep.monthly),
+        yearly: number("yearly", keep.yearly),
+    }
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    one == other || real(one).is_some_and(|one| Some(one) == real(other))
+}

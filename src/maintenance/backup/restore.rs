@@ -1,0 +1,83 @@
+//! A file taken out of a backup and made ready to be used: under a new name, which appears when all of it was checked.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Gid, RenameFlags, Uid};
+
+use super::manifest::{Copied, Found};
+use super::{Entry, copy};
+use crate::controls::{self, Seam};
+use crate::maintenance::{Failure, Stop};
+use crate::sqlite::open;
+
+/// Writes the file to a place where nothing is. In WAL mode, as its application had it, with its permissions and, where we may, its owner.
+pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result<(), Failure> {
+    let unwritten = |error: io::Error| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
+    for there in [to.to_owned(), beside(to, "-wal"), beside(to, "-shm"), beside(to, "-journal")] {
+        if fs::symlink_metadata(&there).is_ok() {
+            return Err(Failure::Data(format!(
+                "{} is there, and nothing is overwritten. Remedy: name another place with --to",
+                there.display()
+            )));
+        }
+    }
+    let partial = beside(to, ".partial");
+    if fs::symlink_metadata(&partial).is_ok() {
+        fs::remove_file(&partial).map_err(unwritten)?;
+    }
+    let made = copy::out_of_backup(&entry.path, copied, &partial, stop)
+        .and_then(|()| counted(entry, copied, &partial, stop))
+        .and_then(|()| dress(copied, &partial, to));
+    if made.is_err() {
+        for left in [partial.clone(), beside(&partial, "-wal"), beside(&partial, "-shm")] {
+            drop(fs::remove_file(left));
+        }
+        return made;
+    }
+    controls::reach(Seam::Backup);
+    // Somebody may have put something there meanwhile.
+    rustix::fs::renameat_with(CWD, &partial, CWD, to, RenameFlags::NOREPLACE)
+        .map_err(|error| unwritten(error.into()))?;
+    File::open(folder_of(to)).and_then(|folder| folder.sync_all()).map_err(unwritten)
+}
+
+/// Whether it holds what the manifest says that it held.
+pub fn counted(entry: &Entry, copied: &Copied, raw: &Path, stop: &Stop) -> Result<(), Failure> {
+    let found = copy::inspect(raw, stop)?;
+    match found == (Found { elsewhere: Default::default(), ..copied.found.clone() }) {
+        true => Ok(()),
+        false => {
+            let what =
+                "its rows are not those that the manifest counts. Remedy: take another backup (`outboxd backup list`)";
+            Err(Failure::Data(format!("{}: {what}", entry.path.display())))
+        }
+    }
+}
+
+fn dress(copied: &Copied, partial: &Path, to: &Path) -> Result<(), Failure> {
+    let unwritten =
+        |error: &dyn std::fmt::Display| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
+    // Closed again at once: the mode stays in the file, and nothing stays beside it.
+    drop(open::state_file(partial).map_err(|error| unwritten(&error))?);
+    fs::set_permissions(partial, Permissions::from_mode(copied.mode)).map_err(|error| unwritten(&error))?;
+    let owner = (Some(Uid::from_raw(copied.uid)), Some(Gid::from_raw(copied.gid)));
+    match rustix::fs::chown(partial, owner.0, owner.1) {
+        // Who is not root restores for himself.
+        Ok(()) | Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(unwritten(&error)),
+    }
+    File::open(partial).and_then(|file| file.sync_all()).map_err(|error| unwritten(&error))
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::reducer::{Calculator, Reducer, State};
-use super::tables::{Fresh, Schema, Stream};
+use super::tables::{Fresh, Schema, Stored, Stream};
 use crate::controls::{self, Protection};
 use crate::maintenance::{Failure, Stop};
 
@@ -53,11 +53,7 @@ impl<'a> Folder<'a> {
         let mut base = None;
         if let Some(stored) = stored {
             if stored.version > stream.version {
-                return Err(Trouble::Stream(format!(
-                    "its snapshot is of version {}, and its newest event of version {}: the events were cut off, or the snapshot is another's. \
-                     Remedy: restore the file, or delete the snapshot",
-                    stored.version, stream.version
-                )));
+                return Err(Trouble::Stream(ahead(&stored, stream)));
             }
             // What another reducer has made cannot be gone on from.
             if stored.made_by == mark {
@@ -108,10 +104,7 @@ impl<'a> Folder<'a> {
                     .map_err(|error| Fault::Other(format!("version {version}: {error}")))
             });
             let fault = match taken.map_err(Trouble::of_sqlite)? {
-                Ok(0) => Fault::Missing(format!(
-                    "version {} is missing: the stream is at version {upto}, and there is no event behind {version}. {RESTORE}",
-                    version + 1
-                )),
+                Ok(0) => Fault::Missing(cut_off(version, upto)),
                 Ok(_) => continue,
                 Err(fault) => fault,
             };
@@ -127,7 +120,22 @@ impl<'a> Folder<'a> {
 
 const RESTORE: &str = "Remedy: restore the events, or leave the stream's type out (\"none\")";
 
-fn hole(before: i64, found: i64) -> String {
+pub(super) fn ahead(stored: &Stored, stream: &Stream) -> String {
+    format!(
+        "its snapshot is of version {}, and its newest event of version {}: the events were cut off, or the snapshot is another's. Remedy: restore \
+         the file, or delete the snapshot",
+        stored.version, stream.version
+    )
+}
+
+pub(super) fn cut_off(version: i64, upto: i64) -> String {
+    let next = version + 1;
+    format!(
+        "version {next} is missing: the stream is at version {upto}, and there is no event behind {version}. {RESTORE}"
+    )
+}
+
+pub(super) fn hole(before: i64, found: i64) -> String {
     match found <= before {
         true => format!("version {found} stands there twice. {RESTORE}"),
         false => format!("version {} is missing: behind version {before} comes {found}. {RESTORE}", before + 1),

@@ -11,6 +11,7 @@
 
 mod fold;
 mod keys;
+mod look;
 mod patch;
 mod reducer;
 mod tables;
@@ -23,9 +24,10 @@ use rusqlite::Connection;
 
 use self::fold::{Folder, Trouble};
 pub use self::keys::Snapshot as Keys;
+pub use self::look::look_at;
 use self::reducer::Reducer;
 use self::tables::{Fresh, Schema, Stream};
-use super::{Context, Failure, Job, Report, Stop};
+use super::{Context, Failure, Job, Look, Report, Stop};
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
 use crate::sqlite::open;
@@ -203,6 +205,10 @@ impl Job for Snapshots {
         let stale = if stale == 0 { String::new() } else { format!("; {stale} of another reducer were not looked at") };
         let told = format!("{right} snapshots are what {} events come to{stale}", folder.count);
         if tally.fault_count == 0 { Ok(Report(told)) } else { Err(Failure::Data(tally.faults_told(&told))) }
+    }
+
+    fn look(&self, stream: &str) -> Option<Result<Vec<Look>, Failure>> {
+        Some(self.look_at(stream))
     }
 }
 

@@ -32,6 +32,7 @@ mod eventsource_consumers_go_on;
 mod eventsource_dead_letters_are_understood;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
+mod example;
 mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
 mod files_are_rotated;

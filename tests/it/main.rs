@@ -71,6 +71,8 @@ mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 #[cfg(feature = "controls")]
 mod snapshots_are_true;
+#[cfg(feature = "controls")]
+mod snapshots_bear_what_happens_meanwhile;
 mod support;
 mod tables_are_marked_by_hand;
 mod tables_are_read_by_feed;

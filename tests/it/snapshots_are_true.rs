@@ -16,16 +16,16 @@ use crate::support::rig::open;
 use crate::support::wait::until;
 use crate::the_controls_fail_without_their_protection::without;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
-fn config(preset: &str, keys: &str) -> String {
+pub fn config(preset: &str, keys: &str) -> String {
     format!(
         "[daemon]\nadmin = \"127.0.0.1:0\"\n[sources.log]\npath = \"app.db\"\npreset = \"{preset}\"\nread = \"events\"\n\
          [jobs.snaps]\ntype = \"snapshot\"\nsource = \"log\"\n{keys}\n"
     )
 }
 
-const REDUCERS: &str = r#"every_events = 10
+pub const REDUCERS: &str = r#"every_events = 10
 [jobs.snaps.reducers]
 Order = "merge-patch"
 Note = "none"
@@ -42,7 +42,7 @@ fn append(app: &Connection, stream: &str, version: i64, kind: &str, data: &str) 
 }
 
 /// Versions `from` to `to`, whose fold is easily told.
-fn grow(app: &Connection, stream: &str, from: i64, to: i64) {
+pub fn grow(app: &Connection, stream: &str, from: i64, to: i64) {
     let transaction = app.unchecked_transaction().unwrap();
     for version in from..=to {
         match stream.starts_with("Cart") {
@@ -69,17 +69,17 @@ fn truth(stream: &str, version: i64) -> Value {
     fields.into()
 }
 
-fn run(scene: &Scene) -> Output {
+pub fn run(scene: &Scene) -> Output {
     scene.outboxd(&["job", "run", "snaps"])
 }
 
 /// What a run that went well says.
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn refused(output: &Output) -> String {
+pub fn refused(output: &Output) -> String {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{told}");
     told

@@ -10,10 +10,10 @@
 //! ended anywhere leaves the snapshots that were committed, each whole. Where to start reading: [`Snapshot::run`](Job::run), then `fold`.
 
 mod fold;
-mod keys;
+pub(super) mod keys;
 mod patch;
 mod reducer;
-mod tables;
+pub(super) mod tables;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

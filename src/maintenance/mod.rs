@@ -10,6 +10,7 @@
 //!
 //! What a job does must bear being ended anywhere: a stop waits a second, and then lets go. Where to start reading: [`Job`], then `runner`.
 
+mod archive;
 pub mod crew;
 pub mod keys;
 mod registry;

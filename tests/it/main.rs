@@ -5,6 +5,7 @@
 mod a_bad_network_loses_nothing;
 mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
+mod archives_pass_nobody;
 mod audits;
 mod bad_input_by_name;
 mod barrier_comes_before_sending;

@@ -370,7 +370,7 @@ fn a_reducer_is_said_and_never_guessed() {
     }
 }
 
-fn python(arguments: &[&str]) -> Vec<Value> {
+pub fn python(arguments: &[&str]) -> Vec<Value> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tools/eventsource_snapshots.py");
     let output = Command::new("python3").arg(script).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -378,7 +378,7 @@ fn python(arguments: &[&str]) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-const ACCOUNT: &str = r#"every_events = 10
+pub const ACCOUNT: &str = r#"every_events = 10
 schema_versions = { Account = 3 }
 [jobs.snaps.reducers.Account]
 AccountOpened = "json_object('account_id', :stream_id, 'owner', :data ->> 'owner', 'cents', 0, 'deposits', 0)"
@@ -427,7 +427,7 @@ fn the_real_eventsource_py_takes_them() {
 }
 
 /// As FlightDeck's code does it: `getCurrentState`, with a fold that lists what it is given.
-fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
+pub fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
     let snapshot: Option<(i64, String)> = app
         .query_row("SELECT version, data, timestamp FROM snapshots WHERE stream_id = @streamId", [stream], |row| {
             Ok((row.get(0)?, row.get(1)?))
@@ -451,7 +451,7 @@ fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
 }
 
 /// `appendEvent`, of the same document.
-fn flightdeck_append(app: &Connection, stream: &str, from: i64, to: i64) {
+pub fn flightdeck_append(app: &Connection, stream: &str, from: i64, to: i64) {
     let transaction = app.unchecked_transaction().unwrap();
     for version in from..=to {
         let time = format!("2026-11-21T03:15:{:02}.1234567+00:00", version % 60);

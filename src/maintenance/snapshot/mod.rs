@@ -10,12 +10,12 @@
 //! ended anywhere leaves the snapshots that were committed, each whole. Where to start reading: [`Snapshot::run`](Job::run), then `fold`.
 
 mod fold;
-mod keys;
+pub(super) mod keys;
 mod look;
 mod patch;
 mod reducer;
 mod slice;
-mod tables;
+pub(super) mod tables;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

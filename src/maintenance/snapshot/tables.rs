@@ -23,7 +23,7 @@ pub enum Schema {
 pub const PAGE: i64 = 500;
 
 /// A stream, and how far its snapshot has come.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Stream {
     pub id: String,
     pub kind: String,

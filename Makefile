@@ -4,13 +4,13 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,http,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench bench-snapshots mutants soak setup clean-tools tested
+.PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: ## a complete example in one process: an application, a relay and a file
+demo: ## a complete example in one process: an application, a relay to a file, a projection into a table
 	$(CARGO) run --locked --profile quick --no-default-features -- demo
 
 build: ## the release binary, with Kafka and RabbitMQ, in target/release/outboxd
@@ -33,12 +33,8 @@ test: setup lint ## everything, against a real Kafka and a real RabbitMQ
 tested: # how the tests are built, for commands by hand
 	@echo "$(TESTED)"
 
-bench: setup ## the speed of relay and event store beside that of bare clients (ARGS=--quick: a smoke run)
-	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench relay -- $(ARGS)
-	@$(if $(filter-out --quick,$(ARGS)),,$(TIMED) bench-append $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench append -- $(ARGS))
-
-bench-snapshots: ## how fast streams are folded into snapshots (ARGS=--quick: a smoke run)
-	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench snapshots -- $(ARGS)
+bench: setup ## the speed of all parts beside that of bare clients and loops (ARGS=--quick: a smoke run; ARGS="--only NAME": one part)
+	@$(TIMED) bench $(CARGO) bench --locked --no-default-features --features kafka,amqp,http --bench speed -- $(ARGS)
 
 mutants: ## changes verdict, retry and settlement in every small way, and asks that a test notices (ARGS=--file ...: others)
 	@$(TIMED) mutants scripts/mutants $(ARGS)

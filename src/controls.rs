@@ -84,6 +84,8 @@ listed! {
         JobWork,
         /// A snapshot was written; its transaction is open.
         Snapshot,
+        /// An event was copied to the archive, and stands in the log as well; its transaction is open.
+        Archive,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
@@ -155,12 +157,18 @@ listed! {
         Versions,
         /// A snapshot does not take the place of a newer one.
         NewerSnapshot,
+        /// Nothing is archived that somebody still has to read.
+        Passed,
+        /// Nothing is archived that no snapshot holds.
+        Covered,
+        /// A stream's newest event is not archived.
+        NewestStays,
     }
 }
 
 #[cfg(feature = "controls")]
 mod switches {
-    use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
     use super::{Protection, Seam};
 
@@ -168,7 +176,7 @@ mod switches {
     static CRASH_SEAM: AtomicUsize = AtomicUsize::new(usize::MAX);
     /// Taken over when a reload begins.
     static STEPS_OF_A_RELOAD: AtomicI64 = AtomicI64::new(-1);
-    static OFF: AtomicU32 = AtomicU32::new(0);
+    static OFF: AtomicU64 = AtomicU64::new(0);
     /// Seams reached, by kind.
     static REACHED: [AtomicU32; Seam::ALL.len()] = [const { AtomicU32::new(0) }; Seam::ALL.len()];
 
@@ -178,7 +186,7 @@ mod switches {
     }
 
     pub fn turn_off(protection: Protection) {
-        OFF.fetch_or(1 << protection as u32, SeqCst);
+        OFF.fetch_or(1_u64 << protection as u32, SeqCst);
     }
 
     /// For a process that is not a test's own.
@@ -203,7 +211,7 @@ mod switches {
     }
 
     pub fn is_off(protection: Protection) -> bool {
-        OFF.load(SeqCst) & (1 << protection as u32) != 0
+        OFF.load(SeqCst) & (1_u64 << protection as u32) != 0
     }
 
     /// How often the seam was reached in this process.

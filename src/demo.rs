@@ -1,7 +1,7 @@
-//! The main job in one process: an application that writes orders, a relay that carries their events to a file, and a count from
-//! both files in the end.
+//! The main jobs in one process: an application that writes orders, a relay that carries their events to a file, a projection that folds them
+//! into a table, and a count from all the files in the end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,20 +12,21 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::watch;
 
-use crate::config::preset;
+use crate::config;
 use crate::consumer::engine::WhenLocked;
 use crate::consumer::fleet::{Fleet, Handle};
-use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
-use crate::shutdown::{Phase, Shutdown};
-use crate::sink;
-use crate::source::{self, Durability, StatePlace};
+use crate::consumer::status::{State, Status};
+use crate::shutdown::Shutdown;
 use crate::sqlite::pool;
 use crate::store;
 
 /// Orders of which the application has some open at a time.
 const OPEN_ORDERS: u64 = 200;
+/// Customers that order, by turns; a divisor of [`OPEN_ORDERS`], so that who has placed an order ships it.
+const CUSTOMERS: u64 = 50;
 /// As in the config that is left behind.
 const RELAY: &str = "shop_to_file";
+const PROJECTION: &str = "customers";
 /// How long the last events may take to arrive.
 const CATCH_UP: Duration = Duration::from_secs(60);
 
@@ -38,8 +39,16 @@ pub struct Options {
     pub rate: u64,
 }
 
-/// What both files say.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The files, in the demo's folder.
+struct Files {
+    application: PathBuf,
+    delivered: PathBuf,
+    read_model: PathBuf,
+    config: PathBuf,
+}
+
+/// What the files say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
     pub written: u64,
     pub delivered: u64,
@@ -47,11 +56,27 @@ pub struct Summary {
     pub repeated: u64,
     pub out_of_order: u64,
     pub unknown: u64,
+    /// Rows of the read model.
+    pub customers: u64,
+    /// Of them, and of those that it lacks: other than the application's own table says.
+    pub customers_wrong: u64,
 }
 
 impl Summary {
     pub fn is_whole(&self) -> bool {
-        self.missing == 0 && self.repeated == 0 && self.out_of_order == 0 && self.unknown == 0
+        self.missing == 0
+            && self.repeated == 0
+            && self.out_of_order == 0
+            && self.unknown == 0
+            && self.customers_wrong == 0
+    }
+}
+
+impl Files {
+    fn of(folder: &Path) -> Self {
+        let [application, delivered, read_model, config] =
+            ["shop.db", "events.ndjson", "shop-read.db", "outboxd.toml"].map(|name| folder.join(name));
+        Self { application, delivered, read_model, config }
     }
 }
 
@@ -63,9 +88,11 @@ pub enum Error {
     Init(#[from] store::InitError),
     #[error("the application could not write")]
     Application(#[from] sqlx::Error),
-    #[error("the relay could not start")]
-    Relay(#[source] io::Error),
-    #[error("the relay had to end: {0}")]
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error("relay and projection could not start")]
+    Start(#[source] io::Error),
+    #[error("relay or projection had to end: {0}")]
     Ended(#[from] crate::consumer::engine::Locked),
     #[error("the delivered file cannot be read")]
     Count(#[source] io::Error),
@@ -76,69 +103,44 @@ pub async fn run(options: Options) -> Result<Summary, Error> {
     let folder = options.folder.clone();
     let in_folder = |source| Error::Folder { path: folder.clone(), source };
     fs::create_dir_all(&options.folder).map_err(in_folder)?;
-    let database = options.folder.join("shop.db");
-    let delivered = options.folder.join("events.ndjson");
-    store::init(&database).await?;
-    fs::write(options.folder.join("outboxd.toml"), CONFIG).map_err(in_folder)?;
+    let files = Files::of(&options.folder);
+    store::init(&files.application).await?;
+    fs::write(&files.config, CONFIG).map_err(in_folder)?;
 
+    let config = config::load_with(&files.config, [])?.config;
+    let consumers = config.consumers().cloned().collect();
     let (shutdown, phase) = Shutdown::new();
-    let mut fleet = relay(&database, &delivered, &phase).map_err(Error::Relay)?;
+    let mut fleet =
+        Fleet::spawn(&config.sources, &config.sinks, consumers, WhenLocked::Refuse, &phase).map_err(Error::Start)?;
     let written = Arc::new(AtomicU64::new(0));
     let (stop, stopped) = watch::channel(false);
     let application =
-        tokio::spawn(write_orders(database.clone(), options.events, options.rate, written.clone(), stopped));
+        tokio::spawn(write_orders(files.application.clone(), options.events, options.rate, written.clone(), stopped));
 
-    let handle = fleet.handle(RELAY).expect("it was just started").clone();
-    watch_until_done(&options, &written, &handle, application, &stop).await?;
-    catch_up(&handle, &written).await;
+    let handles = [RELAY, PROJECTION].map(|name| fleet.handle(name).expect("it was just started").clone());
+    watch_until_done(&options, &written, &handles, application, &stop).await?;
+    for handle in &handles {
+        catch_up(handle, &written).await;
+    }
     shutdown.drain(Duration::from_secs(10));
     fleet.ended().await?;
-    count(&database, &delivered).await
-}
-
-fn relay(database: &Path, delivered: &Path, phase: &watch::Receiver<Phase>) -> io::Result<Fleet> {
-    let source = source::Settings {
-        name: "shop".into(),
-        path: database.to_owned(),
-        preset: Some("outboxd".into()),
-        tables: preset::tables("outboxd", "outbox").expect("it is one of ours"),
-        durability: Durability::Strict,
-        state: StatePlace::Beside,
-        allow_network_filesystem: false,
-    };
-    let settings = Settings {
-        name: RELAY.into(),
-        source: "shop".into(),
-        destination: Destination::Sink {
-            name: "events".into(),
-            settings: sink::Settings::File(sink::file::Settings {
-                path: Some(delivered.to_owned()),
-                format: sink::format::Format::Envelope,
-                ..Default::default()
-            }),
-        },
-        types: Vec::new(),
-        start: Some(Start::First),
-        on_reject: OnReject::Hold,
-        dead_letter_sink: None,
-        dead_letter_row: false,
-        bounds: Bounds::default(),
-        paused: false,
-        until: None,
-    };
-    let sources = BTreeMap::from([("shop".to_owned(), source)]);
-    Fleet::spawn(&sources, &BTreeMap::new(), vec![settings], WhenLocked::Refuse, phase)
+    count(&options.folder).await
 }
 
 const CONFIG: &str = r#"# What `outboxd demo` ran, as a config. Try, in this folder:
-#   outboxd check    outboxd run    outboxd status    outboxd position show shop_to_file
+#   outboxd check    outboxd run    outboxd status    outboxd verify customers
 [daemon]
 control = "unix:outboxd.sock"
 
-[sources.shop]
+[sources.shop]                      # the outbox: what others are to hear of
 path = "shop.db"
 preset = "outboxd"
 read = "outbox"
+
+[sources.shop_events]               # the same file's event log: what tables are made of
+path = "shop.db"
+preset = "outboxd"
+read = "events"
 
 [sinks.events]
 type = "file"
@@ -148,9 +150,22 @@ path = "events.ndjson"
 source = "shop"
 sink = "events"
 start = "first"
+
+[projections.customers]
+source = "shop_events"
+path = "shop-read.db"
+tables = ["customers"]
+schema = """
+CREATE TABLE customers (name TEXT PRIMARY KEY, placed INTEGER NOT NULL, shipped INTEGER NOT NULL) STRICT
+"""
+[projections.customers.on]
+OrderPlaced = """
+INSERT INTO customers (name, placed, shipped) VALUES (:data ->> 'customer', 1, 0) ON CONFLICT DO UPDATE SET placed = placed + 1
+"""
+OrderShipped = "UPDATE customers SET shipped = shipped + 1 WHERE name = :data ->> 'customer'"
 "#;
 
-/// The application: places and ships orders, each change and its event in one transaction.
+/// The application: places and ships orders, each change and its event in one transaction, in its log and in its outbox.
 async fn write_orders(
     database: PathBuf,
     events: Option<u64>,
@@ -183,34 +198,38 @@ async fn write_orders(
 async fn write_event(connection: &mut SqliteConnection, run: &str, n: u64) -> Result<(), sqlx::Error> {
     let (round, place) = (n / OPEN_ORDERS, n % OPEN_ORDERS);
     let order = format!("order-{}-{}", &run[..8], (round / 2) * OPEN_ORDERS + place);
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let kind = if round % 2 == 0 {
-        sqlx::query("INSERT INTO orders (id, customer, state) VALUES (?1, ?2, 'placed')")
-            .bind(&order)
-            .bind(format!("customer-{}", n % 50))
-            .execute(&mut *transaction)
-            .await?;
-        "OrderPlaced"
+    let customer = format!("customer-{}", n % CUSTOMERS);
+    let (kind, version, change) = if round % 2 == 0 {
+        ("OrderPlaced", 1, "INSERT INTO orders (id, customer, state) VALUES (?1, ?2, 'placed')")
     } else {
-        sqlx::query("UPDATE orders SET state = 'shipped' WHERE id = ?1")
-            .bind(&order)
-            .execute(&mut *transaction)
-            .await?;
-        "OrderShipped"
+        ("OrderShipped", 2, "UPDATE orders SET state = 'shipped' WHERE id = ?1 AND customer = ?2")
     };
-    sqlx::query("INSERT INTO outbox (stream_id, stream_type, type, payload) VALUES (?1, 'Order', ?2, json_object('order', ?1, 'n', ?3))")
-        .bind(&order)
-        .bind(kind)
-        .bind(n as i64)
-        .execute(&mut *transaction)
-        .await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query(change).bind(&order).bind(&customer).execute(&mut *transaction).await?;
+    sqlx::query(
+        "INSERT INTO events (stream_id, stream_type, version, type, data)
+         VALUES (?1, 'Order', ?2, ?3, json_object('order', ?1, 'customer', ?4, 'n', ?5))",
+    )
+    .bind(&order)
+    .bind(version)
+    .bind(kind)
+    .bind(&customer)
+    .bind(n as i64)
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query(
+        "INSERT INTO outbox (id, stream_id, stream_type, type, payload)
+         SELECT id, stream_id, stream_type, type, data FROM events WHERE position = last_insert_rowid()",
+    )
+    .execute(&mut *transaction)
+    .await?;
     transaction.commit().await
 }
 
 async fn watch_until_done(
     options: &Options,
     written: &AtomicU64,
-    handle: &Handle,
+    handles: &[Handle; 2],
     mut application: tokio::task::JoinHandle<Result<(), sqlx::Error>>,
     stop: &watch::Sender<bool>,
 ) -> Result<(), Error> {
@@ -221,12 +240,12 @@ async fn watch_until_done(
         tokio::select! {
             ended = &mut application => {
                 if live {
-                    show(written, handle);
+                    show(written, handles);
                     println!();
                 }
                 return Ok(ended.expect("the demo's application does not panic")?);
             }
-            _ = tick.tick() => if live { show(written, handle) },
+            _ = tick.tick() => if live { show(written, handles) },
             _ = tokio::signal::ctrl_c(), if !interrupted => {
                 interrupted = true;
                 stop.send_replace(true);
@@ -235,15 +254,18 @@ async fn watch_until_done(
     }
 }
 
-fn show(written: &AtomicU64, handle: &Handle) {
-    let status = handle.status.borrow();
+fn show(written: &AtomicU64, handles: &[Handle; 2]) {
+    let [relay, projection] = handles.each_ref().map(|handle| handle.status.borrow().clone());
+    let is_well = |status: &&Status| status.state == State::Running;
+    let state = [&relay, &projection].into_iter().find(|status| !is_well(status)).unwrap_or(&relay).state;
     print!(
-        "\r\x1b[2Kwritten {:>8}   delivered {:>8}   lag {:>5.2} s   held keys {:>3}   {}",
+        "\r\x1b[2Kwritten {:>6}  delivered {:>6}  folded {:>6}  lag {:.2} s  held keys {}  {}",
         written.load(Ordering::Relaxed),
-        status.delivered,
-        status.lag_seconds(),
-        status.held_keys,
-        status.state.as_str(),
+        relay.delivered,
+        projection.delivered,
+        relay.lag_seconds().max(projection.lag_seconds()),
+        relay.held_keys + projection.held_keys,
+        state.as_str(),
     );
     let _ = io::stdout().flush();
 }
@@ -255,23 +277,46 @@ async fn catch_up(handle: &Handle, written: &AtomicU64) {
     let _ = tokio::time::timeout(CATCH_UP, caught_up).await;
 }
 
-/// Compares the application's table with the delivered file: nothing of what the relay says of itself is believed.
-pub async fn count(database: &Path, delivered: &Path) -> Result<Summary, Error> {
-    let mut connection = pool::application(database).await?;
+/// Compares the application's tables with the delivered file and the read model: nothing of what outboxd says of itself is believed.
+pub async fn count(folder: &Path) -> Result<Summary, Error> {
+    let files = Files::of(folder);
+    let mut connection = pool::application(&files.application).await?;
     let rows: Vec<(String, String, i64)> =
         sqlx::query_as("SELECT id, stream_id, position FROM outbox ORDER BY position")
             .fetch_all(&mut connection)
             .await?;
+    let truth: Vec<Customer> = sqlx::query_as(
+        "SELECT customer, count(*), count(*) FILTER (WHERE state = 'shipped') FROM orders GROUP BY customer ORDER BY customer",
+    )
+    .fetch_all(&mut connection)
+    .await?;
     connection.close().await?;
+    let mut connection = pool::application(&files.read_model).await?;
+    let customers: Vec<Customer> =
+        sqlx::query_as("SELECT name, placed, shipped FROM customers ORDER BY name").fetch_all(&mut connection).await?;
+    connection.close().await?;
+    let right = customers.iter().filter(|customer| truth.contains(customer)).count();
+    let summary = Summary {
+        customers: customers.len() as u64,
+        customers_wrong: (truth.len().max(customers.len()) - right) as u64,
+        ..delivered(&rows, &files.delivered).map_err(Error::Count)?
+    };
+    Ok(summary)
+}
+
+/// Name, orders placed, orders shipped.
+type Customer = (String, i64, i64);
+
+/// What the delivered file says of the outbox's rows: id, key, position.
+fn delivered(rows: &[(String, String, i64)], delivered: &Path) -> io::Result<Summary> {
     let written: HashMap<&str, (&str, i64)> =
         rows.iter().map(|(id, key, position)| (id.as_str(), (key.as_str(), *position))).collect();
     let mut times: HashMap<String, u64> = HashMap::new();
     let mut last_of_key: HashMap<&str, i64> = HashMap::new();
     let (mut lines, mut out_of_order, mut unknown) = (0, 0, 0);
-    for line in io::BufReader::new(fs::File::open(delivered).map_err(Error::Count)?).lines() {
-        let line = line.map_err(Error::Count)?;
+    for line in io::BufReader::new(fs::File::open(delivered)?).lines() {
         lines += 1;
-        let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        let event: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
         let id = event["id"].as_str().unwrap_or_default();
         let Some((key, position)) = written.get(id) else {
             unknown += 1;
@@ -292,5 +337,6 @@ pub async fn count(database: &Path, delivered: &Path) -> Result<Summary, Error> 
         repeated: times.values().map(|count| count - 1).sum(),
         out_of_order,
         unknown,
+        ..Summary::default()
     })
 }

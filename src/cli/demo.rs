@@ -27,7 +27,8 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if !args.quiet {
         terminal::print(&format!(
             "An application writes orders into {0}/shop.db, each with its event in one transaction;\n\
-             a relay carries the events to {0}/events.ndjson.{1}\n\n",
+             a relay carries the events to {0}/events.ndjson, and a projection folds\n\
+             them into a table of customers in {0}/shop-read.db.{1}\n\n",
             folder.display(),
             if args.events.is_none() { " Ctrl-C ends it." } else { "" },
         ))?;
@@ -40,7 +41,7 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         terminal::print_json(&serde_json::json!({
             "written": summary.written, "delivered": summary.delivered, "missing": summary.missing,
             "repeated": summary.repeated, "out_of_order": summary.out_of_order, "unknown": summary.unknown,
-            "folder": folder,
+            "customers": summary.customers, "customers_wrong": summary.customers_wrong, "folder": folder,
         }))?;
     } else if !args.quiet {
         terminal::print(&told(&summary, &folder))?;
@@ -49,29 +50,37 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     let reason = format!(
-        "the files differ: {} missing, {} repeated, {} out of order, {} unknown",
-        summary.missing, summary.repeated, summary.out_of_order, summary.unknown
+        "the files differ: {} missing, {} repeated, {} out of order, {} unknown; {} customers wrong",
+        summary.missing, summary.repeated, summary.out_of_order, summary.unknown, summary.customers_wrong
     );
     Err(Failure::new(Exit::Data, reason, format!("this is a bug: keep {} and report it", folder.display())).into())
 }
 
 fn told(summary: &Summary, folder: &Path) -> String {
+    let (folder, program) = (folder.display(), program());
+    let config = format!("-c {folder}/outboxd.toml");
     format!(
-        "\nCounted from both files: {} events written, {} delivered, {} missing, {} repeated, {} out of order per key.\n\n\
+        "\nCounted from all three files: {} events written, {} delivered, {} missing, {} repeated, {} out of order per key;\n\
+         the table has {} customers, {} of them other than the application's own orders say.\n\n\
          Look at what was delivered:   tail -n 3 {folder}/events.ndjson\n\
-         What the relay remembers:     {program} position show -c {folder}/outboxd.toml\n\
-         Carry on as a daemon:         {program} run -c {folder}/outboxd.toml\n\
-         ... and, in another terminal: {program} status -c {folder}/outboxd.toml\n\
-         Write an event yourself:      sqlite3 {folder}/shop.db \"INSERT INTO outbox (stream_id, type, payload) VALUES ('me', 'Hello', '{{}}')\"\n",
+         Look at the log:              {program} events tail shop_events --after 0 --count 3 {config}\n\
+         Is the table what they say:   {program} verify customers {config}\n\
+         Carry on as a daemon:         {program} run {config}\n\
+         ... and, in another terminal: {program} status {config}\n\
+         Write an event yourself:      echo '{example}' | {program} events append shop_events --outbox {config}\n",
         summary.written,
         summary.delivered,
         summary.missing,
         summary.repeated,
         summary.out_of_order,
-        folder = folder.display(),
-        program = program(),
+        summary.customers,
+        summary.customers_wrong,
+        example = EXAMPLE,
     )
 }
+
+const EXAMPLE: &str =
+    r#"{"stream_id": "order-mine", "stream_type": "Order", "type": "OrderPlaced", "data": {"customer": "me"}}"#;
 
 /// How this program is called from here.
 fn program() -> String {

@@ -76,7 +76,7 @@ pub struct Context {
 pub enum Command {
     /// Run the daemon
     Run(run::Args),
-    /// Show the main job at work, with nothing to set up: an application, a relay and a file
+    /// Show it at work, with nothing to set up: an application, a relay to a file, and a projection into a table
     Demo(demo::Args),
     /// Make outboxd's tables in an application's file, and print a configuration to start from; or make a feed for a table of its own
     Init(init::Args),

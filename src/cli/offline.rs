@@ -15,7 +15,8 @@ use crate::consumer::control::{self, Operation};
 use crate::consumer::replay::{Replayer, Sinks, Wanted};
 use crate::consumer::status::{State, Status};
 use crate::consumer::{self};
-use crate::maintenance::{self, Stop, work};
+use crate::maintenance::work::{self, Turn};
+use crate::maintenance::{self, Stop};
 use crate::shutdown::Shutdown;
 use crate::source;
 use crate::source::reader::Reader;
@@ -166,7 +167,7 @@ impl Desk for Offline<'_> {
         let files = Files::default();
         let writer = files.writer(&settings.home).await.map_err(unopened)?;
         work::take_over(settings, &writer).await?;
-        job_answer(job, work::perform(settings, &writer, &files, &Stop::default()).await?)
+        job_answer(job, work::perform(settings, &writer, &files, &Stop::default(), Turn::default()).await?)
     }
 
     async fn reload(&self) -> Result<Value, Refusal> {

@@ -32,6 +32,7 @@ pub use crate::setting::value::{Size, Span};
 pub use show::{Line, Shown};
 
 pub use crate::consumer::engine::WhenLocked;
+use crate::source::same_file;
 use crate::{consumer, maintenance, sink, source};
 use layers::Layers;
 
@@ -183,11 +184,4 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
             remedy: Some("name one with -c FILE or OUTBOXD_CONFIG, or make one with `outboxd init`".to_owned()),
         }])
     })
-}
-
-/// A path by which the same file is known, also before it is there.
-fn same_file(path: &Path) -> PathBuf {
-    let canonical = path.canonicalize().ok();
-    let by_folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-    canonical.or_else(by_folder).unwrap_or_else(|| path.to_owned())
 }

@@ -10,6 +10,7 @@
 //!
 //! What a job does must bear being ended anywhere: a stop waits a second, and then lets go. Where to start reading: [`Job`], then `runner`.
 
+mod archive;
 pub mod backup;
 pub mod crew;
 pub mod keys;
@@ -32,12 +33,14 @@ use rusqlite::Connection;
 use tokio::runtime::Handle;
 
 pub use registry::{Keys, Sources, Type, is_planned, types};
+pub use snapshot::look_at;
 
 use self::backup::Backups;
 use crate::source;
 use crate::sqlite::lockfile::LockError;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::files::{FileError, Files};
+use crate::store::event::StoredEvent;
 use schedule::Schedule;
 
 /// Something to be done now and then.
@@ -53,6 +56,11 @@ pub trait Job: Debug + Send + Sync {
         Err(Failure::Unavailable("a job of this type makes nothing that could be compared".into()))
     }
 
+    /// What a stream's state is made of, and what it comes to; changes nothing. `None`: a job of this type folds nothing.
+    fn look(&self, _: &str) -> Option<Result<Vec<Look>, Failure>> {
+        None
+    }
+
     /// Removes what a run that was killed has left, and says what that was.
     fn tidy(&self) -> io::Result<Vec<PathBuf>> {
         Ok(Vec::new())
@@ -62,6 +70,23 @@ pub trait Job: Debug + Send + Sync {
     fn backups(&self) -> Option<&Backups> {
         None
     }
+}
+
+/// A stream as somebody sees it who reads its state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Look {
+    pub stream: String,
+    pub kind: String,
+    /// Of the newest event.
+    pub version: i64,
+    /// Its version and its state.
+    pub snapshot: Option<(i64, String)>,
+    /// Behind the snapshot; without one, all. Positions are 0 where the schema has none.
+    pub events: Vec<StoredEvent>,
+    /// `None`: nothing says how events of this type are folded.
+    pub state: Option<String>,
+    /// It was folded from the first event on: there is no snapshot, or another reducer has made it.
+    pub is_anew: bool,
 }
 
 /// What a run says of itself when it is done.

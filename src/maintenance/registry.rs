@@ -23,6 +23,7 @@ macro_rules! jobs {
 
 // The file, and in it what `type` says with its keys.
 jobs! {
+    archive: "archive", Keys;
     backup: "backup", Keys;
     snapshot: "snapshot", Keys;
     // It stands in no document: no release has it.
@@ -30,7 +31,7 @@ jobs! {
 }
 
 /// What the documents promise, and this version does not have.
-const PLANNED: [&str; 5] = ["archive", "retention", "vacuum", "integrity", "drill"];
+const PLANNED: [&str; 4] = ["retention", "vacuum", "integrity", "drill"];
 
 /// A value of `jobs.X.type`.
 pub struct Type {
@@ -49,10 +50,12 @@ pub trait Keys: Debug {
     fn resolve(&self, name: &str, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Settings>;
 }
 
-/// The `[sources.X]` sections: those that could be resolved, and the names of all.
+/// The `[sources.X]` sections: those that could be resolved, and the names of all; and who reads them.
 pub struct Sources<'a> {
     pub resolved: &'a BTreeMap<String, source::Settings>,
     pub named: Vec<String>,
+    /// Each consumer's name, and its source with the place of its state.
+    pub consumers: Vec<(String, source::Settings)>,
 }
 
 /// Those of this build.

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Notify, OwnedMutexGuard, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::schedule::Due;
 use super::status::{State, Status};
-use super::work::{self, Ended};
+use super::work::{self, Ended, Turn};
 use super::{Failure, Settings, Stop};
 use crate::clock;
 use crate::controls::{self, Protection};
@@ -25,6 +25,8 @@ use crate::telemetry::metric;
 const TICK: Duration = Duration::from_secs(60);
 /// What a stop waits for a run.
 const ABORT_MAX: Duration = Duration::from_millis(800);
+/// Who waits for less is not worth a word.
+const SHOWN_AFTER: Duration = Duration::from_millis(200);
 
 /// Asks for a run now; answered when it has ended.
 pub type RunRequest = oneshot::Sender<Result<Ended, Failure>>;
@@ -40,27 +42,34 @@ pub(super) struct Runner {
     pub status: watch::Sender<Status>,
 }
 
-/// Jobs of one file take turns.
+/// Jobs of one file take turns, and runs of one job.
 #[derive(Clone, Debug, Default)]
 pub struct Turns {
-    // Taken to look a file up, never across a wait.
-    files: Arc<Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>>,
+    // Taken to look a place up, never across a wait.
+    places: Arc<Mutex<BTreeMap<Place, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// Of what there is one at a time.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    Job(String),
+    File(PathBuf),
 }
 
 impl Turns {
-    /// Waits for all of the files, always in the same order.
-    pub async fn take(&self, mut files: Vec<PathBuf>) -> Vec<OwnedMutexGuard<()>> {
-        files.sort();
-        files.dedup();
+    /// Waits for all of the places, always in the same order.
+    pub async fn take(&self, mut places: Vec<Place>) -> Turn {
+        places.sort();
+        places.dedup();
         if controls::is_off(Protection::Turns) {
-            files.clear();
+            places.clear();
         }
-        let mut turns = Vec::new();
-        for file in files {
-            let turn = self.files.lock().unwrap_or_else(PoisonError::into_inner).entry(file).or_default().clone();
-            turns.push(turn.lock_owned().await);
+        let mut taken = Vec::new();
+        for place in places {
+            let turn = self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default().clone();
+            taken.push(turn.lock_owned().await);
         }
-        turns
+        Turn(taken)
     }
 }
 
@@ -84,10 +93,18 @@ impl Runner {
         loop {
             let why = match self.missing() {
                 Some(file) => format!("{} is not there yet", file.display()),
-                None => match self.open().await {
-                    Ok(writer) => return Some(writer),
-                    Err(why) => why,
-                },
+                None => {
+                    let mut shutdown = self.shutdown.clone();
+                    // Opening it waits as long as another process writes there.
+                    let opened = tokio::select! {
+                        opened = self.open() => opened,
+                        () = shutdown::asked(&mut shutdown) => return None,
+                    };
+                    match opened {
+                        Ok(writer) => return Some(writer),
+                        Err(why) => why,
+                    }
+                }
             };
             if self.status.borrow().detail != why {
                 tracing::warn!(event = "job_waits", job = %self.settings.name, detail = why);
@@ -102,11 +119,22 @@ impl Runner {
     }
 
     async fn open(&self) -> Result<Writer, String> {
+        let _turn = self.own_turn().await;
         let writer = self.files.writer(&self.settings.home).await.map_err(|error| error.to_string())?;
         let (newest, success) = work::take_over(&self.settings, &writer).await.map_err(|error| error.to_string())?;
         metric::job_is_known(&self.settings.name, success.and_then(|run| run.ended));
         self.status.send_modify(|status| status.last = Some(newest));
         Ok(writer)
+    }
+
+    /// A run that a reload has let go of may work still: what it leaves is not removed under it, nor told as that of a run that was killed.
+    async fn own_turn(&self) -> Turn {
+        let mut turn = std::pin::pin!(self.turns.take(vec![Place::Job(self.settings.name.clone())]));
+        if let Ok(turn) = tokio::time::timeout(SHOWN_AFTER, &mut turn).await {
+            return turn;
+        }
+        self.show(State::Waiting, "a run that began before the reload has not ended yet");
+        turn.await
     }
 
     async fn keep(&mut self, writer: &Writer) {
@@ -170,12 +198,13 @@ impl Runner {
         let show = |state| status.send_modify(|status| (status.state, status.detail) = (state, String::new()));
         show(State::Queued);
         let mut work = std::pin::pin!(async {
-            let _turns = turns.take(settings.job.files()).await;
+            let files_of_it = settings.job.files().into_iter().map(Place::File);
+            let turn = turns.take([Place::Job(settings.name.clone())].into_iter().chain(files_of_it).collect()).await;
             if stop.is_asked() {
                 return None;
             }
             show(State::Running);
-            Some(work::perform(settings, writer, files, &stop).await)
+            Some(work::perform(settings, writer, files, &stop, turn).await)
         });
         let (ended, is_last) = loop {
             tokio::select! {

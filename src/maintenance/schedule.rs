@@ -39,7 +39,7 @@ pub enum Due {
     /// Not before this time, in microseconds since 1970 UTC.
     At(i64),
     Never,
-    /// The last run is said to be of a time that is further away than the next one would be: the clock was set back since.
+    /// The last run is said to be of a time to come, further away than one run's: the clock was set back since by more than a period.
     Stale,
 }
 
@@ -51,6 +51,17 @@ impl Times {
         Ok(Self::Cron { text: text.to_owned(), cron, zone })
     }
 
+    /// Whether `last` is so far behind `now` that more than one run lies in between. The one of `last` itself does not count: set back over
+    /// it, the clock comes to its time a second time.
+    fn is_over_a_period(&self, now: i64, last: i64) -> bool {
+        let next = self.next(now);
+        let over = match self {
+            Times::Every(_) => next,
+            Times::Cron { .. } => next.and_then(|next| self.next(next)),
+        };
+        over.is_some_and(|over| last > over)
+    }
+
     /// The first time behind `after`, in microseconds.
     pub fn next(&self, after: i64) -> Option<i64> {
         match self {
@@ -58,7 +69,7 @@ impl Times {
             Times::Cron { text, cron, zone } => {
                 // croner would keep the fraction.
                 let after = DateTime::<Utc>::from_timestamp(after.div_euclid(1_000_000), 0)?.with_timezone(zone);
-                let is_every_hour = text.split_whitespace().nth(1).is_some_and(|hours| hours.starts_with('*'));
+                let is_every_hour = matches!(text.split_whitespace().nth(1), Some("*" | "*/1"));
                 let next = if is_every_hour { next_that_passes(cron, &after) } else { next_on_the_wall(cron, &after) };
                 next.map(|time| time.timestamp_micros())
             }
@@ -109,7 +120,7 @@ impl Schedule {
 
     /// Whether a job that last began at `last` has to run now.
     pub fn due(&self, now: i64, last: i64) -> Due {
-        if self.times.next(now).is_some_and(|next| last > next) {
+        if last > now && self.times.is_over_a_period(now, last) {
             return Due::Stale;
         }
         match self.times.next(last).map(|time| time.saturating_add(self.delay(time))) {
@@ -224,6 +235,31 @@ mod tests {
         }
     }
 
+    /// Named hours are hours of the wall, also where they are told as every second one: in spring and in autumn, on both sides of the world.
+    #[test]
+    fn hours_that_are_named_come_once_a_day_each() {
+        for zone in [Tz::Europe__Zurich, Tz::America__New_York, Tz::Australia__Lord_Howe] {
+            for (step, a_day) in [(2, 12), (3, 8), (6, 4), (12, 2)] {
+                let schedule = cron(&format!("0 */{step} * * *"), zone);
+                let start = zone.with_ymd_and_hms(2026, 1, 1, 0, 30, 0).unwrap().timestamp_micros();
+                let found = runs(&schedule, start, steps(start, start + 364 * DAY, 15 * MINUTE));
+                let mut days = std::collections::BTreeMap::<_, Vec<u32>>::new();
+                for run in &found {
+                    let time = zone.timestamp_micros(*run).unwrap();
+                    days.entry(time.date_naive()).or_default().push(time.hour());
+                }
+                let first = zone.timestamp_micros(start).unwrap().date_naive();
+                let last = *days.keys().next_back().unwrap();
+                for (day, hours) in days.into_iter().filter(|(day, _)| *day != first && *day != last) {
+                    assert_eq!(hours.len(), a_day, "{zone} */{step} on {day}: {hours:?}");
+                    // Where the hour is left out, its run comes right behind the gap.
+                    let off = hours.iter().filter(|hour| *hour % step != 0).count();
+                    assert!(off <= 1 && hours.is_sorted(), "{zone} */{step} on {day}: {hours:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_clock_that_is_set_makes_no_run_twice_and_none_be_left_out() {
         let nightly = cron("0 3 * * *", Tz::UTC);
@@ -233,6 +269,15 @@ mod tests {
         let again =
             steps(three, three + 30 * MINUTE, MINUTE).chain(steps(three - 30 * MINUTE, three + DAY - MINUTE, MINUTE));
         assert_eq!(runs(&nightly, known, again), [three]);
+        // The run began a moment late, and the clock is set back over its time, again and again.
+        let late = three + SECOND / 5;
+        let over_and_over = (0..5).flat_map(|n| steps(three - (30 - n) * MINUTE, three + 29 * MINUTE, MINUTE));
+        let found = runs(&nightly, known, [late].into_iter().chain(over_and_over).chain([three + DAY]));
+        assert_eq!(found, [late, three + DAY]);
+        let hourly = cron("0 * * * *", Tz::UTC);
+        let back_and_on = steps(three - 59 * MINUTE, three + 2 * HOUR, MINUTE);
+        let found = runs(&hourly, three - HOUR, [late].into_iter().chain(back_and_on));
+        assert_eq!(found, [late, three + HOUR, three + 2 * HOUR]);
         // Ten years on, and back again: the days in between come all the same.
         let years_on = three + 3_650 * DAY + 5 * HOUR;
         let there = steps(three, three + HOUR, MINUTE).chain([years_on, years_on + MINUTE]);
@@ -305,6 +350,46 @@ mod tests {
                 prop_assert!(owed >= asked, "left out: {owed} at {asked}");
             }
             prop_assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "twice");
+        }
+
+        /// A clock that is set on and back at will, by seconds or by weeks: set back within a period, no time of the schedule has a second
+        /// run; by more, that is seen; and whatever happened, two periods of a clock that goes have a run.
+        #[test]
+        fn clocks_that_jump_make_it_neither_none_nor_two(
+            jumps in proptest::collection::vec((-40_i64..40, 0_i64..86_400, 0_i64..2 * HOUR), 1..60),
+            text in prop::sample::select(vec!["17 3 * * *", "0 */6 * * *", "0 * * * *", "*/20 * * * *", "30 2 * * 1"]),
+            jitter in 0_u64..600,
+        ) {
+            let times = Times::cron(text, Tz::Europe__Zurich).unwrap();
+            let schedule = Schedule::new("any", times.clone(), Duration::from_secs(jitter));
+            // How many times of the schedule lie behind the one and not behind the other.
+            let between = |from: i64, to: i64| -> usize {
+                std::iter::successors(times.next(from), |time| times.next(*time)).take_while(|time| *time <= to).take(3).count()
+            };
+            let start = micros("2026-03-01T12:00:00Z");
+            let (mut now, mut last) = (start, start);
+            for (hours, seconds, later) in jumps {
+                // By hours, or by seconds alone; then it goes on for some time.
+                now = (now + hours * HOUR + if hours % 2 == 0 { seconds * SECOND } else { -seconds * SECOND }).max(start);
+                for asked in [now, now + later / 2, now + later] {
+                    match schedule.due(asked, last) {
+                        Due::Now => {
+                            prop_assert!(between(last, asked) >= 1, "a time had two runs: {last} and {asked}");
+                            last = asked;
+                        }
+                        Due::Stale => {
+                            prop_assert!(between(asked, last) >= 2, "{asked} is within a period of {last}");
+                            last = asked;
+                        }
+                        Due::At(time) => prop_assert!(time > asked),
+                        Due::Never => prop_assert!(false),
+                    }
+                    prop_assert!(between(asked, last) < 3, "{last} is never reached again from {asked}");
+                }
+                now += later;
+            }
+            let two = times.next(times.next(times.next(now).unwrap()).unwrap()).unwrap() + jitter as i64 * SECOND;
+            prop_assert!(!runs(&schedule, last, steps(now, two, MINUTE).chain([two])).is_empty(), "none from {now} to {two}, {last}");
         }
 
         #[test]

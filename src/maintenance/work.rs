@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::{Context, Failure, Report, Settings, Stop};
 use crate::clock;
@@ -19,6 +19,10 @@ pub struct Ended {
     pub run: Run,
     pub result: Result<Report, Failure>,
 }
+
+/// What nobody else may have while the work is done. The thread that does it holds it to its end, also when it is let go of.
+#[derive(Debug, Default)]
+pub struct Turn(pub Vec<OwnedMutexGuard<()>>);
 
 /// What a start finds: the newest run, and the last that was done. One that was killed is told, and what it left is removed.
 pub async fn take_over(settings: &Settings, writer: &Writer) -> Result<(Run, Option<Run>), JobError> {
@@ -42,13 +46,19 @@ pub async fn take_over(settings: &Settings, writer: &Writer) -> Result<(Run, Opt
 }
 
 /// Does it now.
-pub async fn perform(settings: &Settings, writer: &Writer, files: &Files, stop: &Stop) -> Result<Ended, JobError> {
+pub async fn perform(
+    settings: &Settings,
+    writer: &Writer,
+    files: &Files,
+    stop: &Stop,
+    turn: Turn,
+) -> Result<Ended, JobError> {
     let name = settings.name.clone();
     let now = clock::now_micros();
     let began = writer.perform(move |state| job_run::begin(state, &name, now)).await?;
     tracing::info!(event = "job_began", job = %settings.name);
     let start = Instant::now();
-    let result = on_a_thread(settings, files, stop).await;
+    let result = on_a_thread(settings, files, stop, turn).await;
     let took = start.elapsed();
     let (outcome, detail) = match &result {
         Ok(report) => (Outcome::Done, report.0.clone()),
@@ -68,7 +78,7 @@ pub async fn perform(settings: &Settings, writer: &Writer, files: &Files, stop: 
     Ok(Ended { run, result })
 }
 
-async fn on_a_thread(settings: &Settings, files: &Files, stop: &Stop) -> Result<Report, Failure> {
+async fn on_a_thread(settings: &Settings, files: &Files, stop: &Stop, turn: Turn) -> Result<Report, Failure> {
     let (tell, told) = oneshot::channel();
     let (stop, files, home) = (stop.clone(), files.clone(), settings.home.clone());
     let context = Context { stop, files, home, runtime: Handle::current() };
@@ -77,6 +87,7 @@ async fn on_a_thread(settings: &Settings, files: &Files, stop: &Stop) -> Result<
         controls::reach(Seam::JobWork);
         let result = job.run(&context);
         controls::reach(Seam::JobWork);
+        drop((context, turn));
         // Nobody listens when it was let go of.
         let _ = tell.send(result);
     });

@@ -25,7 +25,7 @@ mod rows;
 pub mod scan;
 pub mod wake;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use declared::Declared;
@@ -62,6 +62,13 @@ pub enum StatePlace {
     At(PathBuf),
     /// In the file of a projection's tables.
     ReadModel(PathBuf),
+}
+
+/// A path by which the same file is known, also before it is there.
+pub fn same_file(path: &Path) -> PathBuf {
+    let canonical = path.canonicalize().ok();
+    let by_folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    canonical.or_else(by_folder).unwrap_or_else(|| path.to_owned())
 }
 
 impl Settings {

@@ -99,6 +99,7 @@ impl Files {
             while state.changed().await.is_ok() {}
             *slot = Slot::Empty;
         }
+        let is_fresh = matches!(*slot, Slot::Empty);
         let (writer, tables, inode) = match &*slot {
             Slot::Open(_, _, opened) if *opened != inode(&path) && !controls::is_off(Protection::Inode) => {
                 return Err(FileError::Replaced { path });
@@ -106,11 +107,17 @@ impl Files {
             Slot::Open(writer, tables, opened) => (writer.clone(), *tables, *opened),
             _ => (open(source, &path)?, Tables::NotAskedFor, inode(&path)),
         };
+        // Whoever asks may be let go of while he waits for the tables: then the file is open all the same, and locked by us.
+        *slot = Slot::Open(writer.clone(), tables, inode);
         if (wanted, tables) == (Tables::There, Tables::NotAskedFor) {
-            let migrated = writer.perform(migrate).await;
-            migrated.map_err(|source| FileError::Migrate { path, source })?;
+            if let Err(source) = writer.perform(migrate).await {
+                if is_fresh {
+                    *slot = Slot::Closing(writer.state.clone());
+                }
+                return Err(FileError::Migrate { path, source });
+            }
+            *slot = Slot::Open(writer.clone(), wanted, inode);
         }
-        *slot = Slot::Open(writer.clone(), if wanted == Tables::There { wanted } else { tables }, inode);
         Ok(writer)
     }
 

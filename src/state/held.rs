@@ -197,6 +197,13 @@ pub fn of_key(connection: &Connection, consumer: &str, key: &[u8], most: usize) 
     Ok(statement.query_map(params![consumer, key, most as i64], from_row)?.collect::<Result<_, _>>()?)
 }
 
+/// Each consumer that holds something, with the lowest position of that.
+pub fn lowest(connection: &Connection) -> Result<Vec<(String, i64)>, JobError> {
+    let sql = "SELECT consumer, min(position) FROM outboxd_held GROUP BY consumer";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+}
+
 /// One dead letter, if there is any.
 pub fn first_dead(connection: &Connection, consumer: &str) -> Result<Option<HeldRow>, JobError> {
     let sql = format!("SELECT {COLUMNS} FROM outboxd_held WHERE consumer = ?1 AND state = 'dead' LIMIT 1");

@@ -54,6 +54,8 @@ metrics_table! {
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
+    ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
+    ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
@@ -94,6 +96,14 @@ pub fn job_is_known(job: &str, success: Option<i64>) {
 
 pub fn snapshots_written(job: &str, count: u64) {
     counter!(SNAPSHOTS_TOTAL, vec![label("job", job)]).increment(count);
+}
+
+pub fn events_archived(job: &str, count: u64) {
+    counter!(ARCHIVED_EVENTS_TOTAL, vec![label("job", job)]).increment(count);
+}
+
+pub fn archive_held_back(job: &str, reason: &'static str, count: u64) {
+    gauge!(ARCHIVE_HELD_BACK_EVENTS, vec![label("job", job), label("reason", reason)]).set(count as f64);
 }
 
 /// A run has ended; `success` says when, where it was done.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::support::process::Scene;
+
 // A build without a broker's client refuses its sinks.
 #[cfg(all(feature = "kafka", feature = "amqp", feature = "http"))]
 #[test]
@@ -18,14 +20,14 @@ fn every_example_is_taken() {
         }
     }
     taken.sort();
-    assert_eq!(taken, ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq"]);
+    assert_eq!(taken, ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq", "shop"]);
 }
 
 /// The command itself finds nothing wrong: files that are not there yet are waited for.
 #[cfg(all(feature = "kafka", feature = "amqp", feature = "http"))]
 #[test]
 fn every_example_passes_check() {
-    for name in ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq"] {
+    for name in ["eventsource-py", "file", "http", "kafka", "outboxd", "rabbitmq", "shop"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name).with_extension("toml");
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_outboxd"))
             .args(["check", "--offline", "-c"])
@@ -36,6 +38,27 @@ fn every_example_passes_check() {
         let told = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&told));
     }
+}
+
+/// What the documents say to write into a configuration can be written there: each section, with what stands before it in its document where it
+/// has no source of its own.
+#[cfg(all(feature = "kafka", feature = "amqp", feature = "http"))]
+#[test]
+fn the_configurations_in_the_documents_pass_check() {
+    let mut tried = 0;
+    for name in ["README.md", "docs/PROJECTIONS.md", "docs/JOBS.md", "docs/EVENTS.md", "docs/EXAMPLE.md"] {
+        let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+        let mut before = String::new();
+        for block in document.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+            before = if block.contains("[sources.") { block.to_owned() } else { before + "\n" + block };
+            let scene = Scene::without_a_file(&before);
+            let output = scene.outboxd(&["check", "--offline"]);
+            let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            assert!(output.status.success(), "{name}:\n{before}\n{told}");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 3, "{tried}");
 }
 
 #[test]

@@ -159,6 +159,63 @@ fn a_stop_ends_a_running_job_within_a_second() {
     }
 }
 
+/// A run that does not look whether it has to end is let go of; until it has ended, nobody works beside it, and nothing is removed under it.
+#[test]
+fn a_run_that_does_not_hear_a_reload_keeps_its_turn() {
+    let _machine = shared_machine();
+    let long = |takes: &str| job("long", &format!("every = \"1s\"\ntakes = \"{takes}\"\nis_deaf = true"));
+    let scene = scene(&[long("4s"), job("other", "every = \"1h\"")]);
+    let daemon = scene.daemon();
+    is(&daemon, "other", "scheduled");
+    began(&scene, "long");
+    scene.reconfigure(&[SHOP, &long("1ms"), &job("other", "every = \"1s\"")].concat());
+    let reloaded = scene.outboxd(&["reload"]);
+    assert_eq!(reloaded.status.code(), Some(0), "{reloaded:?}");
+    let waits = until("it waits for itself", PATIENCE, || shown(&daemon, "long").filter(|job| job["detail"] != ""));
+    assert!(waits["detail"].as_str().unwrap().contains("has not ended yet"), "{waits}");
+    assert!(scene.path("long.partial").exists(), "nothing is removed under it");
+    let lines = until("all have run", PATIENCE, || {
+        let lines = trials(&scene);
+        (lines.iter().filter(|line| *line == "long ended").count() >= 2 && lines.contains(&"other ended".into()))
+            .then_some(lines)
+    });
+    let pairs: Vec<&[String]> = lines.chunks_exact(2).collect();
+    assert!(
+        pairs.iter().all(|pair| pair[0].replace("began", "ended") == pair[1]),
+        "one works beside another: {lines:?}"
+    );
+    assert_eq!(pairs[0], ["long began", "long ended"]);
+    assert_eq!(results(&scene, "long")[1], Some("killed".into()), "how it ended is not known");
+}
+
+/// Another process holds the state's write lock: the job cannot open it, and is told to end.
+#[test]
+fn a_job_that_opens_its_state_hears_a_stop_and_a_reload() {
+    let _machine = shared_machine();
+    let scene = scene(&[job("j", "every = \"1h\"")]);
+    let mut daemon = scene.daemon();
+    is(&daemon, "j", "scheduled");
+    assert_eq!(daemon.stop(PATIENCE).0, Some(0));
+    let locked = state(&scene);
+    locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut daemon = scene.daemon();
+    let series = "outboxd_transactions_total{file=\"app.db-outboxd.db\",result=\"retried\"}";
+    let opens = || until("it opens its state", PATIENCE, || daemon.metric(series).filter(|count| *count > 0.0));
+    opens();
+    scene.reconfigure(&[SHOP, &job("j", "every = \"2h\"")].concat());
+    let (asked, reloaded) = (Instant::now(), scene.outboxd(&["reload"]));
+    assert!(reloaded.status.code() == Some(0) && asked.elapsed() < PATIENCE, "{reloaded:?}");
+    assert_eq!(is(&daemon, "j", "waiting")["schedule"], "every 2h");
+    locked.execute_batch("ROLLBACK").unwrap();
+    is(&daemon, "j", "scheduled");
+    locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(daemon.stop(PATIENCE).0, Some(0));
+    let mut daemon = scene.daemon();
+    until("it opens its state", PATIENCE, || daemon.metric(series).filter(|count| *count > 0.0));
+    let (code, took) = daemon.stop(PATIENCE);
+    assert!(code == Some(0) && took < PATIENCE / 2, "{code:?} after {took:?}");
+}
+
 #[test]
 fn a_failed_run_is_told_by_name_and_by_exit_code() {
     let _machine = shared_machine();
@@ -262,6 +319,12 @@ fn a_night_in_which_an_hour_comes_twice_has_one_run() {
     assert!(trials(&scene).is_empty());
     at("@2026-10-25 00:29:58");
     until("it was fired", Duration::from_secs(30), || (trials(&scene).len() == 2).then_some(()));
+    // The clock is set back over the time of the run, which began a moment behind it; a start looks at once.
+    daemon.kill();
+    at("@2026-10-25 00:29:58");
+    let mut daemon = clock.start(&scene);
+    assert_eq!(is(&daemon, "nightly", "scheduled")["next"], "2026-10-26T01:30:00.000000Z");
+    throughout("one run", Duration::from_millis(2500), || trials(&scene).len() == 2);
     // It is half past two again, and once more after a kill.
     at("@2026-10-25 01:29:59");
     throughout("one run", Duration::from_millis(1800), || trials(&scene).len() == 2);
@@ -277,7 +340,7 @@ fn a_night_in_which_an_hour_comes_twice_has_one_run() {
     let daemon = clock.start(&scene);
     until("the day has its run", PATIENCE, || (trials(&scene).len() == 6).then_some(()));
     assert_eq!(is(&daemon, "nightly", "scheduled")["next"], "2026-10-27T01:30:00.000000Z");
-    Proof::of("jobs and clocks").tried("clocks that are set", 5).found("runs too many or too few", 0);
+    Proof::of("jobs and clocks").tried("clocks that are set", 6).found("runs too many or too few", 0);
 }
 
 /// A command that runs a job is ended at each of its steps; what the next one finds is as if the run had not been, or had been.

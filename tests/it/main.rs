@@ -5,6 +5,7 @@
 mod a_bad_network_loses_nothing;
 mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
+mod archives_pass_nobody;
 mod audits;
 mod backups_are_whole;
 mod bad_input_by_name;
@@ -33,6 +34,7 @@ mod eventsource_consumers_go_on;
 mod eventsource_dead_letters_are_understood;
 mod eventsource_outbox_marks_rows;
 mod eventsource_tables_are_read;
+mod example;
 mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
 mod files_are_rotated;
@@ -71,6 +73,8 @@ mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 #[cfg(feature = "controls")]
 mod snapshots_are_true;
+#[cfg(feature = "controls")]
+mod snapshots_bear_what_happens_meanwhile;
 mod support;
 mod tables_are_marked_by_hand;
 mod tables_are_read_by_feed;

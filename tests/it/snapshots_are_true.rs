@@ -16,16 +16,16 @@ use crate::support::rig::open;
 use crate::support::wait::until;
 use crate::the_controls_fail_without_their_protection::without;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
-fn config(preset: &str, keys: &str) -> String {
+pub fn config(preset: &str, keys: &str) -> String {
     format!(
         "[daemon]\nadmin = \"127.0.0.1:0\"\n[sources.log]\npath = \"app.db\"\npreset = \"{preset}\"\nread = \"events\"\n\
          [jobs.snaps]\ntype = \"snapshot\"\nsource = \"log\"\n{keys}\n"
     )
 }
 
-const REDUCERS: &str = r#"every_events = 10
+pub const REDUCERS: &str = r#"every_events = 10
 [jobs.snaps.reducers]
 Order = "merge-patch"
 Note = "none"
@@ -42,7 +42,7 @@ fn append(app: &Connection, stream: &str, version: i64, kind: &str, data: &str) 
 }
 
 /// Versions `from` to `to`, whose fold is easily told.
-fn grow(app: &Connection, stream: &str, from: i64, to: i64) {
+pub fn grow(app: &Connection, stream: &str, from: i64, to: i64) {
     let transaction = app.unchecked_transaction().unwrap();
     for version in from..=to {
         match stream.starts_with("Cart") {
@@ -69,17 +69,17 @@ fn truth(stream: &str, version: i64) -> Value {
     fields.into()
 }
 
-fn run(scene: &Scene) -> Output {
+pub fn run(scene: &Scene) -> Output {
     scene.outboxd(&["job", "run", "snaps"])
 }
 
 /// What a run that went well says.
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn refused(output: &Output) -> String {
+pub fn refused(output: &Output) -> String {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{told}");
     told
@@ -370,7 +370,7 @@ fn a_reducer_is_said_and_never_guessed() {
     }
 }
 
-fn python(arguments: &[&str]) -> Vec<Value> {
+pub fn python(arguments: &[&str]) -> Vec<Value> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tools/eventsource_snapshots.py");
     let output = Command::new("python3").arg(script).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -378,7 +378,7 @@ fn python(arguments: &[&str]) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-const ACCOUNT: &str = r#"every_events = 10
+pub const ACCOUNT: &str = r#"every_events = 10
 schema_versions = { Account = 3 }
 [jobs.snaps.reducers.Account]
 AccountOpened = "json_object('account_id', :stream_id, 'owner', :data ->> 'owner', 'cents', 0, 'deposits', 0)"
@@ -427,7 +427,7 @@ fn the_real_eventsource_py_takes_them() {
 }
 
 /// As FlightDeck's code does it: `getCurrentState`, with a fold that lists what it is given.
-fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
+pub fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
     let snapshot: Option<(i64, String)> = app
         .query_row("SELECT version, data, timestamp FROM snapshots WHERE stream_id = @streamId", [stream], |row| {
             Ok((row.get(0)?, row.get(1)?))
@@ -451,7 +451,7 @@ fn current_state(app: &Connection, stream: &str) -> (Vec<Value>, i64) {
 }
 
 /// `appendEvent`, of the same document.
-fn flightdeck_append(app: &Connection, stream: &str, from: i64, to: i64) {
+pub fn flightdeck_append(app: &Connection, stream: &str, from: i64, to: i64) {
     let transaction = app.unchecked_transaction().unwrap();
     for version in from..=to {
         let time = format!("2026-11-21T03:15:{:02}.1234567+00:00", version % 60);

@@ -3,8 +3,10 @@
 
     eventsource_snapshots.py write FILE AGGREGATES EVENTS     more events for so many new aggregates; makes FILE when it is not there
     eventsource_snapshots.py read FILE                        loads every aggregate with and without its snapshot
+    eventsource_snapshots.py fast FILE                        loads every aggregate with its snapshot alone
+    eventsource_snapshots.py grow FILE EVENTS                 loads every aggregate with its snapshot, and appends so many deposits
 
-`read` prints a line each: {"aggregate_id", "version", "snapshot" (its version, null when the library does not take it), "state", "same"}.
+`read` and `fast` print a line each: {"aggregate_id", "version", "snapshot" (its version, null when the library does not take it), "state", "same"}.
 """
 
 import asyncio
@@ -94,9 +96,27 @@ async def write(file, aggregates, events):
     await store.close()
 
 
-async def read(file):
+def aggregates_of(file):
     with sqlite3.connect(file) as connection:
-        ids = [row[0] for row in connection.execute("SELECT DISTINCT aggregate_id FROM events ORDER BY aggregate_id")]
+        return [row[0] for row in connection.execute("SELECT DISTINCT aggregate_id FROM events ORDER BY aggregate_id")]
+
+
+async def fast(file, events):
+    store, _, fast = repositories(file)
+    for text in aggregates_of(file):
+        account = await fast.load(uuid.UUID(text))
+        for _ in range(events):
+            common = {"aggregate_id": account.aggregate_id, "aggregate_version": account.version + 1}
+            account.apply_event(Deposited(**common, cents=1))
+        if events:
+            await fast.save(account)
+        line = {"aggregate_id": text, "version": account.version, "state": account.state.model_dump(mode="json")}
+        print(json.dumps(line, ensure_ascii=False))
+    await store.close()
+
+
+async def read(file):
+    ids = aggregates_of(file)
     store, plain, fast = repositories(file)
     for text in ids:
         aggregate_id = uuid.UUID(text)
@@ -110,7 +130,12 @@ async def read(file):
     await store.close()
 
 
-if sys.argv[1] == "write":
-    asyncio.run(write(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-else:
-    asyncio.run(read(sys.argv[2]))
+match sys.argv[1:]:
+    case ["write", file, aggregates, events]:
+        asyncio.run(write(file, int(aggregates), int(events)))
+    case ["grow", file, events]:
+        asyncio.run(fast(file, int(events)))
+    case ["fast", file]:
+        asyncio.run(fast(file, 0))
+    case ["read", file]:
+        asyncio.run(read(file))

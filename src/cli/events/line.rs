@@ -159,7 +159,8 @@ pub fn stream(stream: &Stream) -> String {
 /// An event as it is printed.
 #[derive(Serialize)]
 pub struct EventLine<'a> {
-    position: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<i64>,
     id: &'a str,
     stream_id: &'a str,
     stream_type: &'a str,
@@ -182,7 +183,8 @@ impl<'a> EventLine<'a> {
             })
         };
         Ok(Self {
-            position: event.position,
+            // Other schemas than ours may have none.
+            position: (event.position != 0).then_some(event.position),
             id: &event.id,
             stream_id: &event.stream,
             stream_type: &event.stream_type,

@@ -2,6 +2,7 @@
 
 mod append;
 mod line;
+mod state;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::{Context, Exit, Failure, terminal};
+use crate::config::Loaded;
+use crate::source;
 use crate::source::wake::Wake;
 use crate::store::Reader;
 use crate::store::event::StoredEvent;
@@ -42,6 +45,18 @@ pub enum Command {
         #[arg(long, value_name = "VERSION", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
         from: i64,
     },
+    /// Print what a stream's state is made of: its snapshot, the events behind it, and what they come to
+    ///
+    /// The last is folded by the reducer that a snapshot job of the configuration has for streams of this type; where there is none, it is
+    /// left out. Works on the presets outboxd, eventsource-py and flightdeck, and changes nothing
+    State {
+        /// A source of the configuration, or a file (with a dot or a slash in it)
+        #[arg(value_name = "SOURCE|FILE")]
+        store: String,
+        /// The stream
+        #[arg(value_name = "STREAM")]
+        stream: String,
+    },
     /// Print events of all streams as they are committed, until it is stopped
     Tail {
         /// A source of the configuration, or a file (with a dot or a slash in it)
@@ -71,6 +86,7 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         match command {
             Command::Append(args) => append::execute(args, context).await,
             Command::Show { store, stream, from } => show(store, stream, *from, context).await,
+            Command::State { store, stream } => state::execute(store, stream, context),
             Command::Tail { store, after, count, no_follow } => {
                 let follow = if *no_follow { Follow::UntilHead } else { Follow::ForEver };
                 tail(store, *after, count.unwrap_or(u64::MAX), follow, context).await
@@ -88,20 +104,34 @@ struct Place {
 
 impl Place {
     fn named(name: &str, context: &Context) -> anyhow::Result<Self> {
-        let is_source = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        if !is_source {
+        if !Self::is_source(name) {
             return Ok(Self { path: name.into(), allow_network_filesystem: false });
         }
+        let (source, _) = Self::source(name, context)?;
+        if source.preset.as_deref() != Some("outboxd") {
+            let reason = format!("source {name} is not read as outboxd's own tables (preset = \"outboxd\")");
+            return Err(Failure::new(Exit::Usage, reason, "the event store works on those only: `outboxd init`").into());
+        }
+        Ok(Self::of(&source))
+    }
+
+    fn of(source: &source::Settings) -> Self {
+        Self { path: source.path.clone(), allow_network_filesystem: source.allow_network_filesystem }
+    }
+
+    /// Whether this names a source, not a file.
+    fn is_source(name: &str) -> bool {
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    }
+
+    /// A source of the configuration, with all of that.
+    fn source(name: &str, context: &Context) -> anyhow::Result<(source::Settings, Loaded)> {
         let loaded = context.load()?;
         let Some(source) = loaded.config.sources.get(name) else {
             let reason = format!("there is no source {name} in {}", loaded.file.display());
             return Err(Failure::new(Exit::Usage, reason, format!("for a file of that name write ./{name}")).into());
         };
-        if source.preset.as_deref() != Some("outboxd") {
-            let reason = format!("source {name} is not read as outboxd's own tables (preset = \"outboxd\")");
-            return Err(Failure::new(Exit::Usage, reason, "the event store works on those only: `outboxd init`").into());
-        }
-        Ok(Self { path: source.path.clone(), allow_network_filesystem: source.allow_network_filesystem })
+        Ok((source.clone(), loaded))
     }
 
     fn reader(&self) -> anyhow::Result<Reader> {
@@ -145,13 +175,17 @@ async fn show(store: &str, stream: &str, from: i64, context: &Context) -> anyhow
     if context.json {
         print_lines(&events)?;
     } else {
-        let row = |event: &StoredEvent| {
-            vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
-        };
-        let rows: Vec<_> = events.iter().map(row).collect();
-        terminal::print(&terminal::table(&["VERSION", "TYPE", "TIME", "DATA"], &rows))?;
+        terminal::print(&event_rows(&events))?;
     }
     Ok(Exit::Ok)
+}
+
+fn event_rows(events: &[StoredEvent]) -> String {
+    let row = |event: &StoredEvent| {
+        vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
+    };
+    let rows: Vec<_> = events.iter().map(row).collect();
+    terminal::table(&["VERSION", "TYPE", "TIME", "DATA"], &rows)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use super::Config;
 use super::layers::Layers;
 use super::read::Raw;
-use crate::maintenance;
 use crate::setting::checker::Places;
 use crate::setting::key::Key;
 use crate::setting::problem::{KeyPath, Origin, Problem};
 use crate::setting::{Bytes, Checker, Nanos, is_loopback};
+use crate::{consumer, maintenance};
 
 /// Checks everything against everything.
 pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Config {
@@ -35,7 +35,10 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
         .collect();
     let relays = relay::resolve(raw, &sources, &sinks, &mut checker);
     let projections = projection::resolve(raw, &sources, &mut checker);
-    let known = maintenance::Sources { resolved: &sources, named: raw.sources.keys().cloned().collect() };
+    let placed =
+        |consumer: &consumer::Settings| Some((consumer.name.clone(), consumer.placed(sources.get(&consumer.source)?)));
+    let consumers = relays.iter().chain(&projections).filter_map(placed).collect();
+    let known = maintenance::Sources { resolved: &sources, named: raw.sources.keys().cloned().collect(), consumers };
     let resolve =
         |(name, raw): (&String, &Option<Box<dyn maintenance::Keys>>)| raw.as_ref()?.resolve(name, &known, &mut checker);
     let jobs = raw.jobs.iter().filter_map(resolve).collect();

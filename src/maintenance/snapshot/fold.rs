@@ -3,9 +3,11 @@
 use rusqlite::Connection;
 
 use super::reducer::{Calculator, Reducer, State};
-use super::tables::{Fresh, Schema, Stream};
+use super::slice::Slice;
+use super::tables::{Fresh, Schema, Stored, Stream};
 use crate::controls::{self, Protection};
 use crate::maintenance::{Failure, Stop};
+use crate::sqlite::fault::{self, Kind};
 
 /// What folding works with.
 #[derive(Debug)]
@@ -26,11 +28,14 @@ pub struct Folder<'a> {
 enum Fault {
     Missing(String),
     Other(String),
+    Stopped,
 }
 
 /// Why a stream has no new snapshot.
 #[derive(Debug)]
 pub enum Trouble {
+    /// It was deleted meanwhile.
+    Gone,
     /// With this one; the others go on.
     Stream(String),
     /// With all of them.
@@ -47,31 +52,49 @@ impl<'a> Folder<'a> {
         Ok(Self { schema, connection, calculator: Calculator::new()?, events, with_archive, stop, count: 0 })
     }
 
-    /// The newest state; `None` when the snapshot holds it already.
-    pub fn newest(&mut self, stream: &Stream, reducer: &Reducer, mark: &str) -> Result<Option<Fresh>, Trouble> {
-        let stored = self.schema.stored(self.connection, stream).map_err(Trouble::of_sqlite)?;
+    /// The version of the stream's newest event and its snapshot, as they stand there together at this moment: what its page told may be old.
+    pub fn look(&self, stream: &Stream) -> Result<(i64, Option<Stored>), Trouble> {
+        let look = || -> rusqlite::Result<_> {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let found = (self.schema.version(self.connection, stream)?, self.schema.stored(self.connection, stream)?);
+            snapshot.finish()?;
+            Ok(found)
+        };
+        let (version, stored) = look().map_err(|error| Trouble::of_sqlite(stream, error))?;
+        let version = version.ok_or(Trouble::Gone)?;
+        match &stored {
+            Some(stored) if stored.version > version => Err(Trouble::Stream(format!(
+                "its snapshot is of version {}, and its newest event of version {version}: the events were cut off, or the snapshot is another's. \
+                 Remedy: restore the file, or delete the snapshot",
+                stored.version
+            ))),
+            Some(stored) if stored.version < 1 => Err(unreadable(stored.version, "there is no such version")),
+            _ => Ok((version, stored)),
+        }
+    }
+
+    /// The newest state; `None` when fewer than `every` events are behind the snapshot.
+    pub fn newest(
+        &mut self,
+        stream: &Stream,
+        every: i64,
+        reducer: &Reducer,
+        mark: &str,
+    ) -> Result<Option<Fresh>, Trouble> {
+        let (version, stored) = self.look(stream)?;
         let mut base = None;
         if let Some(stored) = stored {
-            if stored.version > stream.version {
-                return Err(Trouble::Stream(format!(
-                    "its snapshot is of version {}, and its newest event of version {}: the events were cut off, or the snapshot is another's. \
-                     Remedy: restore the file, or delete the snapshot",
-                    stored.version, stream.version
-                )));
+            if version - stored.version < every {
+                return Ok(None);
             }
             // What another reducer has made cannot be gone on from.
             if stored.made_by == mark {
-                let state = State::of_snapshot(reducer, &stored.state, stored.version).map_err(|error| {
-                    let version = stored.version;
-                    Trouble::Stream(format!("its snapshot of version {version} cannot be read: {error}. Remedy: delete it, and it is made anew"))
-                })?;
+                let state = stored.state.and_then(|text| State::of_snapshot(reducer, &text, stored.version));
+                let state = state.map_err(|error| unreadable(stored.version, &error))?;
                 base = state.map(|state| (stored.version, state));
-                if base.is_some() && stored.version == stream.version {
-                    return Ok(None);
-                }
             }
         }
-        self.on_from(stream, reducer, mark, base, stream.version).map(Some)
+        self.on_from(stream, reducer, mark, base, version).map(Some)
     }
 
     /// The state at a version, from the first event on.
@@ -89,59 +112,86 @@ impl<'a> Folder<'a> {
     ) -> Result<Fresh, Trouble> {
         let (mut version, mut state) = base.unwrap_or_else(|| (0, State::first(reducer)));
         let mut time = String::new();
-        let (schema, calculator) = (self.schema, &self.calculator);
         let (mut events, mut archive) = (&self.events, self.with_archive.as_ref());
         while version < upto {
-            if self.stop.is_asked() {
-                return Err(Trouble::All(Failure::Aborted));
-            }
-            let taken = schema.events(self.connection, events, (stream, version, upto), |event| {
-                if event.version != version + 1 && !controls::is_off(Protection::Versions) {
-                    return Err(Fault::Missing(hole(version, event.version)));
-                }
-                version = event.version;
-                time.clear();
-                time.push_str(event.time);
-                self.count += 1;
-                state
-                    .apply(reducer, calculator, event)
-                    .map_err(|error| Fault::Other(format!("version {version}: {error}")))
-            });
-            let fault = match taken.map_err(Trouble::of_sqlite)? {
-                Ok(0) => Fault::Missing(format!(
-                    "version {} is missing: the stream is at version {upto}, and there is no event behind {version}. {RESTORE}",
-                    version + 1
-                )),
-                Ok(_) => continue,
-                Err(fault) => fault,
-            };
+            let slice = Slice::read(self.connection, events, stream, (version, upto));
+            let folded =
+                slice.map_err(|error| Trouble::of_sqlite(stream, error))?.map_err(Fault::Other).and_then(|slice| {
+                    if slice.is_empty() {
+                        return Err(Fault::Missing(cut_off(version, upto)));
+                    }
+                    slice.events(stream).try_for_each(|event| {
+                        if self.stop.is_asked() {
+                            return Err(Fault::Stopped);
+                        }
+                        if event.version != version + 1 && !controls::is_off(Protection::Versions) {
+                            return Err(Fault::Missing(hole(version, event.version)));
+                        }
+                        version = event.version;
+                        time.clear();
+                        time.push_str(event.time);
+                        self.count += 1;
+                        let applied = state.apply(reducer, &self.calculator, &event);
+                        applied.map_err(|error| Fault::Other(format!("version {version}: {error}. {MEND}")))
+                    })
+                });
+            let Err(fault) = folded else { continue };
             match (fault, archive.take()) {
+                (Fault::Stopped, _) => return Err(Trouble::All(Failure::Aborted)),
                 (Fault::Missing(_), Some(with_archive)) => events = with_archive,
-                (Fault::Missing(what) | Fault::Other(what), _) => return Err(Trouble::Stream(what)),
+                (Fault::Missing(what), None) => return Err(self.missing(stream, what)),
+                (Fault::Other(what), _) => return Err(Trouble::Stream(what)),
             }
         }
-        let state = state.finish().map_err(|error| Trouble::Stream(format!("version {version}: {error}")))?;
+        let state = state.finish().map_err(|error| Trouble::Stream(format!("version {version}: {error}. {MEND}")))?;
         Ok(Fresh { stream: stream.clone(), version, state, made_by: mark.to_owned(), time })
+    }
+
+    /// Events are missing; or all of them, since the application has erased the stream.
+    fn missing(&self, stream: &Stream, what: String) -> Trouble {
+        match self.schema.version(self.connection, stream) {
+            Ok(None) => Trouble::Gone,
+            Ok(Some(_)) => Trouble::Stream(what),
+            Err(error) => Trouble::of_sqlite(stream, error),
+        }
     }
 }
 
 const RESTORE: &str = "Remedy: restore the events, or leave the stream's type out (\"none\")";
+pub const MEND: &str = "Remedy: mend the event or the reducer, or leave the stream's type out (\"none\")";
 
-fn hole(before: i64, found: i64) -> String {
+pub fn cut_off(version: i64, upto: i64) -> String {
+    let next = version + 1;
+    format!(
+        "version {next} is missing: the stream is at version {upto}, and there is no event behind {version}. {RESTORE}"
+    )
+}
+
+pub fn hole(before: i64, found: i64) -> String {
     match found <= before {
         true => format!("version {found} stands there twice. {RESTORE}"),
         false => format!("version {} is missing: behind version {before} comes {found}. {RESTORE}", before + 1),
     }
 }
 
+pub fn unreadable(version: i64, why: &str) -> Trouble {
+    Trouble::Stream(format!(
+        "its snapshot of version {version} cannot be read: {why}. Remedy: delete it, and it is made anew"
+    ))
+}
+
 impl Trouble {
-    pub fn of_sqlite(error: rusqlite::Error) -> Self {
-        // A value of another kind than its column says is this stream's matter alone.
+    pub fn of_sqlite(stream: &Stream, error: rusqlite::Error) -> Self {
+        let Stream { id, kind, .. } = stream;
         match error {
-            rusqlite::Error::InvalidColumnType(_, column, kind) => {
-                Trouble::Stream(format!("a value of its column {column} is of kind {kind:?}, which cannot be read"))
-            }
-            error => Trouble::All(Failure::Unavailable(error.to_string())),
+            // A value of another kind than its column says is this stream's matter alone.
+            rusqlite::Error::InvalidColumnType(_, column, kind) => Trouble::Stream(format!(
+                "a value of its column {column} is of kind {kind:?}, which cannot be read. Remedy: mend that row, or delete it"
+            )),
+            error if fault::classify(&error).0 == Kind::Corrupt => Trouble::All(Failure::Data(format!(
+                "stream {id} of type {kind}: {error}. Remedy: see what is damaged (PRAGMA integrity_check), and restore the file"
+            ))),
+            error => Trouble::All(Failure::Unavailable(format!("stream {id} of type {kind}: {error}"))),
         }
     }
 }

@@ -56,7 +56,7 @@ enum Said {
 
 /// By name.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Numbers(BTreeMap<String, u64>);
+pub struct Numbers(pub(in crate::maintenance) BTreeMap<String, u64>);
 
 impl Keyed for Reducers {
     const KIND: Kind = Kind::Named;
@@ -85,7 +85,9 @@ impl registry::Keys for Snapshot {
         let every_events =
             checker.within(&key("every_events"), self.every_events.unwrap_or(EVERY_EVENTS), 1, EVERY_EVENTS_MAX);
         let source = keys::source(name, self.source.as_ref(), sources, checker)?;
-        let schema = schema(&source, &key("source"), checker)?;
+        let reason = "snapshots are written in the shape of the presets outboxd, eventsource-py and flightdeck only: where another application \
+                      keeps its own is not known";
+        let schema = schema(&source, &key("source"), reason, checker)?;
         let reducers = self.reducers(name, schema, checker)?;
         let schema_versions = self.schema_versions.clone().unwrap_or_default().0;
         if schema != Schema::EventsourcePy && self.schema_versions.is_some() {
@@ -110,11 +112,15 @@ impl registry::Keys for Snapshot {
     }
 }
 
-fn schema(source: &source::Settings, key: &KeyPath, checker: &mut Checker<'_>) -> Option<Schema> {
+/// The schema of the source's preset; `reason` says why there has to be one.
+pub(in crate::maintenance) fn schema(
+    source: &source::Settings,
+    key: &KeyPath,
+    reason: &str,
+    checker: &mut Checker<'_>,
+) -> Option<Schema> {
     let known = Schema::PRESETS.iter().find(|(preset, _)| source.preset.as_deref() == Some(preset));
     if known.is_none() {
-        let reason = "snapshots are written in the shape of the presets outboxd, eventsource-py and flightdeck only: where another application \
-                      keeps its own is not known";
         checker.refuse(key.clone(), reason, "name a source with one of these presets");
     }
     known.map(|(_, schema)| *schema)

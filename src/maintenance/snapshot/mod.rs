@@ -6,26 +6,31 @@
 //! 2. An older snapshot never takes the place of a newer one (`a_newer_snapshot_stays`).
 //! 3. Nobody guesses how events are folded: a reducer is said for each stream type, or its streams are left alone and named.
 //!
-//! Reading is done on a connection of its own, in batches; writing by the file's one writer, whose transactions are short and paced. A run that is
+//! Reading is done on a connection of its own, in slices that are folded when the read transaction has ended; writing by the file's one writer, whose transactions are short and paced. A run that is
 //! ended anywhere leaves the snapshots that were committed, each whole. Where to start reading: [`Snapshot::run`](Job::run), then `fold`.
 
 mod fold;
-mod keys;
+pub(super) mod keys;
+mod look;
 mod patch;
 mod reducer;
-mod tables;
+mod slice;
+pub(super) mod tables;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use rusqlite::Connection;
 
 use self::fold::{Folder, Trouble};
 pub use self::keys::Snapshot as Keys;
+pub use self::look::look_at;
 use self::reducer::Reducer;
-use self::tables::{Fresh, Schema, Stream};
-use super::{Context, Failure, Job, Report, Stop};
+use self::tables::{After, Fresh, Schema, Stream, Unreadable};
+use super::{Context, Failure, Job, Look, Report, Stop};
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
 use crate::sqlite::open;
@@ -35,6 +40,8 @@ use crate::telemetry::metric;
 
 /// Handed to the writer and not yet written.
 const UNDER_WAY_MAX: usize = 64;
+/// And so many bytes of states; one alone may have more.
+const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
 /// Of streams with a fault, so many are named.
 const NAMED_MAX: usize = 20;
 /// The stream type that stands for all others.
@@ -60,6 +67,8 @@ struct Tally {
     fault_count: u64,
     /// Stream types without a reducer, and how many of their streams are due.
     unreduced: BTreeMap<String, u64>,
+    /// Whether the snapshots of a stream type, by its reducer and its number, are not those of another reducer.
+    is_same_reducer: BTreeMap<String, bool>,
 }
 
 impl Snapshots {
@@ -75,7 +84,10 @@ impl Snapshots {
     fn open(&self) -> Result<Connection, Failure> {
         let path = self.source.path.display();
         let unread = |error: rusqlite::Error| Failure::Unavailable(format!("{path}: {error}"));
-        let connection = open::reader(&self.source.path).map_err(unread)?;
+        if let Some(refusal) = inspection::refusal(&self.source) {
+            return Err(Failure::Data(refusal.to_string()));
+        }
+        let connection = open::visitor(&self.source.path).map_err(unread)?;
         if let Some(finding) = inspection::journal(&connection, &self.source.path).map_err(unread)? {
             return Err(Failure::Data(finding.to_string()));
         }
@@ -87,49 +99,73 @@ impl Snapshots {
         }
     }
 
-    /// Does something for every stream, a page at a time.
+    fn folder<'a>(&self, connection: &'a Connection, stop: &'a Stop) -> Result<Folder<'a>, Failure> {
+        let failed = |error| Failure::Unavailable(format!("{}: {error}", self.source.path.display()));
+        Folder::new(self.schema, connection, stop).map_err(failed)
+    }
+
+    /// Does something for every stream, a page at a time; rows that are none are told.
     fn for_each(
         &self,
         connection: &Connection,
         stop: &Stop,
-        mut work: impl FnMut(&Stream) -> Result<(), Failure>,
+        tally: &mut Tally,
+        mut work: impl FnMut(&Stream, &mut Tally) -> Result<(), Trouble>,
     ) -> Result<(), Failure> {
-        let mut after = String::new();
+        let mut after = After::nothing();
         loop {
             let page = self.schema.page(connection, &after);
             let page =
                 page.map_err(|error| Failure::Unavailable(format!("{}: {error}", self.source.path.display())))?;
-            let Some(last) = page.iter().map(|stream| &stream.id).max() else { return Ok(()) };
+            let Some(last) = page.iter().map(|(place, _)| place).max() else { return Ok(()) };
             after.clone_from(last);
-            for stream in &page {
+            for (_, stream) in &page {
                 if stop.is_asked() {
                     return Err(Failure::Aborted);
                 }
-                work(stream)?;
+                let done = match stream {
+                    Ok(stream) => work(stream, tally).map_err(|trouble| (stream, trouble)),
+                    Err(Unreadable { id, what }) => {
+                        tally.named(format!("stream {id}: {what}"));
+                        Ok(())
+                    }
+                };
+                match done {
+                    Ok(()) | Err((_, Trouble::Gone)) => {}
+                    Err((stream, Trouble::Stream(what))) => tally.fault(stream, &what),
+                    Err((_, Trouble::All(failure))) => return Err(failure),
+                }
             }
         }
     }
 
-    /// A schema that has no place for the reducer's hash: a changed reducer under the same number would mix two kinds of states.
-    fn refuse_changed_reducers(&self, context: &Context) -> Result<(), Failure> {
+    /// A schema that has no place for the reducer's hash: a changed reducer under the same number would mix two kinds of states. Which one it is
+    /// for a stream type is remembered, wherever in the configuration it stands.
+    fn is_same_reducer(
+        &self,
+        context: &Context,
+        kind: &str,
+        reducer: &Reducer,
+        tally: &mut Tally,
+    ) -> Result<bool, Failure> {
         if self.schema != Schema::EventsourcePy {
-            return Ok(());
+            return Ok(true);
         }
-        for (kind, reducer) in &self.reducers {
-            let Some(reducer) = reducer else { continue };
-            let number = self.mark(kind, reducer);
-            let hash = reducer.hash();
-            let (place, now) = (format!("reducer {} {kind} {number}", self.name), hash.clone());
-            let before = context.state(move |connection| state::remembered(connection, &place, &now))?;
-            if before != hash {
-                return Err(Failure::Data(format!(
-                    "the reducer for {kind:?} is another than that of the snapshots that stand there, and its schema_version is still {number}. \
-                     Remedy: raise the number, in the application's class and in [jobs.{}.schema_versions]; its snapshots are then made anew",
-                    self.name
-                )));
-            }
+        if let Some(known) = tally.is_same_reducer.get(kind) {
+            return Ok(*known);
         }
-        Ok(())
+        let number = self.mark(kind, reducer);
+        let hash = reducer.hash();
+        let (place, now) = (format!("reducer of {kind} {number}"), hash.clone());
+        let is_same = context.state(move |connection| state::remembered(connection, &place, &now))? == hash;
+        if !is_same {
+            tally.named(format!(
+                "the reducer for {kind:?} is another than that of the snapshots that stand there, and its schema_version is still {number}: its streams                  are left as they are. Remedy: raise the number, in the application's class and in [jobs.{}.schema_versions]; its snapshots are then                  made anew",
+                self.name
+            ));
+        }
+        tally.is_same_reducer.insert(kind.to_owned(), is_same);
+        Ok(is_same)
     }
 }
 
@@ -140,34 +176,32 @@ impl Job for Snapshots {
 
     fn run(&self, context: &Context) -> Result<Report, Failure> {
         let connection = self.open()?;
-        self.refuse_changed_reducers(context)?;
         let writer = context.application(&self.source)?;
         metric::snapshots_written(&self.name, 0);
-        let mut folder = Folder::new(self.schema, &connection, context.stop())
-            .map_err(|error| Failure::Unavailable(format!("{}: {error}", self.source.path.display())))?;
+        let mut folder = self.folder(&connection, context.stop())?;
         let mut tally = Tally::default();
         let mut writing = Writing::new(self, &writer);
-        self.for_each(&connection, context.stop(), |stream| {
-            if stream.snapshot <= stream.version && stream.version - stream.snapshot < self.every_events {
+        self.for_each(&connection, context.stop(), &mut tally, |stream, tally| {
+            let reducer = self.reducer(&stream.kind);
+            if let Some(Some(reducer)) = reducer
+                && !self.is_same_reducer(context, &stream.kind, reducer, tally).map_err(Trouble::All)?
+            {
                 return Ok(());
             }
-            let reducer = match self.reducer(&stream.kind) {
-                Some(Some(reducer)) => reducer,
-                Some(None) => return Ok(()),
-                None => {
-                    *tally.unreduced.entry(stream.kind.clone()).or_default() += 1;
-                    return Ok(());
-                }
-            };
-            match folder.newest(stream, reducer, &self.mark(&stream.kind, reducer)) {
-                Ok(Some(fresh)) => writing.write(fresh, &mut tally),
-                Ok(None) => Ok(()),
-                Err(Trouble::Stream(what)) => {
-                    tally.fault(stream, &what);
-                    Ok(())
-                }
-                Err(Trouble::All(failure)) => Err(failure),
+            if stream.snapshot <= stream.version && stream.version.saturating_sub(stream.snapshot) < self.every_events {
+                return Ok(());
             }
+            match reducer {
+                Some(Some(reducer)) => {
+                    let mark = self.mark(&stream.kind, reducer);
+                    if let Some(fresh) = folder.newest(stream, self.every_events, reducer, &mark)? {
+                        writing.write(fresh, tally).map_err(Trouble::All)?
+                    }
+                }
+                Some(None) => {}
+                None => *tally.unreduced.entry(stream.kind.clone()).or_default() += 1,
+            }
+            Ok(())
         })?;
         writing.finish(&mut tally)?;
         tally.told(&self.name, folder.count)
@@ -175,34 +209,32 @@ impl Job for Snapshots {
 
     fn verify(&self, stop: &Stop) -> Result<Report, Failure> {
         let connection = self.open()?;
-        let mut folder = Folder::new(self.schema, &connection, stop)
-            .map_err(|error| Failure::Unavailable(format!("{}: {error}", self.source.path.display())))?;
+        let mut folder = self.folder(&connection, stop)?;
         let (mut right, mut stale, mut tally) = (0, 0, Tally::default());
-        self.for_each(&connection, stop, |stream| {
+        self.for_each(&connection, stop, &mut tally, |stream, _| {
             let Some(Some(reducer)) = self.reducer(&stream.kind) else { return Ok(()) };
-            let unread = |error: rusqlite::Error| Failure::Unavailable(error.to_string());
-            let Some(stored) = self.schema.stored(&connection, stream).map_err(unread)? else { return Ok(()) };
+            let Some(stored) = folder.look(stream)?.1 else { return Ok(()) };
             if stored.made_by != self.mark(&stream.kind, reducer) {
                 stale += 1;
                 return Ok(());
             }
-            match folder.anew(stream, reducer, stored.version) {
-                Ok(fresh) if is_same(&fresh.state, &stored.state) => right += 1,
-                Ok(_) => tally.fault(
-                    stream,
-                    &format!(
-                        "its snapshot of version {} is not what its events come to. Remedy: delete it, and it is made anew",
-                        stored.version
-                    ),
-                ),
-                Err(Trouble::Stream(what)) => tally.fault(stream, &what),
-                Err(Trouble::All(failure)) => return Err(failure),
+            let state = stored.state.map_err(|error| fold::unreadable(stored.version, &error))?;
+            if !is_same(&folder.anew(stream, reducer, stored.version)?.state, &state) {
+                return Err(Trouble::Stream(format!(
+                    "its snapshot of version {} is not what its events come to. Remedy: delete it, and it is made anew",
+                    stored.version
+                )));
             }
+            right += 1;
             Ok(())
         })?;
         let stale = if stale == 0 { String::new() } else { format!("; {stale} of another reducer were not looked at") };
         let told = format!("{right} snapshots are what {} events come to{stale}", folder.count);
         if tally.fault_count == 0 { Ok(Report(told)) } else { Err(Failure::Data(tally.faults_told(&told))) }
+    }
+
+    fn look(&self, stream: &str) -> Option<Result<Vec<Look>, Failure>> {
+        Some(self.look_at(stream))
     }
 }
 
@@ -214,9 +246,13 @@ fn is_same(one: &str, other: &str) -> bool {
 
 impl Tally {
     fn fault(&mut self, stream: &Stream, what: &str) {
+        self.named(format!("stream {} of type {}: {what}", stream.id, stream.kind));
+    }
+
+    fn named(&mut self, fault: String) {
         self.fault_count += 1;
         if self.faults.len() < NAMED_MAX {
-            self.faults.push(format!("stream {} of type {}: {what}", stream.id, stream.kind));
+            self.faults.push(fault);
         }
     }
 
@@ -246,30 +282,45 @@ struct Writing<'a> {
     writer: &'a Writer,
     done: (SyncSender<Written>, Receiver<Written>),
     under_way: usize,
+    /// Of the states under way.
+    bytes: usize,
 }
 
-/// The stream, and whether its snapshot was written.
-type Written = (Stream, Result<(), JobError>);
+/// What became of a snapshot under way.
+struct Written {
+    stream: Stream,
+    bytes: usize,
+    /// The stream has gone, or a newer one stands there.
+    is_late: bool,
+    result: Result<(), JobError>,
+}
 
 impl<'a> Writing<'a> {
     fn new(job: &'a Snapshots, writer: &'a Writer) -> Self {
-        Self { job, writer, done: sync_channel(UNDER_WAY_MAX), under_way: 0 }
+        Self { job, writer, done: sync_channel(UNDER_WAY_MAX), under_way: 0, bytes: 0 }
     }
 
     fn write(&mut self, fresh: Fresh, tally: &mut Tally) -> Result<(), Failure> {
-        if self.under_way == UNDER_WAY_MAX {
+        let bytes = fresh.state.len();
+        while self.under_way == UNDER_WAY_MAX || (self.under_way > 0 && self.bytes + bytes > UNDER_WAY_BYTES_MAX) {
             self.take(tally)?;
         }
         let (schema, stream, done) = (self.job.schema, fresh.stream.clone(), self.done.0.clone());
+        let late = Arc::new(AtomicBool::new(false));
+        let is_late = late.clone();
         self.under_way += 1;
+        self.bytes += bytes;
         self.writer.submit(
             move |connection| {
-                schema.write(connection, &fresh)?;
+                late.store(!schema.write(connection, &fresh)?, Ordering::Relaxed);
                 controls::reach(Seam::Snapshot);
                 Ok(())
             },
-            // There is room for all that are under way.
-            move |result| drop(done.try_send((stream, result))),
+            move |result| {
+                let written = Written { stream, bytes, is_late: is_late.load(Ordering::Relaxed), result };
+                // There is room for all that are under way.
+                drop(done.try_send(written));
+            },
         );
         Ok(())
     }
@@ -282,15 +333,17 @@ impl<'a> Writing<'a> {
     }
 
     fn take(&mut self, tally: &mut Tally) -> Result<(), Failure> {
-        let (stream, result) = self.done.1.recv().expect("the sender is kept here, too");
+        let written = self.done.1.recv().expect("the sender is kept here, too");
         self.under_way -= 1;
-        match result {
+        self.bytes -= written.bytes;
+        match written.result {
+            Ok(()) if written.is_late => {}
             Ok(()) => {
                 tally.written += 1;
                 metric::snapshots_written(&self.job.name, 1);
             }
             Err(JobError::Ended) => return Err(Failure::Unavailable(JobError::Ended.to_string())),
-            Err(error) => tally.fault(&stream, &format!("its snapshot cannot be written: {error}")),
+            Err(error) => tally.fault(&written.stream, &format!("its snapshot cannot be written: {error}")),
         }
         Ok(())
     }

@@ -138,7 +138,8 @@ fn statement(expression: &str) -> String {
 /// A state that is being folded.
 #[derive(Debug)]
 pub enum State {
-    Patched(Node),
+    /// And how many bytes of patches came since its size was last known.
+    Patched(Node, usize),
     Calculated(String),
     /// Without the closing bracket.
     Listed(String),
@@ -148,7 +149,7 @@ impl State {
     /// Of a stream without events.
     pub fn first(reducer: &Reducer) -> Self {
         match reducer {
-            Reducer::MergePatch { .. } => State::Patched(Node::empty()),
+            Reducer::MergePatch { .. } => State::Patched(Node::empty(), 0),
             Reducer::Sql(_) => State::Calculated("{}".to_owned()),
             Reducer::Events => State::Listed("[".to_owned()),
         }
@@ -157,7 +158,7 @@ impl State {
     /// What a snapshot of this version holds; `None` where it cannot be gone on from, and has to be made anew.
     pub fn of_snapshot(reducer: &Reducer, text: &str, version: i64) -> Result<Option<Self>, String> {
         Ok(Some(match reducer {
-            Reducer::MergePatch { .. } => State::Patched(Node::parse(text)?),
+            Reducer::MergePatch { .. } => State::Patched(Node::parse(text)?, 0),
             Reducer::Sql(_) => {
                 serde_json::from_str::<&RawValue>(text).map_err(|error| error.to_string())?;
                 State::Calculated(text.to_owned())
@@ -168,10 +169,15 @@ impl State {
 
     pub fn apply(&mut self, reducer: &Reducer, calculator: &Calculator, event: &Folded<'_>) -> Result<(), String> {
         match (self, reducer) {
-            (State::Patched(node), Reducer::MergePatch { without }) => {
+            (State::Patched(node, unknown), Reducer::MergePatch { without }) => {
                 let mut patch = Node::parse(event.data).map_err(|error| format!("its data is no JSON: {error}"))?;
                 without.iter().for_each(|name| patch.remove(name));
                 node.merge(patch);
+                *unknown += event.data.len();
+                if *unknown > STATE_BYTES_MAX {
+                    fits(node.text().len())?;
+                    *unknown = 0;
+                }
             }
             (State::Calculated(state), Reducer::Sql(expressions)) => {
                 let expression = expressions.get(event.kind).or_else(|| expressions.get(ANY));
@@ -197,6 +203,7 @@ impl State {
                     data.get(),
                     metadata.get()
                 ));
+                fits(list.len())?;
             }
             _ => unreachable!("a state is folded by the reducer that it began with"),
         }
@@ -206,7 +213,7 @@ impl State {
     /// As it is stored.
     pub fn finish(self) -> Result<String, String> {
         let text = match self {
-            State::Patched(node) => node.text(),
+            State::Patched(node, _) => node.text(),
             State::Calculated(text) => {
                 let json = serde_json::from_str::<&RawValue>(&text);
                 json.map_err(|error| format!("the state that the expressions come to is no JSON: {error}"))?;
@@ -214,10 +221,16 @@ impl State {
             }
             State::Listed(list) => list + "]",
         };
-        match text.len() {
-            0..=STATE_BYTES_MAX => Ok(text),
-            bytes => Err(format!("its state has {bytes} bytes, and {STATE_BYTES_MAX} are the most")),
-        }
+        fits(text.len())?;
+        Ok(text)
+    }
+}
+
+/// Looked at while it grows: what is larger is not folded on.
+fn fits(bytes: usize) -> Result<(), String> {
+    match bytes {
+        0..=STATE_BYTES_MAX => Ok(()),
+        bytes => Err(format!("its state has {bytes} bytes, and {STATE_BYTES_MAX} are the most")),
     }
 }
 

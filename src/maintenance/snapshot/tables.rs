@@ -2,9 +2,11 @@
 //!
 //! Streams are found by their versions and those of their snapshots, through indexes; no event is counted (`streams_are_found_by_indexes_alone`).
 
-use rusqlite::{Connection, params};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
-use super::reducer::{Folded, Reducer};
+use super::reducer::{Reducer, STATE_BYTES_MAX};
+use super::slice;
 use crate::clock;
 use crate::controls::{self, Protection};
 use crate::sqlite::open;
@@ -19,11 +21,9 @@ pub enum Schema {
 
 /// Streams in a page.
 pub const PAGE: i64 = 500;
-/// Events read by one statement.
-pub const BATCH: i64 = 1_000;
 
 /// A stream, and how far its snapshot has come.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Stream {
     pub id: String,
     pub kind: String,
@@ -32,11 +32,43 @@ pub struct Stream {
     pub snapshot: i64,
 }
 
+/// A row of a page that is none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable {
+    /// The stream, as far as it can be told.
+    pub id: String,
+    pub what: String,
+}
+
+/// Where a page ends, in SQLite's order of ids: text is not always UTF-8, and a BLOB comes behind all text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum After {
+    Text(Vec<u8>),
+    Blob(Vec<u8>),
+}
+
+impl After {
+    /// Before the first.
+    pub fn nothing() -> Self {
+        After::Text(Vec::new())
+    }
+}
+
+impl ToSql for After {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            After::Text(bytes) => ValueRef::Text(bytes),
+            After::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
 /// A snapshot as it stands there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stored {
     pub version: i64,
-    pub state: String,
+    /// What is wrong with it, where it cannot be read.
+    pub state: Result<String, String>,
     /// What it was made by: the reducer's hash, or the number of the state's schema.
     pub made_by: String,
 }
@@ -153,36 +185,77 @@ impl Schema {
         }
     }
 
-    /// The next streams, in some order, behind the one where the last page ended.
-    pub fn page(self, connection: &Connection, after: &str) -> rusqlite::Result<Vec<Stream>> {
+    /// The next streams, in some order, behind the one where the last page ended; each with its place.
+    pub fn page(
+        self,
+        connection: &Connection,
+        after: &After,
+    ) -> rusqlite::Result<Vec<(After, Result<Stream, Unreadable>)>> {
         let mut statement = connection.prepare_cached(self.streams_sql())?;
-        let rows = statement.query_map(params![after, PAGE], |row| {
-            let snapshot = row.get::<_, Option<i64>>(3)?.unwrap_or(0);
-            Ok(Stream { id: row.get(0)?, kind: row.get(1)?, version: row.get(2)?, snapshot })
-        })?;
-        rows.collect()
+        let mut rows = statement.query(params![after, PAGE])?;
+        let mut page = Vec::new();
+        while let Some(row) = rows.next()? {
+            let place = match row.get_ref(0)? {
+                ValueRef::Text(bytes) => After::Text(bytes.to_vec()),
+                ValueRef::Blob(bytes) => After::Blob(bytes.to_vec()),
+                // A column of text makes text of numbers.
+                _ => continue,
+            };
+            let stream = || -> rusqlite::Result<Stream> {
+                let snapshot = row.get::<_, Option<i64>>(3)?.unwrap_or(0);
+                Ok(Stream { id: row.get(0)?, kind: row.get(1)?, version: row.get(2)?, snapshot })
+            };
+            let stream = stream().map_err(|error| {
+                let (After::Text(id) | After::Blob(id)) = &place;
+                let what = format!("what is said of it cannot be read: {error}. Remedy: mend that row, or delete it");
+                Unreadable { id: String::from_utf8_lossy(id).into_owned(), what }
+            });
+            page.push((place, stream));
+        }
+        Ok(page)
+    }
+
+    /// The version of the stream's newest event; `None` when there is no such stream (any more).
+    pub fn version(self, connection: &Connection, stream: &Stream) -> rusqlite::Result<Option<i64>> {
+        let sql = match self {
+            Schema::Outboxd | Schema::Flightdeck => {
+                "SELECT version FROM streams WHERE stream_id = ?1 AND ?2 IS NOT NULL"
+            }
+            Schema::EventsourcePy => "SELECT max(version) FROM events WHERE aggregate_id = ?1 AND aggregate_type = ?2",
+        };
+        let found = connection.prepare_cached(sql)?.query_row(params![stream.id, stream.kind], |row| row.get(0));
+        Ok(found.optional()?.flatten())
     }
 
     pub fn stored(self, connection: &Connection, stream: &Stream) -> rusqlite::Result<Option<Stored>> {
-        let sql = match self {
-            Schema::Outboxd => {
-                "SELECT version, state, reducer_hash FROM snapshots WHERE stream_id = ?1 AND ?2 IS NOT NULL ORDER BY version DESC LIMIT 1"
-            }
+        let (state, from) = match self {
+            Schema::Outboxd => (
+                "state",
+                "reducer_hash FROM snapshots WHERE stream_id = ?1 AND ?2 IS NOT NULL ORDER BY version DESC LIMIT 1",
+            ),
             Schema::EventsourcePy => {
-                "SELECT version, state, CAST(schema_version AS TEXT) FROM snapshots WHERE aggregate_id = ?1 AND aggregate_type = ?2"
+                ("state", "CAST(schema_version AS TEXT) FROM snapshots WHERE aggregate_id = ?1 AND aggregate_type = ?2")
             }
-            Schema::Flightdeck => "SELECT version, data, '' FROM snapshots WHERE stream_id = ?1 AND ?2 IS NOT NULL",
+            Schema::Flightdeck => ("data", "'' FROM snapshots WHERE stream_id = ?1 AND ?2 IS NOT NULL"),
         };
-        let mut statement = connection.prepare_cached(sql)?;
-        let mut rows = statement.query_map(params![stream.id, stream.kind], |row| {
-            // What is no text is no JSON either, and is told as such.
-            let state = match row.get_ref(1)? {
-                rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
-                other => format!("<{:?}>", other.data_type()),
+        let sql = format!(
+            "SELECT version, octet_length({state}), CASE WHEN octet_length({state}) <= {STATE_BYTES_MAX} THEN {state} END, {from}"
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
+        let found = statement.query_row(params![stream.id, stream.kind], |row| {
+            let bytes = row.get::<_, Option<i64>>(1)?.unwrap_or(0);
+            let state = match row.get_ref(2)? {
+                ValueRef::Text(text) => {
+                    str::from_utf8(text).map(str::to_owned).map_err(|error| format!("it is no UTF-8: {error}"))
+                }
+                _ if bytes > STATE_BYTES_MAX as i64 => {
+                    Err(format!("it has {bytes} bytes, and {STATE_BYTES_MAX} are the most"))
+                }
+                other => Err(format!("it is no text, but {}", other.data_type())),
             };
-            Ok(Stored { version: row.get(0)?, state, made_by: row.get(2)? })
-        })?;
-        rows.next().transpose()
+            Ok(Stored { version: row.get(0)?, state, made_by: row.get(3)? })
+        });
+        found.optional()
     }
 
     /// Whether FlightDeck's archive is there; its owner may have left it out.
@@ -200,94 +273,63 @@ impl Schema {
             format!("SELECT {columns} FROM {table} WHERE {stream} AND version > ?3 AND version <= ?4")
         };
         let (columns, stream) = match self {
-            Schema::Outboxd => {
-                ("position, id, version, type, data, metadata, time", "stream_id = ?1 AND ?2 IS NOT NULL")
-            }
+            Schema::Outboxd => (
+                slice::columns("position", ["id", "type", "data", "metadata", "time"]),
+                "stream_id = ?1 AND ?2 IS NOT NULL",
+            ),
             Schema::EventsourcePy => (
-                "NULL AS position, event_id AS id, version, event_type AS type, payload AS data, NULL AS metadata, timestamp AS time",
+                slice::columns("NULL", ["event_id", "event_type", "payload", "NULL", "timestamp"]),
                 "aggregate_id = ?1 AND aggregate_type = ?2",
             ),
             Schema::Flightdeck => (
-                "NULL AS position, id, version, event_type AS type, data, metadata, timestamp AS time",
+                slice::columns("NULL", ["id", "event_type", "data", "metadata", "timestamp"]),
                 "stream_id = ?1 AND ?2 IS NOT NULL",
             ),
         };
-        let live = of(columns, "events", stream);
+        let live = of(&columns, "events", stream);
         let archived =
-            if archive { format!(" UNION ALL {}", of(columns, "archived_events", stream)) } else { String::new() };
-        format!("{live}{archived} ORDER BY version LIMIT {BATCH}")
+            if archive { format!(" UNION ALL {}", of(&columns, "archived_events", stream)) } else { String::new() };
+        format!("{live}{archived} ORDER BY version LIMIT {}", slice::EVENTS_MAX)
     }
 
-    /// Hands the next events over; says how many there were. An error of `take` ends it.
-    pub fn events<E>(
-        self,
-        connection: &Connection,
-        sql: &str,
-        (stream, after, upto): (&Stream, i64, i64),
-        mut take: impl FnMut(&Folded<'_>) -> Result<(), E>,
-    ) -> rusqlite::Result<Result<i64, E>> {
-        let mut statement = connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![stream.id, stream.kind, after, upto])?;
-        let mut count = 0;
-        while let Some(row) = rows.next()? {
-            let text = |n: usize| {
-                let value = row.get_ref(n)?;
-                let name = ["position", "id", "version", "type", "data", "metadata", "time"][n];
-                let wrong = |_| rusqlite::Error::InvalidColumnType(n, name.to_owned(), value.data_type());
-                value.as_str_or_null().map_err(wrong)
-            };
-            let event = Folded {
-                position: row.get(0)?,
-                id: text(1)?.unwrap_or_default(),
-                stream_id: &stream.id,
-                stream_type: &stream.kind,
-                version: row.get(2)?,
-                kind: text(3)?.unwrap_or_default(),
-                data: text(4)?.unwrap_or_default(),
-                metadata: text(5)?,
-                time: text(6)?.unwrap_or_default(),
-            };
-            if let Err(error) = take(&event) {
-                return Ok(Err(error));
-            }
-            count += 1;
-        }
-        Ok(Ok(count))
-    }
-
-    /// Writes it, unless a newer one stands there by now. Runs in the writer's transaction.
-    pub fn write(self, connection: &Connection, fresh: &Fresh) -> rusqlite::Result<()> {
+    /// Writes it, unless a newer one stands there by now, or the stream has gone; says whether. Runs in the writer's transaction.
+    pub fn write(self, connection: &Connection, fresh: &Fresh) -> rusqlite::Result<bool> {
         let guard = !controls::is_off(Protection::NewerSnapshot);
         let Fresh { stream, version, state, made_by, time } = fresh;
-        match self {
+        let written = match self {
             Schema::Outboxd => {
                 let sql = "INSERT INTO snapshots (stream_id, version, state, reducer_hash) SELECT ?1, ?2, ?3, ?4
                            WHERE NOT (?5 AND EXISTS (SELECT 1 FROM snapshots WHERE stream_id = ?1 AND version > ?2))
+                           AND EXISTS (SELECT 1 FROM streams WHERE stream_id = ?1 AND version >= ?2)
                            ON CONFLICT (stream_id, version) DO UPDATE SET state = excluded.state, reducer_hash = excluded.reducer_hash, time = excluded.time";
                 let mut insert = connection.prepare_cached(sql)?;
-                if insert.execute(params![stream.id, version, state, made_by, guard])? > 0 {
+                let written = insert.execute(params![stream.id, version, state, made_by, guard])?;
+                if written > 0 {
                     let sql = "DELETE FROM snapshots WHERE stream_id = ?1 AND version <> ?2";
                     connection.prepare_cached(sql)?.execute(params![stream.id, version])?;
                 }
+                written
             }
             Schema::EventsourcePy => {
                 let sql = "INSERT INTO snapshots (aggregate_id, aggregate_type, version, schema_version, state, created_at)
-                           VALUES (?1, ?2, ?3, CAST(?4 AS INTEGER), ?5, ?6)
+                           SELECT ?1, ?2, ?3, CAST(?4 AS INTEGER), ?5, ?6
+                           WHERE EXISTS (SELECT 1 FROM events WHERE aggregate_id = ?1 AND aggregate_type = ?2 AND version >= ?3)
                            ON CONFLICT (aggregate_id, aggregate_type) DO UPDATE SET version = excluded.version,
                            schema_version = excluded.schema_version, state = excluded.state, created_at = excluded.created_at
                            WHERE NOT (?7 AND snapshots.version > excluded.version)";
                 let now = clock::python_iso(clock::now_micros());
                 let values = params![stream.id, stream.kind, version, made_by, state, now, guard];
-                connection.prepare_cached(sql)?.execute(values)?;
+                connection.prepare_cached(sql)?.execute(values)?
             }
             Schema::Flightdeck => {
-                let sql = "INSERT INTO snapshots (stream_id, version, data, timestamp) VALUES (?1, ?2, ?3, ?4)
+                let sql = "INSERT INTO snapshots (stream_id, version, data, timestamp) SELECT ?1, ?2, ?3, ?4
+                           WHERE EXISTS (SELECT 1 FROM streams WHERE stream_id = ?1 AND version >= ?2)
                            ON CONFLICT (stream_id) DO UPDATE SET version = excluded.version, data = excluded.data, timestamp = excluded.timestamp
                            WHERE NOT (?5 AND snapshots.version > excluded.version)";
-                connection.prepare_cached(sql)?.execute(params![stream.id, version, state, time, guard])?;
+                connection.prepare_cached(sql)?.execute(params![stream.id, version, state, time, guard])?
             }
-        }
-        Ok(())
+        };
+        Ok(written > 0)
     }
 }
 
@@ -366,15 +408,31 @@ mod tests {
                 expected.push((id.clone(), (*kind).to_owned()));
             }
         }
-        let (mut found, mut after) = (Vec::new(), String::new());
+        // Ids that are no text: each is told once, and keeps nobody else from being found.
+        for (n, id) in ["CAST(x'69642D30303031FF' AS TEXT)", "x'FF'", "x'FFFF'"].into_iter().enumerate() {
+            let sql = format!(
+                "INSERT INTO events (event_id, aggregate_id, aggregate_type, event_type, version, timestamp, payload)
+                 VALUES ('odd{n}', {id}, 'Cart', 'E', 1, '', '{{}}')"
+            );
+            connection.execute(&sql, []).unwrap();
+        }
+        let (mut found, mut odd, mut after) = (Vec::new(), Vec::new(), After::nothing());
         loop {
             let page = Schema::EventsourcePy.page(&connection, &after).unwrap();
-            let Some(last) = page.iter().map(|stream| stream.id.clone()).max() else { break };
-            assert!(page.iter().all(|stream| (stream.version, stream.snapshot) == (3, 0)));
-            found.extend(page.into_iter().map(|stream| (stream.id, stream.kind)));
+            let Some(last) = page.iter().map(|(place, _)| place.clone()).max() else { break };
+            for (_, stream) in page {
+                match stream {
+                    Ok(stream) => {
+                        assert_eq!((stream.version, stream.snapshot), (3, 0));
+                        found.push((stream.id, stream.kind));
+                    }
+                    Err(unreadable) => odd.push(unreadable.id),
+                }
+            }
             after = last;
         }
         found.sort();
         assert_eq!(found, expected);
+        assert_eq!(odd, ["id-0001\u{fffd}", "\u{fffd}", "\u{fffd}\u{fffd}"]);
     }
 }

@@ -198,10 +198,19 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
     }
 }
 
-/// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `projection_ladder` and
-/// `rebuilds` and `backups_are_whole` climb over them.
-const ELSEWHERE: [Seam; 8] =
-    [Seam::Reload, Seam::JobRun, Seam::JobWork, Seam::Snapshot, Seam::Backup, Seam::Define, Seam::Apply, Seam::Swap];
+/// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
+/// `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
+const ELSEWHERE: [Seam; 9] = [
+    Seam::Reload,
+    Seam::JobRun,
+    Seam::JobWork,
+    Seam::Snapshot,
+    Seam::Archive,
+    Seam::Backup,
+    Seam::Define,
+    Seam::Apply,
+    Seam::Swap,
+];
 
 /// Every seam that exists is climbed over by some course.
 #[test]

@@ -8,6 +8,7 @@ mod input;
 mod model;
 mod processes;
 mod relayed;
+mod state;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use crate::Arguments;
 use crate::meter::{Drain, Pace};
 use crate::site::Site;
 
-const HEAD: [&str; 7] = ["", "bare", "relay", "ratio", "CPU s/M bare", "CPU s/M relay", "peak RSS relay"];
+const HEAD: [&str; 7] = ["", "bare", "outboxd", "ratio", "CPU s/M bare", "CPU s/M outboxd", "peak RSS outboxd"];
 
 /// Markdown, so that it can be pasted into docs/BENCHMARKS.md.
 pub struct Table {
@@ -18,8 +18,9 @@ impl Table {
     pub fn new(arguments: &Arguments) -> Self {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let rounds = arguments.rounds;
-        let mut footer =
-            format!("Medians of {rounds} rounds (of memory the most); {cores} cores, shared with the broker.");
+        let mut footer = format!(
+            "Medians of {rounds} rounds (of memory the most); {cores} cores, shared with broker and application."
+        );
         if arguments.quick {
             footer.push_str(" A quick run: the figures mean nothing.");
         }
@@ -28,26 +29,33 @@ impl Table {
 
     pub fn drain(&mut self, site: &Site, bytes: usize, events: usize, [bare, relay]: [&Drain; 2]) {
         let size = if bytes.is_multiple_of(1024) { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") };
+        self.sides(format!("{}: drain, {size}, {} k events", site.name, events / 1000), bare, relay);
+    }
+
+    /// How many events a second, and at what price. Memory is that of a process of its own.
+    pub fn sides(&mut self, what: String, bare: &Drain, ours: &Drain) {
+        let memory = if ours.rss_mib > 0.0 { format!("{:.0} MiB", ours.rss_mib) } else { "-".to_owned() };
         self.rows.push([
-            format!("{}: drain, {size}, {} k events", site.name, events / 1000),
+            what,
             format!("{:.1} k/s", bare.rate() / 1e3),
-            format!("{:.1} k/s", relay.rate() / 1e3),
-            format!("{:.2}", relay.rate() / bare.rate()),
+            format!("{:.1} k/s", ours.rate() / 1e3),
+            format!("{:.2}", ours.rate() / bare.rate()),
             format!("{:.2}", bare.cpu()),
-            format!("{:.2}", relay.cpu()),
-            format!("{:.0} MiB", relay.rss_mib),
+            format!("{:.2}", ours.cpu()),
+            memory,
         ]);
     }
 
-    pub fn pace(&mut self, site: &Site, per_second: usize, bare: &Pace, relay: &Pace) {
-        for (what, figure) in [("p50", (|p| p.p50_ms) as fn(&Pace) -> f64), ("p99", |p| p.p99_ms)] {
-            let (bare, relay) = (figure(bare), figure(relay));
+    /// How long something takes: alone or by the bare client, and with outboxd.
+    pub fn pace(&mut self, what: &str, bare: &Pace, ours: &Pace) {
+        for (name, figure) in [("p50", (|p| p.p50_ms) as fn(&Pace) -> f64), ("p99", |p| p.p99_ms)] {
+            let (bare, ours) = (figure(bare), figure(ours));
             let dash = || "-".to_owned();
             self.rows.push([
-                format!("{}: to the acknowledgement at {per_second}/s, {what}", site.name),
+                format!("{what}, {name}"),
                 format!("{bare:.2} ms"),
-                format!("{relay:.2} ms"),
-                format!("{:.1}", relay / bare),
+                format!("{ours:.2} ms"),
+                format!("{:.1}", ours / bare),
                 dash(),
                 dash(),
                 dash(),

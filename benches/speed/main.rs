@@ -1,19 +1,22 @@
-//! The relay's speed beside that of bare clients: `make bench`, `make bench ARGS=--quick`.
+//! How fast all parts are beside bare clients and bare loops: `make bench`, `make bench ARGS=--quick`, `make bench ARGS="--only append"`.
 //!
-//! Every measured side is a process of its own (this binary, called with `--child`), so that CPU time and peak memory are that
-//! side's alone. The bare clients send, from memory, the very keys, bytes and headers that the relay reads from the SQLite file.
-//! docs/BENCHMARKS.md says what is measured, and what is not. Start reading at [`run`].
+//! Of the relay, every measured side is a process of its own (this binary, called with `--child`), so that CPU time and peak memory are that
+//! side's alone. The bare clients send, from memory, the very keys, bytes and headers that the relay reads from the SQLite file. What ends in a
+//! SQLite file is compared with a prepared-statement loop. docs/BENCHMARKS.md says what is measured, and what is not. Start reading at [`run`].
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "a benchmark stands outside the rooms")]
 
+mod append;
 mod application;
 mod bare_amqp;
 mod bare_kafka;
 mod child;
 mod load;
 mod meter;
+mod projection;
 mod relay;
 mod site;
+mod snapshots;
 mod stamp;
 mod table;
 
@@ -41,7 +44,13 @@ struct Arguments {
     /// Events that are drained to RabbitMQ.
     #[arg(long, default_value_t = 200_000)]
     rabbitmq_events: usize,
-    /// Bare client and relay take turns so often; the table shows medians.
+    /// Events that are appended, and that a projection folds.
+    #[arg(long, default_value_t = 300_000)]
+    store_events: usize,
+    /// Events of a rebuild, and of snapshots.
+    #[arg(long, default_value_t = 1_000_000)]
+    fold_events: usize,
+    /// The sides take turns so often; the table shows medians.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// How long events are written at the pace, each round.
@@ -71,6 +80,13 @@ enum Part {
     Rabbitmq,
     KafkaPace,
     RabbitmqPace,
+    /// The event store's appends.
+    Append,
+    Projection,
+    Rebuild,
+    Snapshots,
+    /// An application's commits beside snapshots.
+    Neighbour,
 }
 
 impl Arguments {
@@ -81,6 +97,7 @@ impl Arguments {
     fn made_quick(mut self) -> Self {
         if self.quick {
             (self.kafka_events, self.rabbitmq_events, self.rounds, self.pace_seconds) = (100_000, 40_000, 1, 3);
+            (self.store_events, self.fold_events) = (20_000, 50_000);
         }
         self
     }
@@ -119,6 +136,22 @@ fn run(arguments: &Arguments) {
         if arguments.wants(Part::Rabbitmq) {
             drain(&site, 256, arguments.rabbitmq_events, arguments.rounds, &mut table);
         }
+    }
+    let Arguments { store_events, fold_events, rounds, .. } = *arguments;
+    if arguments.wants(Part::Append) {
+        append::measure(store_events, rounds, &mut table);
+    }
+    if arguments.wants(Part::Projection) {
+        projection::measure(store_events, rounds, &mut table);
+    }
+    if arguments.wants(Part::Rebuild) {
+        projection::measure_rebuild(fold_events, rounds, &mut table);
+    }
+    if arguments.wants(Part::Snapshots) {
+        snapshots::measure(fold_events, rounds, &mut table);
+    }
+    if arguments.wants(Part::Neighbour) {
+        snapshots::measure_neighbour(fold_events, rounds, &mut table);
     }
     println!("{table}");
 }
@@ -176,5 +209,5 @@ fn pace(site: &Site, arguments: &Arguments, table: &mut Table) {
         sides[1].push(relay);
     }
     let [bare, relay] = sides.map(|results| Pace::median(&results));
-    table.pace(site, per_second, &bare, &relay);
+    table.pace(&format!("{}: to the acknowledgement at {per_second}/s", site.name), &bare, &relay);
 }

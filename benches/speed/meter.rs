@@ -46,7 +46,11 @@ impl Drain {
 
 impl fmt::Display for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} k/s, {:.2} s CPU a million, {:.0} MiB", self.rate() / 1e3, self.cpu(), self.rss_mib)?;
+        write!(f, "{:.1} k/s, {:.2} s CPU a million", self.rate() / 1e3, self.cpu())?;
+        if self.threads == 0 {
+            return Ok(());
+        }
+        write!(f, ", {:.0} MiB", self.rss_mib)?;
         write!(f, ", {} threads, {} transactions, {} barriers", self.threads, self.transactions, self.barriers)
     }
 }
@@ -98,10 +102,31 @@ impl Meter {
     }
 
     pub fn read(&self, events: usize) -> Drain {
-        let (seconds, cpu_seconds) = (self.began.elapsed().as_secs_f64(), cpu_seconds() - self.cpu);
         let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-        Drain { events, seconds, cpu_seconds, rss_mib: peak_rss_mib(), threads, ..Drain::default() }
+        Drain { rss_mib: peak_rss_mib(), threads, ..self.read_shared(events) }
     }
+
+    /// In a process that others have used as well: its memory says nothing.
+    pub fn read_shared(&self, events: usize) -> Drain {
+        let (seconds, cpu_seconds) = (self.began.elapsed().as_secs_f64(), cpu_seconds() - self.cpu);
+        Drain { events, seconds, cpu_seconds, ..Drain::default() }
+    }
+}
+
+/// What a command took, its start among it.
+pub fn command(events: usize, run: impl FnOnce()) -> Drain {
+    let (began, cpu) = (Instant::now(), children_cpu_seconds());
+    run();
+    let (seconds, cpu_seconds) = (began.elapsed().as_secs_f64(), children_cpu_seconds() - cpu);
+    Drain { events, seconds, cpu_seconds, ..Drain::default() }
+}
+
+/// Of all processes that were started here and have ended; the system counts in hundredths.
+fn children_cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("the system tells of this process");
+    let fields: Vec<&str> = stat[stat.rfind(')').expect("behind the name") + 2..].split(' ').collect();
+    let ticks = |n: usize| fields[n].parse::<f64>().expect("a number");
+    (ticks(13) + ticks(14)) / 100.0
 }
 
 fn cpu_seconds() -> f64 {

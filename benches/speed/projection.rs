@@ -1,18 +1,20 @@
-//! A projection's speed beside that of a bare prepared-statement loop: `cargo bench --bench projection -- [EVENTS] [ROUNDS]`.
+//! A projection's speed, and a rebuild's, beside that of a bare prepared-statement loop.
 //!
-//! Both run the same SQL for the same events, 1,000 a transaction, into a file in WAL mode at `synchronous = FULL`. The loop has its events in memory; the
-//! projection reads them from an events table, and writes its checkpoint with them. They take turns; medians are printed.
-
-#![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "a benchmark stands outside the rooms")]
+//! All run the same SQL for the same events, 1,000 a transaction, into a file in WAL mode at `synchronous = FULL`. The loop has its events in memory; the
+//! projection reads them from an events table, and writes its checkpoint with them. They take turns.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use outboxd::config;
 use outboxd::consumer::engine::WhenLocked;
 use outboxd::consumer::fleet::Fleet;
 use outboxd::shutdown::Shutdown;
 use rusqlite::{Connection, named_params, params};
+
+use crate::meter::{self, Drain, Meter};
+use crate::table::Table;
 
 const STREAMS: usize = 20_000;
 const BATCH: usize = 1_000;
@@ -21,7 +23,10 @@ const SCHEMA: &str = "CREATE TABLE totals (id TEXT PRIMARY KEY, events INTEGER N
 const SQL: &str = "INSERT INTO totals VALUES (:stream_id, 1, :data ->> 'amount', :id) ON CONFLICT DO UPDATE SET events = events + 1, amount = \
                    amount + excluded.amount, last = excluded.last";
 
-fn event(n: usize) -> (String, String, String) {
+/// Id, stream, data.
+type Draft = (String, String, String);
+
+fn event(n: usize) -> Draft {
     let note = "x".repeat(120);
     (format!("event-{n}"), format!("stream-{}", n * 7919 % STREAMS), format!("{{\"amount\":{n},\"note\":\"{note}\"}}"))
 }
@@ -32,11 +37,10 @@ fn open(path: &Path) -> Connection {
     connection
 }
 
-/// Seconds that the bare loop takes.
-fn bare(folder: &Path, events: &[(String, String, String)]) -> f64 {
+fn bare(folder: &Path, events: &[Draft]) -> Drain {
     let connection = open(&folder.join("bare.db"));
     connection.execute_batch(SCHEMA).unwrap();
-    let began = Instant::now();
+    let meter = Meter::start();
     for batch in events.chunks(BATCH) {
         connection.execute_batch("BEGIN IMMEDIATE").unwrap();
         let mut statement = connection.prepare_cached(SQL).unwrap();
@@ -45,33 +49,47 @@ fn bare(folder: &Path, events: &[(String, String, String)]) -> f64 {
         }
         connection.execute_batch("COMMIT").unwrap();
     }
-    began.elapsed().as_secs_f64()
+    meter.read_shared(events.len())
 }
 
-/// Seconds that the projection takes, its start included.
-fn projection(folder: &Path, events: usize) -> f64 {
-    let text = format!(
-        "[sources.shop]\npath = \"shop.db\"\npreset = \"outboxd\"\nread = \"events\"\n[projections.totals]\nsource = \"shop\"\npath = \"read.db\"\n\
-         tables = [\"totals\"]\nschema = '''{SCHEMA}'''\n[projections.totals.on]\nCounted = '''{SQL}'''\n"
-    );
-    std::fs::write(folder.join("outboxd.toml"), text).unwrap();
+/// Its start included.
+fn projection(folder: &Path, events: usize) -> Drain {
+    configure(folder);
     let config = config::load_with(&folder.join("outboxd.toml"), Vec::new()).unwrap().config;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let (shutdown, phase) = Shutdown::new();
         let (consumers, sinks) = (config.consumers().cloned().collect(), Default::default());
-        let began = Instant::now();
+        let meter = Meter::start();
         let mut fleet = Fleet::spawn(&config.sources, &sinks, consumers, WhenLocked::Refuse, &phase).unwrap();
         let mut status = fleet.handle("totals").unwrap().status.clone();
         status.wait_for(|status| status.position == events as i64).await.unwrap();
-        let took = began.elapsed().as_secs_f64();
+        let took = meter.read_shared(events);
         shutdown.drain(Duration::from_secs(10));
         fleet.ended().await.unwrap();
         took
     })
 }
 
-fn fill(folder: &Path, events: &[(String, String, String)]) {
+fn configure(folder: &Path) {
+    let text = format!(
+        "[sources.shop]\npath = \"shop.db\"\npreset = \"outboxd\"\nread = \"events\"\n[projections.totals]\nsource = \"shop\"\npath = \"read.db\"\n\
+         tables = [\"totals\"]\nschema = '''{SCHEMA}'''\n[projections.totals.on]\nCounted = '''{SQL}'''\n"
+    );
+    std::fs::write(folder.join("outboxd.toml"), text).unwrap();
+}
+
+/// The command, as a user runs it, from the process's start to the swap.
+fn rebuild(folder: &Path, events: usize) -> Drain {
+    configure(folder);
+    meter::command(events, || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outboxd"));
+        let output = command.args(["rebuild", "totals"]).current_dir(folder).output().expect("it can be started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    })
+}
+
+fn fill(folder: &Path, events: &[Draft]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(outboxd::store::init(&folder.join("shop.db"))).unwrap();
     let connection = open(&folder.join("shop.db"));
@@ -87,22 +105,30 @@ fn fill(folder: &Path, events: &[(String, String, String)]) {
     connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+pub fn measure(events: usize, rounds: usize, table: &mut Table) {
+    by_turns("projection", events, rounds, table, projection);
 }
 
-fn main() {
-    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let (count, rounds) = (numbers.first().copied().unwrap_or(300_000), numbers.get(1).copied().unwrap_or(3));
+pub fn measure_rebuild(events: usize, rounds: usize, table: &mut Table) {
+    by_turns("rebuild", events, rounds, table, |folder, events| {
+        // So that there is something to be swapped.
+        projection(folder, events);
+        rebuild(folder, events)
+    });
+}
+
+fn by_turns(what: &str, count: usize, rounds: usize, table: &mut Table, ours: impl Fn(&Path, usize) -> Drain) {
     let events: Vec<_> = (0..count).map(event).collect();
-    let (mut loops, mut projections) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        let folder = tempfile::tempdir().unwrap();
+    let mut sides = [Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
         fill(folder.path(), &events);
-        loops.push(bare(folder.path(), &events));
-        projections.push(projection(folder.path(), count));
+        for side in [round % 2, (round + 1) % 2] {
+            let result = if side == 0 { bare(folder.path(), &events) } else { ours(folder.path(), count) };
+            eprintln!("{what}, round {}: {} {result}", round + 1, ["bare", "outboxd"][side]);
+            sides[side].push(result);
+        }
     }
-    let (bare, ours) = (count as f64 / median(loops), count as f64 / median(projections));
-    println!("bare loop: {bare:.0} events/s; projection: {ours:.0} events/s; ratio {:.2}", ours / bare);
+    let [bare, ours] = sides.map(|results| Drain::median(&results));
+    table.sides(format!("{what}: {} k events", count / 1000), &bare, &ours);
 }

@@ -1,14 +1,11 @@
-//! The event store's speed beside that of a bare prepared-statement loop: `cargo bench --bench append`, `-- --quick`.
+//! The event store's speed beside that of a bare prepared-statement loop.
 //!
 //! All sides write the same events into a file that `outboxd init` has made, at `synchronous=NORMAL`, in transactions of the same size, by
 //! turns. docs/BENCHMARKS.md says what is measured, and what is not.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "a benchmark stands outside the rooms")]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
 use futures_util::future::join_all;
 use outboxd::sqlite::pool;
 use outboxd::store::event::{Append, Expected, NewEvent, new_id};
@@ -16,30 +13,11 @@ use outboxd::store::{self, EventStore, Options, sql};
 use rusqlite::params;
 use sqlx::Connection;
 
-#[path = "../relay/meter.rs"]
-#[allow(dead_code, reason = "the relay's benchmark uses more of it")]
-mod meter;
-
-use meter::{Drain, Meter};
+use crate::meter::{Drain, Meter};
+use crate::table::Table;
 
 const STREAMS: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Parser, Clone, Debug)]
-struct Arguments {
-    /// A smoke run of seconds: the figures mean nothing.
-    #[arg(long)]
-    quick: bool,
-    /// Events a side and round.
-    #[arg(long, default_value_t = 300_000)]
-    events: usize,
-    /// The sides take turns so often; the table shows medians.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// `cargo bench` passes it.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
 
 /// Who writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,35 +34,26 @@ enum Side {
     Callers,
 }
 
-/// Each with the one that it is compared with.
-const SIDES: [(Side, usize); 5] =
-    [(Side::Bare, 0), (Side::Store, 0), (Side::Sqlx, 0), (Side::BareSpread, 3), (Side::Callers, 3)];
+const SIDES: [Side; 5] = [Side::Bare, Side::Store, Side::Sqlx, Side::BareSpread, Side::Callers];
 
-fn main() {
-    let mut arguments = Arguments::parse();
-    if arguments.quick {
-        (arguments.events, arguments.rounds) = (20_000, 1);
-    }
+pub fn measure(events: usize, rounds: usize, table: &mut Table) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
-    println!("| events in a transaction | side | events/s | of the bare loop | CPU s a million |");
-    println!("|---|---|--:|--:|--:|");
     for batch in [100, 1_000] {
         let mut results: [Vec<Drain>; SIDES.len()] = Default::default();
-        for round in 0..arguments.rounds {
+        for round in 0..rounds {
             for turn in 0..SIDES.len() {
                 let at = (round + turn) % SIDES.len();
-                let result = runtime.block_on(run(SIDES[at].0, batch, arguments.events));
-                eprintln!("{batch} a transaction, round {}: {:?} {result}", round + 1, SIDES[at].0);
+                let result = runtime.block_on(run(SIDES[at], batch, events));
+                eprintln!("append, {batch} a transaction, round {}: {:?} {result}", round + 1, SIDES[at]);
                 results[at].push(result);
             }
         }
-        let medians = results.map(|runs| Drain::median(&runs));
-        for ((side, bare), median) in SIDES.iter().zip(&medians) {
-            let ratio = median.rate() / medians[*bare].rate();
-            println!("| {batch} | {side:?} | {:.1} k | {ratio:.2} | {:.1} |", median.rate() / 1e3, median.cpu());
-        }
+        let [bare, store, sqlx, spread, callers] = results.map(|runs| Drain::median(&runs));
+        let of = |what: &str| format!("append, {batch} a transaction: {what}");
+        table.sides(of("one caller"), &bare, &store);
+        table.sides(of("a caller an event"), &spread, &callers);
+        table.sides(of("(bare, by sqlx)"), &bare, &sqlx);
     }
-    println!("\nMedians of {} rounds of {} events.", arguments.rounds, arguments.events);
 }
 
 /// The n-th batch is for the n-th stream, and round again.
@@ -123,7 +92,7 @@ fn bare(file: &Path, batches: Vec<Vec<NewEvent>>, events: usize, is_spread: bool
         }
         connection.execute_batch("COMMIT").expect("nobody else writes");
     }
-    meter.read(events)
+    meter.read_shared(events)
 }
 
 async fn through_the_store(file: &Path, batches: Vec<Vec<NewEvent>>, events: usize) -> Drain {
@@ -134,7 +103,7 @@ async fn through_the_store(file: &Path, batches: Vec<Vec<NewEvent>>, events: usi
         let append = Append::new(format!("stream-{}", n % STREAMS), "Thing", expected, batch);
         store.append(append, PATIENCE).await.expect("nobody else writes");
     }
-    let result = meter.read(events);
+    let result = meter.read_shared(events);
     store.close().await;
     result
 }
@@ -158,7 +127,7 @@ async fn many_callers(file: &Path, batches: Vec<Vec<NewEvent>>, events: usize) -
         })
     });
     join_all(callers).await.into_iter().for_each(|ended| ended.expect("no caller panics"));
-    let result = meter.read(events);
+    let result = meter.read_shared(events);
     store.close().await;
     result
 }
@@ -185,7 +154,7 @@ async fn through_sqlx(file: &Path, batches: Vec<Vec<NewEvent>>, events: usize) -
         }
         transaction.commit().await.expect("nobody else writes");
     }
-    let result = meter.read(events);
+    let result = meter.read_shared(events);
     connection.close().await.expect("it can be closed");
     result
 }

@@ -137,18 +137,25 @@ fn unread(place: &Place, error: ReadError) -> Failure {
 async fn show(store: &str, stream: &str, from: i64, context: &Context) -> anyhow::Result<Exit> {
     let place = Place::named(store, context)?;
     let reader = place.reader()?;
-    let events = reader.load(stream, from).await.map_err(|error| unread(&place, error))?;
-    if events.is_empty() && reader.version(stream).await.map_err(|error| unread(&place, error))?.is_none() {
+    let (mut next, mut rows) = (Some(from), Vec::new());
+    while let Some(from) = next {
+        let events = reader.load_some(stream, from).await.map_err(|error| unread(&place, error))?;
+        next = events.last().and_then(|last| last.version.checked_add(1));
+        if context.json && !events.is_empty() {
+            if !print_lines(&events)? {
+                return Ok(Exit::Ok);
+            }
+        } else {
+            rows.extend(events.iter().map(|event| {
+                vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
+            }));
+        }
+    }
+    if reader.version(stream).await.map_err(|error| unread(&place, error))?.is_none() {
         let reason = format!("{}: there is no stream {}", place.path.display(), terminal::visible(stream));
         return Err(Failure::new(Exit::Data, reason, "`outboxd events streams` lists those that are there").into());
     }
-    if context.json {
-        print_lines(&events)?;
-    } else {
-        let row = |event: &StoredEvent| {
-            vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
-        };
-        let rows: Vec<_> = events.iter().map(row).collect();
+    if !context.json {
         terminal::print(&terminal::table(&["VERSION", "TYPE", "TIME", "DATA"], &rows))?;
     }
     Ok(Exit::Ok)

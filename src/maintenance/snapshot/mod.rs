@@ -192,9 +192,8 @@ impl Job for Snapshots {
             match reducer {
                 Some(Some(reducer)) => {
                     let mark = self.mark(&stream.kind, reducer);
-                    match folder.newest(stream, self.every_events, reducer, &mark)? {
-                        Some(fresh) => writing.write(fresh, tally).map_err(Trouble::All)?,
-                        None => {}
+                    if let Some(fresh) = folder.newest(stream, self.every_events, reducer, &mark)? {
+                        writing.write(fresh, tally).map_err(Trouble::All)?;
                     }
                 }
                 Some(None) => {}

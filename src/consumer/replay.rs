@@ -31,7 +31,7 @@ use crate::source::{self, StatePlace};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::replay::{self, Replay, ReplayState};
-use crate::state::{checkpoint, resolution};
+use crate::state::{checkpoint, held, resolution};
 use crate::telemetry::metric;
 
 /// Events of one flight.
@@ -155,15 +155,17 @@ pub async fn begin(
     wanted: Wanted,
 ) -> Result<Replay, JobError> {
     let (name, bytes, place) = (settings.name.clone(), settings.bounds.event_bytes_max, source.clone());
-    let look = move || Scan::of_delivered(&place, bytes).and_then(|scan| Ok((scan.is_by_row(), scan.bounds()?)));
+    let look = move || {
+        Scan::of_delivered(&place, bytes).and_then(|scan| Ok((scan.is_by_row(), scan.bounds()?, scan.numbering())))
+    };
     let looked = tokio::task::spawn_blocking(look).await.expect("looking does not panic");
-    let (by_row, bounds) = looked.map_err(|error| refused(&source.name, &error))?;
+    let (by_row, bounds, numbering) = looked.map_err(|error| refused(&source.name, &error))?;
     let words = serde_json::to_string(&wanted).expect("names and numbers are always JSON");
     let begun = writer.perform(move |connection| {
         let checkpoint = checkpoint::load(connection, &name)?;
         let (first, last) =
             wanted.places(by_row, checkpoint.map(|checkpoint| checkpoint.mark.position.0), bounds.unwrap_or((1, 0)));
-        replay::begin(connection, &name, &words, first, last)
+        replay::begin(connection, &name, &words, (first, last), numbering)
     });
     begun.await
 }
@@ -332,7 +334,9 @@ impl Replayer {
             let state = open::reader(&source.state_path()).map_err(|error| error.to_string())?;
             Ok((scan, state))
         });
-        let (scan, state) = opened.await.expect("opening does not panic").map_err(Halt::Stopped)?;
+        let (mut scan, state) = opened.await.expect("opening does not panic").map_err(Halt::Stopped)?;
+        let name = self.settings.name.clone();
+        scan.hold_to(self.writer.perform(move |connection| replay::numbering(connection, &name)).await?);
         let name = self.settings.name.clone();
         if let Some(checkpoint) = self.writer.perform(move |connection| checkpoint::load(connection, &name)).await?
             && !scan.is_by_row()
@@ -421,7 +425,7 @@ impl Desk {
         // What is settled, and not held, in one snapshot; it stays so.
         let transaction = self.state.unchecked_transaction().map_err(|error| unread(&error))?;
         let checkpoint = checkpoint::load(&transaction, &self.consumer).map_err(|error| unread(&error))?;
-        let held = held_behind(&transaction, &self.consumer, place).map_err(|error| unread(&error))?;
+        let held = held::behind(&transaction, &self.consumer, place).map_err(|error| unread(&error))?;
         let given_up = resolution::discarded(&transaction, &self.consumer).map_err(|error| unread(&error))?;
         transaction.finish().map_err(|error| unread(&error))?;
         let given_up: HashSet<String> = given_up.into_iter().collect();
@@ -451,13 +455,6 @@ impl Desk {
         }
         Ok(Some(Leaf { page, picks, left_out }))
     }
-}
-
-fn held_behind(connection: &Connection, consumer: &str, place: i64) -> rusqlite::Result<HashSet<i64>> {
-    let sql = "SELECT position FROM outboxd_held WHERE consumer = ?1 AND position > ?2";
-    let mut statement = connection.prepare_cached(sql)?;
-    let positions = statement.query_map((consumer, place), |row| row.get(0))?;
-    positions.collect()
 }
 
 #[cfg(test)]

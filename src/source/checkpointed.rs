@@ -165,6 +165,12 @@ impl Checkpointed {
         let mut passed_over = None;
         let mut last = request.after.0;
         while let Some(row) = rows.next()? {
+            let before = || {
+                passed_over.as_ref().map(|(_, id): &(_, String)| id.clone()).or_else(|| batch.end().map(|(_, id)| id))
+            };
+            if self.mapping.is_copy(row, last, before)? {
+                continue;
+            }
             last = self.mapping.position_behind(row, last).map_err(Halt::new)?;
             passed_over = match self
                 .mapping
@@ -187,10 +193,15 @@ impl Checkpointed {
         Ok(Some(batch))
     }
 
-    /// A query may join what it likes: a second event with the position of the batch's last one would be passed over.
+    /// A query may join what it likes: a second event with the position of the batch's last one would be passed over. The same one in the
+    /// table and in its archive is one.
     fn check_unique(&self, connection: &Connection, end: Position) -> Result<(), ReadFault> {
         let Mapping { from, row, .. } = &self.mapping;
-        let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {from} WHERE {row} = ?1 LIMIT 2)");
+        let each = match self.mapping.archive {
+            Some(_) => format!("DISTINCT {}", self.mapping.id_bounded()),
+            None => "1".to_owned(),
+        };
+        let sql = format!("SELECT count(*) FROM (SELECT {each} FROM {from} WHERE {row} = ?1 LIMIT 2)");
         let count: i64 = connection.prepare_cached(&sql)?.query_row([end.0], |row| row.get(0))?;
         if count > 1 {
             return Err(Halt::new(format!(

@@ -301,6 +301,21 @@ impl Mapping {
         }
     }
 
+    /// Whether the row is the one before once more: it stands in the table and in its archive, both times under this position and id. `before` is
+    /// that of the row at `last`.
+    pub fn is_copy(
+        &self,
+        row: &rusqlite::Row<'_>,
+        last: i64,
+        before: impl FnOnce() -> Option<String>,
+    ) -> rusqlite::Result<bool> {
+        if self.archive.is_none() || row.get_ref(column::POSITION)? != ValueRef::Integer(last) {
+            return Ok(false);
+        }
+        let id = self.id.text(row.get_ref(column::ID)?, "id", &mut None);
+        Ok(before().is_some_and(|before| id.is_some_and(|id| id == before)))
+    }
+
     /// The id as it is handed on; the statement's first column is the id's expression.
     pub fn id_of(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<String> {
         Ok(self.id.text(row.get_ref(0)?, "id", &mut None).unwrap_or_default().into_owned())

@@ -6,6 +6,7 @@ use super::fit::quoted;
 use super::listing::{self, ALL_PENDING, Way};
 use super::mapping::{Mapping, RowMapping};
 use super::reader::ReadFault;
+use crate::sqlite::open;
 
 /// `EXPLAIN QUERY PLAN`, and what is wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,7 +24,10 @@ impl Plan {
                 let sql = mapping.select(0, &format!("{row} > 0"), &format!("ORDER BY {row} LIMIT 1000"));
                 let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
                 let steps: Vec<String> = statement.query_map([], |row| row.get(3))?.collect::<Result<_, _>>()?;
-                let slow = steps.iter().find(|step| is_slow(step)).map(|step| slow_position(step, mapping));
+                let slow = match steps.iter().find(|step| is_slow(step)) {
+                    Some(step) => Some(slow_position(connection, step, mapping)?),
+                    None => None,
+                };
                 (steps, slow)
             }
             Some(rows) => {
@@ -43,11 +47,33 @@ fn is_slow(step: &str) -> bool {
     (step.starts_with("SCAN") && !step.contains("CONSTANT ROW")) || step.contains("TEMP B-TREE FOR ORDER BY")
 }
 
-fn slow_position(step: &str, mapping: &Mapping) -> String {
-    format!(
-        "every batch reads all of it ({step}). Remedy: see that the position is the table's own key, or {}",
-        create_index(mapping, "position", std::slice::from_ref(&mapping.row), None)
-    )
+fn slow_position(connection: &Connection, step: &str, mapping: &Mapping) -> rusqlite::Result<String> {
+    let what = format!("every batch reads all of it ({step})");
+    let Some(archive) = &mapping.archive else {
+        let index = create_index(&mapping.table, "position", std::slice::from_ref(&mapping.row), None);
+        return Ok(format!("{what}. Remedy: see that the position is the table's own key, or {index}"));
+    };
+    // Columns of another kind in each keep SQLite from searching the two as one.
+    let archived = open::columns(connection, archive)?;
+    for (name, kind) in open::columns(connection, &mapping.table)? {
+        let other = archived.iter().find(|(other, _)| other.eq_ignore_ascii_case(&name));
+        if let Some((_, other)) = other.filter(|(_, other)| *other != kind && mapping.from.contains(&quoted(&name))) {
+            return Ok(format!(
+                "{what}: {name} is {} in {} and {} in {archive}. Remedy: make {archive} with the same types of columns",
+                typed(&kind),
+                mapping.table,
+                typed(other)
+            ));
+        }
+    }
+    let is_archive = step.split_whitespace().nth(1).is_some_and(|named| named.eq_ignore_ascii_case(archive));
+    let table = if is_archive { archive } else { &mapping.table };
+    let index = create_index(table, "position", std::slice::from_ref(&mapping.row), None);
+    Ok(format!("{what}. Remedy: see that the position is the own key of {table}, or {index}"))
+}
+
+fn typed(kind: &str) -> &str {
+    if kind.is_empty() { "without a type" } else { kind }
 }
 
 fn slow_rows(way: Way, mapping: &Mapping, rows: &RowMapping) -> Option<String> {
@@ -61,7 +87,7 @@ fn slow_rows(way: Way, mapping: &Mapping, rows: &RowMapping) -> Option<String> {
         Way::Whole => "every look for pending rows reads the whole table, since no index finds them in order",
     };
     let remedy = match &rows.index {
-        Some(index) => create_index(mapping, "pending", &index.columns, index.only.as_deref()),
+        Some(index) => create_index(&mapping.table, "pending", &index.columns, index.only.as_deref()),
         None if rows.is_own_sql => {
             "an index over what `pending_sql` asks of, best CREATE INDEX ... WHERE with the same words, or say `pending`".to_owned()
         }
@@ -70,10 +96,10 @@ fn slow_rows(way: Way, mapping: &Mapping, rows: &RowMapping) -> Option<String> {
     Some(format!("{what}. Remedy: {remedy}"))
 }
 
-fn create_index(mapping: &Mapping, name: &str, columns: &[String], only: Option<&str>) -> String {
+fn create_index(table: &str, name: &str, columns: &[String], only: Option<&str>) -> String {
     let only = only.map_or(String::new(), |only| format!(" WHERE {only}"));
-    let name = quoted(&format!("{}_{name}", mapping.table));
-    format!("CREATE INDEX {name} ON {} ({}){only}", quoted(&mapping.table), columns.join(", "))
+    let name = quoted(&format!("{table}_{name}"));
+    format!("CREATE INDEX {name} ON {} ({}){only}", quoted(table), columns.join(", "))
 }
 
 fn index_made_each_time(step: &str) -> Option<String> {

@@ -36,6 +36,8 @@ pub struct Scan {
     connection: Connection,
     mapping: Mapping,
     event_bytes_max: usize,
+    /// [`Scan::numbering`].
+    numbering: Option<i64>,
 }
 
 /// Some rows, and where the next page begins.
@@ -73,13 +75,29 @@ impl Scan {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
         match fit::mapping(&connection, &settings.tables)? {
-            Ok(mapping) => Ok(Self { connection, mapping, event_bytes_max }),
+            Ok(mapping) => {
+                let numbering = numbering(&connection, &mapping)?;
+                Ok(Self { connection, mapping, event_bytes_max, numbering })
+            }
             Err(Misfit::NoTable(what) | Misfit::Unusable(what)) => Err(ScanError::Unusable(what)),
         }
     }
 
     pub fn is_by_row(&self) -> bool {
         self.mapping.rows.is_some()
+    }
+
+    /// What places depend on, where they are rowids that VACUUM gives out anew (it counts as a change of the schema): the schema's version.
+    /// `None` where places stay.
+    pub fn numbering(&self) -> Option<i64> {
+        self.numbering
+    }
+
+    /// Places are those of this numbering, noted when they were: of another one no page is read.
+    pub fn hold_to(&mut self, noted: Option<i64>) {
+        if self.numbering.is_some() {
+            self.numbering = noted.or(self.numbering);
+        }
     }
 
     pub fn definition(&self) -> &str {
@@ -103,7 +121,13 @@ impl Scan {
         let Mapping { table, from, gone, archive, .. } = &self.mapping;
         let sql = match (gone, archive) {
             (Some(gone), _) => format!("SELECT count(*) FROM {from} WHERE NOT ({})", gone.sql),
-            (None, Some(_)) => format!("SELECT count(*) FROM {from}"),
+            // What stands in both is one.
+            (None, Some(archive)) => format!(
+                "SELECT (SELECT count(*) FROM {from}) - (SELECT count(*) FROM {table} WHERE {row} IN (SELECT {row} FROM {archive}))",
+                table = quoted(table),
+                row = self.mapping.row,
+                archive = quoted(archive),
+            ),
             (None, None) => format!("SELECT count(*) FROM {}", quoted(table)),
         };
         Ok(self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64)
@@ -138,11 +162,19 @@ impl Scan {
         let sql = self.mapping.select(self.event_bytes_max, &filter, &tail);
         // The application may take rows away between the two looks of a page.
         let snapshot = self.connection.unchecked_transaction()?;
+        if self.numbering != numbering(&self.connection, &self.mapping)? {
+            return Err(ScanError::Unusable(renumbered(&self.mapping.table)));
+        }
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(named_params! { ":after": after, ":last": last })?;
         let mut batch = BatchBuilder::with_capacity(PAGE_EVENTS_MAX, 64 << 10);
         let mut last_key = None;
         while let Some(row) = rows.next()? {
+            if let Some((last, id)) = batch.end().filter(|_| self.mapping.archive.is_some())
+                && self.mapping.is_copy(row, last.0, || Some(id))?
+            {
+                continue;
+            }
             self.mapping.push(row, &mut batch, self.event_bytes_max, |_| true)?;
             last_key = Some(Mapping::row_key(row)?);
             if batch.bytes() >= PAGE_BYTES_MAX {
@@ -173,4 +205,21 @@ impl Scan {
         snapshot.finish()?;
         Ok(Some(Page { batch: batch.finish(Position(next), 0), next }))
     }
+}
+
+/// Of a table that is read by row and has no INTEGER PRIMARY KEY.
+fn numbering(connection: &Connection, mapping: &Mapping) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT count(*) = 1 AND max(upper(type)) = 'INTEGER' FROM pragma_table_info(?1) WHERE pk > 0";
+    let stays = mapping.rows.is_none()
+        || connection.prepare_cached(sql)?.query_row([&mapping.table], |row| row.get::<_, Option<bool>>(0))?
+            == Some(true);
+    if stays { Ok(None) } else { open::schema_version(connection).map(Some) }
+}
+
+/// Which rows were passed is not known any more.
+fn renumbered(table: &str) -> String {
+    format!(
+        "the schema was changed or the file was compacted (VACUUM), which may number the rows of {table} anew: it has no INTEGER PRIMARY KEY. Nothing was \
+         passed over. Remedy: begin again from the first row (a replay: `--cancel`, then the same command)"
+    )
 }

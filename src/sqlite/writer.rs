@@ -187,6 +187,24 @@ impl Writer {
     }
 }
 
+/// What came of an attempt that met no error of the file's.
+enum Attempt {
+    /// Each job's result, and how long the lock was held.
+    Committed(Vec<Result<(), JobError>>, Duration),
+    /// This job's SQL ended the transaction, with all that was in it: a trigger of the application's own says `RAISE(ROLLBACK)`.
+    Ended(usize, JobError),
+}
+
+/// The same before COMMIT.
+enum Filled {
+    Results(Vec<Result<(), JobError>>),
+    Ended(usize, JobError),
+}
+
+fn ended() -> JobError {
+    JobError::Refused("what it did ended the transaction (a trigger with RAISE(ROLLBACK))".into())
+}
+
 struct Desk {
     connection: Connection,
     queue: Receiver<Task>,
@@ -231,7 +249,15 @@ impl Desk {
             let asked = Instant::now();
             let attempt = self.attempt(&mut jobs);
             match attempt {
-                Ok((results, held)) => {
+                // The others are done again without it.
+                Ok(Attempt::Ended(index, error)) => {
+                    metric::transaction(&self.file, metric::TransactionResult::Failed);
+                    (jobs.remove(index).done)(Err(error));
+                    if jobs.is_empty() {
+                        return Duration::ZERO;
+                    }
+                }
+                Ok(Attempt::Committed(results, held)) => {
                     metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
                     metric::lock_held(&self.file, held);
                     metric::transaction(&self.file, metric::TransactionResult::Committed);
@@ -280,21 +306,24 @@ impl Desk {
     }
 
     /// One attempt; further jobs are taken from the queue while there is time. An error means that nothing was committed.
-    fn attempt(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<(Vec<Result<(), JobError>>, Duration)> {
+    fn attempt(&mut self, jobs: &mut Vec<Job>) -> rusqlite::Result<Attempt> {
         let durable = if jobs.iter().any(|job| job.durable == Durable::Full) { Durable::Full } else { Durable::Normal };
         if self.owner == Owner::Application {
             open::synchronous(&self.connection, durable)?;
         }
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let began = Instant::now();
-        let outcome = self.fill(jobs, began).and_then(|results| {
-            controls::reach(Seam::Commit);
-            self.connection.execute_batch("COMMIT")?;
-            controls::reach(Seam::Committed);
-            Ok(results)
+        let outcome = self.fill(jobs, began).and_then(|filled| match filled {
+            Filled::Results(results) => {
+                controls::reach(Seam::Commit);
+                self.connection.execute_batch("COMMIT")?;
+                controls::reach(Seam::Committed);
+                Ok(Attempt::Committed(results, began.elapsed()))
+            }
+            Filled::Ended(index, error) => Ok(Attempt::Ended(index, error)),
         });
         match outcome {
-            Ok(results) => Ok((results, began.elapsed())),
+            Ok(attempt) => Ok(attempt),
             Err(error) => {
                 // SQLite may have rolled back by itself (disk full, I/O error).
                 if !self.connection.is_autocommit() {
@@ -305,14 +334,14 @@ impl Desk {
         }
     }
 
-    fn fill(&mut self, jobs: &mut Vec<Job>, began: Instant) -> rusqlite::Result<Vec<Result<(), JobError>>> {
+    fn fill(&mut self, jobs: &mut Vec<Job>, began: Instant) -> rusqlite::Result<Filled> {
         let mut results = Vec::with_capacity(jobs.len());
         let mut next = 0;
         loop {
             if next == jobs.len() {
                 // An attempt before this one may have taken something that has to wait.
                 if began.elapsed() >= HOLD_MAX || self.carried.is_some() {
-                    return Ok(results);
+                    return Ok(Filled::Results(results));
                 }
                 match self.queue.recv_timeout(Duration::ZERO) {
                     Ok(Task::Job(job)) if job.durable == Durable::Normal || jobs[0].durable == Durable::Full => {
@@ -320,12 +349,18 @@ impl Desk {
                     }
                     Ok(task) => {
                         self.carried = Some(task);
-                        return Ok(results);
+                        return Ok(Filled::Results(results));
                     }
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(results),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                        return Ok(Filled::Results(results));
+                    }
                 }
             }
-            results.push(Self::apply_in_savepoint(&self.connection, &mut jobs[next])?);
+            let result = Self::apply_in_savepoint(&self.connection, &mut jobs[next])?;
+            if self.connection.is_autocommit() {
+                return Ok(Filled::Ended(next, result.err().unwrap_or_else(ended)));
+            }
+            results.push(result);
             next += 1;
         }
     }
@@ -334,11 +369,13 @@ impl Desk {
     fn apply_in_savepoint(connection: &Connection, job: &mut Job) -> rusqlite::Result<Result<(), JobError>> {
         connection.prepare_cached("SAVEPOINT job")?.execute([])?;
         match (job.apply)(connection) {
+            Err(JobError::Sqlite(error)) if fault::classify(&error).0.passes() => Err(error),
+            // Gone with the transaction.
+            result if connection.is_autocommit() => Ok(result),
             Ok(()) => {
                 connection.prepare_cached("RELEASE job")?.execute([])?;
                 Ok(Ok(()))
             }
-            Err(JobError::Sqlite(error)) if fault::classify(&error).0.passes() => Err(error),
             Err(error) => {
                 connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
                 Ok(Err(error))

@@ -1,5 +1,6 @@
 //! The events that did not get through and those that wait behind them: one table behind retry, dead letter and waiting.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
@@ -202,6 +203,13 @@ pub fn lowest(connection: &Connection) -> Result<Vec<(String, i64)>, JobError> {
     let sql = "SELECT consumer, min(position) FROM outboxd_held GROUP BY consumer";
     let mut statement = connection.prepare_cached(sql)?;
     Ok(statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+}
+
+/// The positions behind one that a consumer holds.
+pub fn behind(connection: &Connection, consumer: &str, place: i64) -> Result<HashSet<i64>, JobError> {
+    let sql = "SELECT position FROM outboxd_held WHERE consumer = ?1 AND position > ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_map(params![consumer, place], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
 /// One dead letter, if there is any.

@@ -79,8 +79,34 @@ pub fn load(connection: &Connection, consumer: &str) -> Result<Option<Replay>, J
     Ok(row.optional()?)
 }
 
-/// Begins a replay, or goes on with one that was asked for in the same words and was stopped.
-pub fn begin(connection: &Connection, consumer: &str, wanted: &str, first: i64, upto: i64) -> Result<Replay, JobError> {
+/// Notes what the places of the replay depend on; `None`: they stay.
+fn number(connection: &Connection, consumer: &str, numbering: Option<i64>) -> Result<(), JobError> {
+    let sql = "INSERT OR REPLACE INTO outboxd_meta (name, value) VALUES (?1, ?2)";
+    match numbering {
+        Some(numbering) => connection.execute(sql, params![numbering_of(consumer), numbering.to_string()])?,
+        None => connection.execute("DELETE FROM outboxd_meta WHERE name = ?1", [numbering_of(consumer)])?,
+    };
+    Ok(())
+}
+
+/// See [`begin`].
+pub fn numbering(connection: &Connection, consumer: &str) -> Result<Option<i64>, JobError> {
+    let sql = "SELECT CAST(value AS INTEGER) FROM outboxd_meta WHERE name = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([numbering_of(consumer)], |row| row.get(0)).optional()?)
+}
+
+fn numbering_of(consumer: &str) -> String {
+    format!("replay {consumer} numbering")
+}
+
+/// Begins a replay of these places, or goes on with one that was asked for in the same words and was stopped. `numbering` is what places depend on.
+pub fn begin(
+    connection: &Connection,
+    consumer: &str,
+    wanted: &str,
+    (first, upto): (i64, i64),
+    numbering: Option<i64>,
+) -> Result<Replay, JobError> {
     let before = load(connection, consumer)?;
     let unfinished = |replay: &&Replay| matches!(replay.state, ReplayState::Running | ReplayState::Stopped);
     if let Some(before) = before.as_ref().filter(unfinished) {
@@ -122,6 +148,7 @@ pub fn begin(connection: &Connection, consumer: &str, wanted: &str, first: i64, 
             ":upto": upto,
             ":now": clock::iso(clock::now_micros()),
         })?;
+    number(connection, consumer, numbering)?;
     controls::reach(Seam::Replay);
     Ok(replay)
 }
@@ -155,5 +182,5 @@ pub fn cancel(connection: &Connection, consumer: &str) -> Result<bool, JobError>
 
 pub fn forget(connection: &Connection, consumer: &str) -> Result<(), JobError> {
     connection.execute("DELETE FROM outboxd_replay WHERE consumer = ?1", params![consumer])?;
-    Ok(())
+    number(connection, consumer, None)
 }

@@ -28,6 +28,8 @@ pub enum Outcome {
     Refused(AppendsError),
     /// It failed when something of it was written: the transaction has to be rolled back, and done again with care.
     Again,
+    /// The transaction has been rolled back, with all that was in it: a trigger of the application's own says `RAISE(ROLLBACK)`.
+    Ended(AppendsError),
 }
 
 /// Appends all of them, or none. An error concerns the whole transaction.
@@ -46,6 +48,10 @@ pub fn all(connection: &Connection, appends: &[Append], care: Care) -> rusqlite:
                 break;
             }
         }
+    }
+    if connection.is_autocommit() {
+        let error = failed.expect("what does not fail does not end the transaction");
+        return Ok(Outcome::Ended(error));
     }
     let is_half = failed.is_some() && is_written;
     if care == Care::Guarded {
@@ -80,6 +86,11 @@ fn append(
         connection.prepare_cached("SAVEPOINT append")?.execute([])?;
     }
     let written = write(connection, append, version)?;
+    if connection.is_autocommit()
+        && let Err(Refused::Event(_, error) | Refused::Message(_, error)) = &written
+    {
+        return Ok(Err(sqlite_refused(error)));
+    }
     if care == Care::Guarded {
         if written.is_err() {
             connection.prepare_cached("ROLLBACK TO append")?.execute([])?;

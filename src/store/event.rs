@@ -140,6 +140,10 @@ impl Message {
             headers: event.metadata.clone(),
         }
     }
+
+    fn bytes(&self) -> usize {
+        [&self.payload, &self.headers].into_iter().flatten().map(String::len).sum()
+    }
 }
 
 impl Append {
@@ -160,8 +164,8 @@ pub(super) fn validate(appends: &[Append], event_bytes_max: usize) -> Result<(),
     for (index, append) in appends.iter().enumerate() {
         let at = |error| AppendsError { index, error };
         append.validate(event_bytes_max).map_err(at)?;
-        events += append.events.len();
-        bytes += append.events.iter().map(NewEvent::bytes).sum::<usize>();
+        events += append.events.len().max(append.outbox.len());
+        bytes += append.bytes();
         if events > EVENTS_MAX || bytes > BYTES_MAX {
             return Err(at(AppendError::TooMuch));
         }
@@ -177,6 +181,12 @@ pub(super) fn validate(appends: &[Append], event_bytes_max: usize) -> Result<(),
 }
 
 impl Append {
+    /// What is written of it, into the log and into the outbox.
+    pub(super) fn bytes(&self) -> usize {
+        let events = self.events.iter().map(NewEvent::bytes);
+        events.chain(self.outbox.iter().map(Message::bytes)).sum()
+    }
+
     fn validate(&self, event_bytes_max: usize) -> Result<(), AppendError> {
         name("stream", &self.stream)?;
         name("stream type", &self.stream_type)?;
@@ -204,6 +214,10 @@ impl Append {
         for message in &self.outbox {
             name("outbox id", &message.id)?;
             name("outbox type", &message.kind)?;
+            if message.bytes() > event_bytes_max {
+                let (id, bytes) = (message.id.clone(), message.bytes());
+                return Err(AppendError::TooLarge { id, bytes, most: event_bytes_max });
+            }
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ pub enum OpenError {
     NoTables { path: String, missing: String },
 }
 
-/// Nothing of it was appended; except [`AppendError::Ended`], of which nothing is known.
+/// Nothing of it was appended; except of [`AppendError::Unknown`] and [`AppendError::Ended`], where it is not known.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AppendError {
     #[error("stream {stream} is {}, where {} was expected", told(*.actual), expectation(*.expected))]
@@ -55,15 +55,25 @@ pub enum AppendError {
     #[error("the {field} {what}")]
     Name { field: &'static str, what: String },
     /// The lock was held by others, or the queue full, for as long as the caller would wait.
-    #[error("the file was locked by others all the time that the append had")]
+    #[error("the file was locked by others, or its turn did not come, all the time that the append had")]
     Locked,
     #[error("SQLite refused it: {text} (code {code})")]
     Sqlite { text: String, code: i32 },
+    /// COMMIT failed: what was written may be found there after a crash, or not.
+    #[error("the disk failed at the commit: {text} (code {code}); whether it was appended is not known")]
+    Unknown { text: String, code: i32 },
     #[error("the store has been closed, or its writer has ended; whether it was appended is not known")]
     Ended,
 }
 
-/// Which of several appends failed; none was done.
+impl AppendError {
+    /// Whether it is known that nothing was appended.
+    pub fn is_known(&self) -> bool {
+        !matches!(self, AppendError::Unknown { .. } | AppendError::Ended)
+    }
+}
+
+/// Which of several appends failed; none was done, as far as that [is known](AppendError::is_known).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("append {}: {error}", .index + 1)]
 pub struct AppendsError {

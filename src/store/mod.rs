@@ -5,7 +5,7 @@
 //!
 //! Invariants, each named by a test in `tests/it/event_store`:
 //! 1. An append is whole or not at all, whatever becomes of others in its transaction and of the process ([`writer`]).
-//! 2. Who is told of an append finds it in the file; who is told of an error knows that nothing of it was done.
+//! 2. Who is told of an append finds it in the file; who is told of an error knows that nothing of it was done, or that this is not known.
 //! 3. The same event appended again is answered as it was the first time, and stands there once ([`apply`]).
 //! 4. An event is read where it is, in the log or in the archive, and a move meanwhile hides none ([`read`]).
 //! 5. A stream is read without a hole or a doubled version, or not at all ([`merge`]).
@@ -102,8 +102,10 @@ impl EventStore {
 
     /// Ends it; what is queued is appended first. Clones keep it open until they go.
     pub async fn close(self) {
-        self.reader.close().await;
-        self.writer.ended().await;
+        let Self { writer, reader, .. } = self;
+        // Clones read until they go.
+        writer.ended().await;
+        reader.close().await;
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use futures_util::{Stream as Rows, TryStreamExt};
 use sqlx::SqlitePool;
 
-use super::event::{Snapshot, State, StoredEvent, Stream};
+use super::event::{BYTES_MAX, Snapshot, State, StoredEvent, Stream};
 use super::fault::{OpenError, ReadError};
 use super::{merge, sql};
 use crate::sqlite::premises::Use;
@@ -38,6 +39,16 @@ impl Reader {
         behind(&mut transaction, stream, from.max(1) - 1, newest).await
     }
 
+    /// The same, as far as they have 64 MiB. None: there are no more.
+    pub async fn load_some(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
+        let mut transaction = self.0.begin().await?;
+        let Some((newest, _)) = newest(&mut transaction, stream).await? else { return Ok(Vec::new()) };
+        let rows = sqlx::query_as(sql::OF_STREAM).bind(stream).bind(from.max(1)).fetch(&mut *transaction);
+        let (events, is_all) = page(rows, |one, other| one.version == other.version).await?;
+        let upto = events.last().filter(|_| !is_all).map_or(newest, |last| last.version);
+        merge::of_stream(stream, from.max(1) - 1, upto, events)
+    }
+
     /// The version of a stream's newest event.
     pub async fn version(&self, stream: &str) -> Result<Option<i64>, ReadError> {
         let mut connection = self.0.acquire().await?;
@@ -49,10 +60,10 @@ impl Reader {
         Ok(sqlx::query_scalar(sql::HEAD).fetch_one(&self.0).await?)
     }
 
-    /// Events of all streams behind a position, in order, up to a number.
+    /// Events of all streams behind a position, in order, up to a number; fewer where they have more than 64 MiB. None: there are no more.
     pub async fn read_all(&self, after: i64, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
-        let rows: Vec<EventRow> = sqlx::query_as(sql::OF_ALL).bind(after).bind(limit as i64).fetch_all(&self.0).await?;
-        merge::of_all(rows.into_iter().map(event).collect())
+        let rows = sqlx::query_as(sql::OF_ALL).bind(after).bind(limit as i64).fetch(&self.0);
+        merge::of_all(page(rows, |one, other| one.position == other.position).await?.0)
     }
 
     /// A stream's newest snapshot and the events behind it; `None` for a stream that is not there.
@@ -91,6 +102,23 @@ impl Reader {
     pub(super) async fn close(&self) {
         self.0.close().await;
     }
+}
+
+/// Rows up to [`BYTES_MAX`], and at least one; those that are `same` stay together. Says whether that is all.
+async fn page(
+    mut rows: impl Rows<Item = Result<EventRow, sqlx::Error>> + Unpin,
+    same: impl Fn(&StoredEvent, &StoredEvent) -> bool,
+) -> Result<(Vec<StoredEvent>, bool), ReadError> {
+    let (mut events, mut bytes): (Vec<StoredEvent>, usize) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        let event = event(row);
+        if bytes >= BYTES_MAX && events.last().is_some_and(|last| !same(last, &event)) {
+            return Ok((events, false));
+        }
+        bytes += event.data.len() + event.metadata.as_ref().map_or(0, String::len);
+        events.push(event);
+    }
+    Ok((events, true))
 }
 
 /// The version of the newest event, and the type.

@@ -103,6 +103,35 @@ fn what_the_application_does_meanwhile_counts() {
     }
 }
 
+/// A trigger of the application's own refuses one of many that share a transaction, and ends it: the others are written all the same.
+#[test]
+fn a_snapshot_that_the_application_refuses_takes_no_other_with_it() {
+    let _machine = shared_machine();
+    let (scene, app) = scene("outboxd", PATCHES);
+    (0..40).for_each(|n| grow(&app, &format!("Order-{n}"), 1, 20));
+    let trigger = "CREATE TRIGGER no BEFORE INSERT ON snapshots WHEN NEW.stream_id IN ('Order-7', 'Order-30')
+                   BEGIN SELECT RAISE(ROLLBACK, 'not that one'); END";
+    app.execute_batch(trigger).unwrap();
+    let daemon = scene.daemon();
+    is(&daemon, "scheduled");
+    // While the file is locked they all queue, and so share transactions.
+    app.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&scene));
+        wants_to_write(&daemon);
+        app.execute_batch("ROLLBACK").unwrap();
+        let said = refused(&running.join().unwrap());
+        assert!(said.contains("38 snapshots of ") && said.contains("2 streams are left as they are"), "{said}");
+        for stream in ["Order-7", "Order-30"] {
+            assert!(
+                said.contains(&format!("stream {stream} of type Order: its snapshot cannot be written: not that one")),
+                "{said}"
+            );
+        }
+    });
+    assert_eq!(count(&app, "snapshots"), 38);
+}
+
 /// It has no place for a reducer's hash: which one a number stands for is remembered for the aggregate's type, wherever the reducer is written.
 #[test]
 fn a_reducer_that_moves_between_all_and_a_name_is_still_another() {

@@ -219,6 +219,43 @@ async fn delivered_rows_are_replayed_from_their_archive_and_deleted_ones_are_ref
     }
 }
 
+/// VACUUM numbers the rows of such an archive anew: which of them were passed is not known any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_whose_rows_are_numbered_anew_stops() {
+    let archived = "on_delivered = { archive = \"sent_jobs\" }\n";
+    let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{archived}"));
+    let older = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 3000)
+                 INSERT INTO sent_jobs (id, status, who, body) SELECT 'old' || n, 'new', 'k' || n % 7, '{}' FROM n;
+                 DELETE FROM sent_jobs WHERE rowid <= 500";
+    table.app.execute_batch(older).unwrap();
+    let far_side = FarSide::default();
+    let relays = start(&table.source, &far_side, 3);
+    relays.reaches("r", |status| status.backlog == 0).await;
+    let asked =
+        async |wanted: Wanted| relays.handle("r").ask(|reply| Command::Operate(Operation::Replay(wanted), reply)).await;
+    asked(Wanted { rate: Some(400), ..Wanted::default() }).await.unwrap();
+    let sent =
+        |status: &outboxd::consumer::status::Status| status.replay.as_ref().is_some_and(|replay| replay.sent > 0);
+    relays.reaches("r", sent).await;
+    table.app.execute_batch("VACUUM").unwrap();
+    let ended = |status: &outboxd::consumer::status::Status| {
+        status.replay.as_ref().is_some_and(|replay| replay.state != "running")
+    };
+    let replay = relays.reaches("r", ended).await.replay.unwrap();
+    assert_eq!(replay.state, "stopped", "{replay:?}");
+    assert!(
+        replay.detail.contains("may number the rows of sent_jobs anew") && replay.detail.contains("Remedy: "),
+        "{replay:?}"
+    );
+    // In the same words it does not go on; others begin anew.
+    asked(Wanted { rate: Some(400), ..Wanted::default() }).await.unwrap();
+    relays.reaches("r", |status| ended(status) && status.replay.as_ref().unwrap().number > replay.number).await;
+    asked(Wanted::default()).await.unwrap();
+    let done = relays.reaches("r", |status| status.replay.as_ref().is_some_and(|replay| replay.state == "done")).await;
+    assert_eq!(done.replay.unwrap().sent, 2_500);
+    relays.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_go_in_the_declared_order_and_then_as_inserted() {
     let table = Table::new(JOBS, &format!("{FIELDS}{PENDING}{SENT}order = [\"note\", \"at\"]\ntime = \"at\"\n"));

@@ -90,9 +90,9 @@ async fn together(store: &EventStore, args: &Args, context: &Context) -> anyhow:
         return Ok(());
     }
     let done = store.append_all(appends, args.wait.0).await.map_err(|AppendsError { index, error }| {
-        let extent = match error {
-            AppendError::Ended => "whether anything was appended is not known: append it again, with the same ids",
-            _ => "nothing was appended",
+        let extent = match error.is_known() {
+            false => "whether anything was appended is not known: append it again, with the same ids",
+            true => "nothing was appended",
         };
         failed(numbers[index], &error).told(extent)
     })?;
@@ -120,8 +120,16 @@ async fn each(store: &EventStore, args: &Args, context: &Context) -> anyhow::Res
         };
         let (number, append, _) = read.map_err(|failure| failure.told(&extent(failure.line)))?;
         let stream = append.stream.clone();
-        let done = store.append(append, args.wait.0).await;
-        let done = done.map_err(|error| failed(number, &error).told(&extent(number)))?;
+        let done = store.append(append, args.wait.0).await.map_err(|error| {
+            let extent = match error.is_known() {
+                true => extent(number),
+                false if number == 1 => "whether it was appended is not known".to_owned(),
+                false => format!(
+                    "the lines before it were appended; whether line {number} was is not known, and nothing behind it was"
+                ),
+            };
+            failed(number, &error).told(&extent)
+        })?;
         // Who no longer reads the answers is not served any further.
         if !terminal::print_while_read(&told(number, &stream, done, context))? {
             return Ok(());
@@ -168,6 +176,10 @@ fn failed(line: usize, error: &AppendError) -> Failed {
             (Exit::Data, "mend the line, or ask whoever made the constraint")
         }
         AppendError::Sqlite { .. } => (Exit::Io, "see whether the disk is full, or fails"),
+        AppendError::Unknown { .. } => (
+            Exit::Io,
+            "see whether the disk fails; then append it again, with the same ids: what is there already is not appended twice",
+        ),
         AppendError::Ended => (Exit::Unavailable, "append it again, with the same ids"),
         AppendError::Conflict { .. } => (Exit::Data, "look at what was appended meanwhile, and decide anew"),
         AppendError::TooMuch => (Exit::Data, "append it in parts, or line by line (--each)"),

@@ -22,7 +22,9 @@ struct Line {
     kind: Option<String>,
     #[serde(default, deserialize_with = "said")]
     data: Option<Box<RawValue>>,
+    data_text: Option<String>,
     metadata: Option<Box<RawValue>>,
+    metadata_text: Option<String>,
     time: Option<String>,
     /// That it must get: so what `show` and `tail` print can be appended elsewhere.
     version: Option<i64>,
@@ -43,7 +45,9 @@ struct EventWords {
     #[serde(rename = "type")]
     kind: String,
     data: Box<RawValue>,
+    data_text: Option<String>,
     metadata: Option<Box<RawValue>>,
+    metadata_text: Option<String>,
     time: Option<String>,
 }
 
@@ -85,25 +89,52 @@ pub fn parse(bytes: &[u8], defaults: Defaults<'_>) -> Result<Append, String> {
         (None, None, _) => return Err(missing("type")),
         (None, _, None) => return Err(missing("data")),
         (None, Some(kind), Some(data)) => {
-            vec![EventWords { id: line.id, kind, data, metadata: line.metadata, time: line.time }]
+            let (data_text, metadata_text) = (line.data_text, line.metadata_text);
+            vec![EventWords {
+                id: line.id,
+                kind,
+                data,
+                data_text,
+                metadata: line.metadata,
+                metadata_text,
+                time: line.time,
+            }]
         }
     };
-    let events: Vec<NewEvent> = words.into_iter().map(EventWords::event).collect();
+    let events = words.into_iter().map(EventWords::event).collect::<Result<Vec<NewEvent>, String>>()?;
     let outbox = if defaults.outbox { events.iter().map(Message::of).collect() } else { Vec::new() };
     Ok(Append { stream, stream_type, expected, events, outbox })
 }
 
 impl EventWords {
-    fn event(self) -> NewEvent {
-        let text = |raw: Box<RawValue>| Box::<str>::from(raw).into_string();
-        NewEvent {
+    fn event(self) -> Result<NewEvent, String> {
+        let metadata = self.metadata.filter(|raw| raw.get() != "null");
+        if metadata.is_none() && self.metadata_text.is_some() {
+            return Err("it has \"metadata_text\" and no \"metadata\"".into());
+        }
+        Ok(NewEvent {
             id: self.id.unwrap_or_else(new_id),
             kind: self.kind,
-            data: text(self.data),
-            metadata: self.metadata.filter(|raw| raw.get() != "null").map(text),
+            data: exact("data", self.data, self.data_text)?,
+            metadata: metadata.map(|raw| exact("metadata", raw, self.metadata_text)).transpose()?,
             time: self.time,
-        }
+        })
     }
+}
+
+/// JSON in one line, and how it stands in the file where that is not the same, as `show` and `tail` print it.
+fn exact(field: &str, raw: Box<RawValue>, text: Option<String>) -> Result<String, String> {
+    let Some(text) = text else { return Ok(Box::<str>::from(raw).into_string()) };
+    let json = serde_json::from_str::<&RawValue>(&text);
+    match json.is_ok_and(|json| in_one_line(json.get()) == raw.get()) {
+        true => Ok(text),
+        false => Err(format!("its \"{field}\" and \"{field}_text\" are not the same")),
+    }
+}
+
+/// Outside of strings a line's end means nothing, and in strings of JSON there is none.
+fn in_one_line(json: &str) -> String {
+    json.replace(['\n', '\r'], " ")
 }
 
 /// `any`, `none`, `exists` or a version.
@@ -168,8 +199,13 @@ pub struct EventLine<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     data: &'a RawValue,
+    /// As it stands in the file, where that is not what one line can hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_text: Option<&'a str>,
     time: &'a str,
 }
 
@@ -182,6 +218,11 @@ impl<'a> EventLine<'a> {
                 Failure::new(Exit::Data, reason, "mend the row, or look at it without --json")
             })
         };
+        let (data, metadata) =
+            (json("data", &event.data)?, event.metadata.as_deref().map(|text| json("metadata", text)).transpose()?);
+        let text = |json: Option<&RawValue>, text: Option<&'a str>| {
+            text.filter(|text| json.is_some_and(|json| json.get() != *text || text.contains(['\n', '\r'])))
+        };
         Ok(Self {
             // Other schemas than ours may have none.
             position: (event.position != 0).then_some(event.position),
@@ -190,8 +231,10 @@ impl<'a> EventLine<'a> {
             stream_type: &event.stream_type,
             version: event.version,
             kind: &event.kind,
-            data: json("data", &event.data)?,
-            metadata: event.metadata.as_deref().map(|text| json("metadata", text)).transpose()?,
+            data,
+            data_text: text(Some(data), Some(&event.data)),
+            metadata,
+            metadata_text: text(metadata, event.metadata.as_deref()),
             time: &event.time,
         })
     }
@@ -199,8 +242,7 @@ impl<'a> EventLine<'a> {
 
 impl fmt::Display for EventLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // JSON over several lines would be several lines: outside of strings a line's end means nothing.
         let text = serde_json::to_string(self).map_err(|_| fmt::Error)?;
-        f.write_str(&text.replace(['\n', '\r'], " "))
+        f.write_str(&in_one_line(&text))
     }
 }

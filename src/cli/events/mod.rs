@@ -167,25 +167,34 @@ fn unread(place: &Place, error: ReadError) -> Failure {
 async fn show(store: &str, stream: &str, from: i64, context: &Context) -> anyhow::Result<Exit> {
     let place = Place::named(store, context)?;
     let reader = place.reader()?;
-    let events = reader.load(stream, from).await.map_err(|error| unread(&place, error))?;
-    if events.is_empty() && reader.version(stream).await.map_err(|error| unread(&place, error))?.is_none() {
+    let (mut next, mut rows) = (Some(from), Vec::new());
+    while let Some(from) = next {
+        let events = reader.load_some(stream, from).await.map_err(|error| unread(&place, error))?;
+        next = events.last().and_then(|last| last.version.checked_add(1));
+        if context.json && !events.is_empty() {
+            if !print_lines(&events)? {
+                return Ok(Exit::Ok);
+            }
+        } else {
+            rows.extend(events.iter().map(event_row));
+        }
+    }
+    if reader.version(stream).await.map_err(|error| unread(&place, error))?.is_none() {
         let reason = format!("{}: there is no stream {}", place.path.display(), terminal::visible(stream));
         return Err(Failure::new(Exit::Data, reason, "`outboxd events streams` lists those that are there").into());
     }
-    if context.json {
-        print_lines(&events)?;
-    } else {
-        terminal::print(&event_rows(&events))?;
+    if !context.json {
+        terminal::print(&event_table(&rows))?;
     }
     Ok(Exit::Ok)
 }
 
-fn event_rows(events: &[StoredEvent]) -> String {
-    let row = |event: &StoredEvent| {
-        vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
-    };
-    let rows: Vec<_> = events.iter().map(row).collect();
-    terminal::table(&["VERSION", "TYPE", "TIME", "DATA"], &rows)
+fn event_row(event: &StoredEvent) -> Vec<String> {
+    vec![event.version.to_string(), event.kind.clone(), event.time.clone(), shortened(&event.data)]
+}
+
+fn event_table(rows: &[Vec<String>]) -> String {
+    terminal::table(&["VERSION", "TYPE", "TIME", "DATA"], rows)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::line::EventLine;
-use super::{Place, event_rows, shown};
+use super::{Place, event_row, event_table, shown};
 use crate::admin::answer::Refusal;
 use crate::cli::{Context, Exit, Failure, terminal};
 use crate::config::preset;
@@ -111,7 +111,7 @@ fn told(look: &Look) -> String {
         ("behind it", if events.is_empty() { "nothing".to_owned() } else { format!("{} events", events.len()) }),
     ]);
     if !events.is_empty() {
-        text.push_str(&event_rows(events));
+        text.push_str(&event_table(&events.iter().map(event_row).collect::<Vec<_>>()));
     }
     let state = match state {
         Some(state) if snapshot.is_some() && *is_anew => {

@@ -195,7 +195,7 @@ impl Job for Snapshots {
                 Some(Some(reducer)) => {
                     let mark = self.mark(&stream.kind, reducer);
                     if let Some(fresh) = folder.newest(stream, self.every_events, reducer, &mark)? {
-                        writing.write(fresh, tally).map_err(Trouble::All)?
+                        writing.write(fresh, tally).map_err(Trouble::All)?;
                     }
                 }
                 Some(None) => {}

@@ -134,6 +134,98 @@ async fn one_that_fails_takes_nobody_with_it() {
     }
 }
 
+/// A trigger of the application's own that says RAISE(ROLLBACK) takes the whole transaction: the others are done again, whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_ends_the_transaction_takes_nobody_with_it() {
+    let shop = Shop::open().await;
+    shop.app
+        .execute_batch(
+            "CREATE TRIGGER no BEFORE INSERT ON events WHEN NEW.type = 'Forbidden' BEGIN SELECT RAISE(ROLLBACK, 'not that'); END;
+             BEGIN IMMEDIATE",
+        )
+        .unwrap();
+    let appends = (0..40).map(|n| {
+        let kind = if n % 10 == 5 { "Forbidden" } else { "Placed" };
+        // Behind what ended the transaction, half of an append would stay.
+        let data = if n % 10 == 7 { "{" } else { "{}" };
+        let second = NewEvent { kind: kind.into(), ..event(&format!("{n}-2"), data) };
+        let append = Append::new(format!("s{n}"), "Order", Expected::Any, vec![event(&format!("{n}-1"), "{}"), second]);
+        let store = shop.store.clone();
+        async move { store.append(append, WITHIN).await }
+    });
+    let (answers, ()) = tokio::join!(join_all(appends), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        shop.app.execute_batch("COMMIT").unwrap();
+    });
+    for (n, answer) in answers.into_iter().enumerate() {
+        match (n % 10, answer) {
+            (5, Err(AppendError::Sqlite { text, .. })) => assert!(text.contains("not that"), "{n}: {text}"),
+            (7, Err(AppendError::NotJson { .. })) => {}
+            (0..=4 | 6 | 8 | 9, Ok(done)) => assert_eq!(done.last_version, 2),
+            (_, other) => panic!("{n}: {other:?}"),
+        }
+    }
+    assert_eq!((shop.count("events"), shop.count("streams")), (64, 32));
+}
+
+/// The file is free, and others are served all the while: to wait for one's turn is to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_is_waited_for_as_long_as_was_said() {
+    let shop = Shop::open().await;
+    let many = (0..10_000).map(|n| event(&format!("many-{n}"), "{}")).collect();
+    let large = shop.store.append(Append::new("large", "Order", Expected::Any, many), WITHIN);
+    let hasty = Append::new("hasty", "Order", Expected::Any, vec![event("hasty", "{}")]);
+    let patient = Append::new("patient", "Order", Expected::Any, vec![event("patient", "{}")]);
+    let (large, hasty, patient) =
+        tokio::join!(large, shop.store.append(hasty, Duration::from_millis(1)), shop.store.append(patient, WITHIN));
+    assert_eq!(
+        (large.unwrap().last_version, hasty, patient.unwrap().last_version),
+        (10_000, Err(AppendError::Locked), 1)
+    );
+    assert_eq!(shop.count("events"), 10_001);
+}
+
+/// Calls that never cease leave the lock to others in between: one with SQLite's own busy handler has it in time, each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_never_cease_leave_the_lock_to_others() {
+    let shop = Shop::open().await;
+    let (stop, calls) = (std::sync::atomic::AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    let callers = (0..64).map(|caller| {
+        let (shop, stop, calls) = (&shop, &stop, &calls);
+        async move {
+            while !stop.load(relaxed) {
+                let events = (0..50).map(|_| NewEvent::new("Placed", "{\"some\": \"data\"}")).collect();
+                shop.append(&format!("s{caller}"), Expected::Any, events).await.unwrap();
+                calls.fetch_add(1, relaxed);
+            }
+        }
+    });
+    let file = shop.file.clone();
+    let other = tokio::task::spawn_blocking(move || {
+        let app = open(&file);
+        app.busy_timeout(Duration::from_secs(5)).unwrap();
+        let waits = (0..12).map(|_| {
+            let began = Instant::now();
+            app.execute_batch("BEGIN IMMEDIATE; COMMIT").map(|()| began.elapsed())
+        });
+        waits.collect::<Result<Vec<_>, _>>()
+    });
+    let (_, waits) = tokio::join!(join_all(callers), async {
+        let waits = other.await.unwrap();
+        stop.store(true, relaxed);
+        waits
+    });
+    let mut waits = waits.expect("the lock is not to be had");
+    waits.sort_unstable();
+    println!(
+        "{} calls beside; the lock was waited for {:?} at the median, {:?} at most",
+        calls.load(relaxed),
+        waits[6],
+        waits[11]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_streams_are_appended_to_in_one_transaction_or_none() {
     let shop = Shop::open().await;
@@ -207,9 +299,13 @@ async fn closing_appends_what_is_queued_and_leaves_the_file_free() {
         let store = store.clone();
         async move { store.append(Append::new("a", "Order", Expected::Any, vec![event("1", "{}")]), WITHIN).await }
     });
+    let clone = store.clone();
     let closed = tokio::spawn(store.close());
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!closed.is_finished());
+    assert!(shop.store.load("a", 1).await.unwrap().is_empty(), "another store of the file");
+    assert!(clone.load("a", 1).await.unwrap().is_empty(), "a clone reads until it goes");
+    drop(clone);
     shop.app.execute_batch("COMMIT").unwrap();
     tokio::time::timeout(WITHIN, closed).await.expect("it closes").unwrap();
     assert_eq!(queued.await.unwrap().unwrap().last_version, 1);

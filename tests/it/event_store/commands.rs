@@ -186,6 +186,74 @@ fn a_stream_is_one_append_and_lines_come_out_as_they_went_in() {
     assert_eq!(listed, "{\"snapshot_version\":null,\"stream_id\":\"o-1\",\"stream_type\":\"Order\",\"version\":2}\n");
 }
 
+/// Data over several lines is one line of JSON, and is appended elsewhere byte for byte.
+#[test]
+fn data_over_several_lines_comes_out_in_one_and_goes_in_as_it_was() {
+    let (scene, other) = (Scene::new(""), Scene::new(""));
+    let data = ["{\n  \"n\": 1,\r\n  \"text\": \"a\\nb\"\n}\n", " [1,\r2] ", "{\"n\": 1}"];
+    let app = open(&scene.path("app.db"));
+    for (n, data) in data.iter().enumerate() {
+        let sql = "INSERT INTO events (id, stream_id, stream_type, version, type, data, metadata) VALUES (?1, 'a', 'Order', 1 + ?1, 'T', ?2, ?3)";
+        app.execute(sql, (n as i64, data, "{\n\"by\": \"me\"}")).unwrap();
+    }
+    let (exit, shown, error) = run(&scene, &["show", "./app.db", "a", "--json"], "", &[]);
+    assert_eq!((exit, shown.lines().count()), (0, 3), "{error}");
+    assert_eq!(shown.matches("data_text").count(), 5, "only where it says more: {shown}");
+    assert!(shown.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["data"] != Value::Null));
+    for scene in [&other, &other, &scene] {
+        let (exit, printed, error) = run(scene, &["append", "./app.db"], &shown, &[]);
+        assert_eq!((exit, printed.lines().count()), (0, 3), "{error}");
+        let app = open(&scene.path("app.db"));
+        let mut statement = app.prepare("SELECT data FROM events ORDER BY position").unwrap();
+        let stored: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(stored, data);
+    }
+    let torn = shown.lines().next().unwrap().replace(r#"\"n\": 1"#, r#"\"n\": 2"#);
+    let (exit, _, error) = run(&Scene::new(""), &["append", "./app.db"], &torn, &[]);
+    assert!(exit == 65 && error.contains("its \"data\" and \"data_text\" are not the same"), "{error}");
+}
+
+/// What a failed sync leaves may be found after a crash, or not: nothing else is said.
+#[test]
+fn a_sync_that_fails_at_the_commit_is_not_told_as_nothing() {
+    let scene = Scene::new("");
+    let wal = format!("{}-wal", scene.path("app.db").canonicalize().unwrap().display());
+    let traced = |which: &str, arguments: &[&str], input: &str| {
+        let inject = format!("inject=fdatasync,fsync:error=EIO:when={which}");
+        let mut child = Command::new("strace")
+            .args(["-f", "-o", "trace", "-P", &wal, "-e", "trace=fdatasync,fsync", "-e", &inject])
+            .args([env!("CARGO_BIN_EXE_outboxd"), "events", "append", "./app.db"])
+            .args(arguments)
+            .current_dir(scene.path("app.db").parent().unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("scripts/setup installs strace");
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // The file stays open, and with it the -wal.
+    let app = open(&scene.path("app.db"));
+    app.execute_batch("CREATE TABLE warm (n); INSERT INTO warm VALUES (1)").unwrap();
+    let lines = [placed("a", "1"), placed("a", "2"), placed("a", "3")].concat();
+    let (exit, error) = traced("1", &[], &lines);
+    assert_eq!(exit, Some(74), "{error}");
+    assert!(
+        error.contains("whether anything was appended is not known") && error.contains("with the same ids"),
+        "{error}"
+    );
+    let (exit, error) = traced("2", &["--each"], &lines);
+    assert_eq!(exit, Some(74), "{error}");
+    assert!(error.contains("the lines before it were appended; whether line 2 was is not known"), "{error}");
+    // With the same ids it is whole, and once.
+    let (exit, _, error) = run(&scene, &["append", "./app.db"], &placed("a", "1"), &[]);
+    assert_eq!(exit, 0, "{error}");
+    let (exit, _, error) = run(&scene, &["append", "./app.db", "--each"], &lines, &[]);
+    assert_eq!((exit, events(&scene)), (0, 3), "{error}");
+}
+
 #[test]
 fn what_cannot_be_used_has_its_exit_code() {
     let scene = Scene::new(&[SHOP, OTHER, &file("lines"), &relay("lines", "")].concat());

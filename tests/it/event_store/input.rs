@@ -23,6 +23,8 @@ async fn bad_appends_are_refused_by_name() {
     let bulky = (0..5).map(|_| NewEvent::new("Placed", format!("\"{}\"", "x".repeat(15 << 20)))).collect();
     let deep = "[".repeat(1_100) + &"]".repeat(1_100);
     let message = Message { headers: Some("[]".into()), ..Message::of(&event("x", "{}")) };
+    let payload =
+        |id: &str, bytes: usize| Message { payload: Some("x".repeat(bytes)), ..Message::of(&event(id, "{}")) };
     let cases = [
         (of(Vec::new()), "there are no events in it"),
         (with(|event| event.id = String::new()), "the id is empty"),
@@ -46,6 +48,17 @@ async fn bad_appends_are_refused_by_name() {
         ),
         (with(|event| event.time = Some("yesterday".into())), "the time is no ISO 8601 time: \"yesterday\""),
         (of(vec![event("x", &huge)]), "event x has 16777218 bytes, at most 16777216 are taken"),
+        (
+            Append { outbox: vec![payload("m", (16 << 20) + 1)], ..of(vec![event("x", "{}")]) },
+            "event m has 16777217 bytes, at most 16777216 are taken",
+        ),
+        (
+            Append {
+                outbox: (0..5).map(|n| payload(&n.to_string(), 15 << 20)).collect(),
+                ..of(vec![event("x", "{}")])
+            },
+            "more than 10000 events or 64 MiB in one transaction",
+        ),
         (of(bulky), "more than 10000 events or 64 MiB in one transaction"),
         (of(many), "more than 10000 events or 64 MiB in one transaction"),
         (Append { stream: String::new(), ..of(vec![event("x", "{}")]) }, "the stream is empty"),
@@ -69,6 +82,19 @@ async fn bad_appends_are_refused_by_name() {
     let largest = format!("\"{}\"", "x".repeat((16 << 20) - 2));
     shop.append("large", Expected::NoStream, vec![event("l", &largest)]).await.unwrap();
     assert_eq!(shop.store.load("large", 1).await.unwrap()[0].data.len(), 16 << 20);
+    // Not all at once.
+    for n in 0..5 {
+        shop.append("large", Expected::Any, vec![event(&format!("l{n}"), &largest)]).await.unwrap();
+    }
+    let read = shop.store.read_all(2, 100).await.unwrap();
+    let rest = shop.store.read_all(read.last().unwrap().position, 100).await.unwrap();
+    assert_eq!((read.len(), rest.len()), (4, 2), "64 MiB at a time");
+    let (some, rest) = (
+        shop.store.reader().load_some("large", 1).await.unwrap(),
+        shop.store.reader().load_some("large", 5).await.unwrap(),
+    );
+    assert_eq!((some.len(), rest.len(), rest[1].version), (4, 2, 6));
+    assert!(shop.store.reader().load_some("large", 7).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -184,10 +184,3 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
         }])
     })
 }
-
-/// A path by which the same file is known, also before it is there.
-fn same_file(path: &Path) -> PathBuf {
-    let canonical = path.canonicalize().ok();
-    let by_folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-    canonical.or_else(by_folder).unwrap_or_else(|| path.to_owned())
-}

@@ -99,6 +99,44 @@ Counted = \"INSERT INTO priced SELECT :id, (SELECT price FROM prices)\"
     assert_eq!(scratches(&scene), [""; 0]);
 }
 
+/// What the statements read of others is brought in slices: all of it, with every value as it is there.
+#[test]
+fn what_a_rebuild_reads_of_others_is_the_whole_of_it() {
+    let _machine = shared_machine();
+    let config = "
+[projections.summed]
+source = \"shop\"
+path = \"read.db\"
+tables = [\"summed\"]
+reads = [\"many\", \"named\", \"odd\", \"seen\"]
+schema = \"CREATE TABLE summed (id TEXT PRIMARY KEY, n ANY, name ANY, odd ANY, seen ANY) STRICT\"
+[projections.summed.on]
+Counted = '''INSERT INTO summed SELECT :id, (SELECT count(*) || ' ' || sum(n) FROM many), (SELECT group_concat(name) FROM named),
+    (SELECT group_concat(typeof(value)) FROM odd), (SELECT count(*) FROM seen)'''
+";
+    let scene = Scene::new(&[EVENTS, config].concat());
+    let theirs = "
+CREATE TABLE many (n INTEGER);
+INSERT INTO many (rowid, n) WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 12000) SELECT n * 7 - 20000, n FROM c;
+INSERT INTO many (rowid, n) VALUES (-9223372036854775808, 1), (9223372036854775807, 2);
+CREATE TABLE named (name TEXT PRIMARY KEY, rowid TEXT) WITHOUT ROWID;
+INSERT INTO named VALUES ('a', 1), ('b', 1);
+CREATE TABLE odd (value ANY) STRICT;
+INSERT INTO odd VALUES ('7'), (7), (x'07'), (7.5);
+CREATE VIEW seen AS SELECT n FROM many WHERE n < 100;
+";
+    open(&scene.path("read.db")).execute_batch(theirs).unwrap();
+    let shop = Shop::of(&scene);
+    shop.count(2, 1);
+    settle(&scene, &["summed"], &shop);
+    let summed = "SELECT group_concat(n || name || odd || seen) FROM summed";
+    let live = one::<String>(&scene, "read.db", summed);
+    assert!(live.starts_with("12002 72006003a,btext,integer,blob,real101"), "{live}");
+    told(&scene, &["verify", "summed"], 0);
+    told(&scene, &["rebuild", "summed"], 0);
+    assert_eq!(one::<String>(&scene, "read.db", summed), live);
+}
+
 /// What a rebuild has left that was ended, and nobody can go on with, is made anew; of a projection there is one such file.
 #[cfg(feature = "controls")]
 #[test]

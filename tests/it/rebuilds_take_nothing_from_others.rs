@@ -251,19 +251,26 @@ fn what_others_have_put_on_a_table_stays_on_it() {
     settle(&scene, &["totals"], &shop);
     let file = open(&scene.path("read.db"));
     let theirs = "CREATE INDEX theirs_by_seen ON totals (seen);
-                  CREATE TRIGGER theirs_no_delete BEFORE DELETE ON totals BEGIN SELECT raise(ABORT, 'never'); END;";
+                  CREATE TRIGGER theirs_no_delete BEFORE DELETE ON totals BEGIN SELECT raise(ABORT, 'never'); END;
+                  CREATE TRIGGER theirs_of_large INSTEAD OF UPDATE ON large BEGIN SELECT 1; END;";
     file.execute_batch(theirs).unwrap();
     let parts = "SELECT group_concat(name) FROM (SELECT name FROM sqlite_schema WHERE tbl_name = 'totals' AND sql IS NOT NULL ORDER BY name)";
     // Its own index goes with the definition that made it.
     scene.reconfigure(&config.replace("totals_by_amount ON totals (amount)", "totals_by_events ON totals (events)"));
     told(&scene, &["rebuild", "totals"], 0);
     assert_eq!(one::<String>(&scene, "read.db", parts), "theirs_by_seen,theirs_no_delete,totals,totals_by_events");
+    assert_eq!(one::<i64>(&scene, "read.db", "SELECT count(*) FROM sqlite_schema WHERE name = 'theirs_of_large'"), 1);
     scene.reconfigure(&config.replace("seen", "versions"));
     let before = standing(&scene.path("read.db"), "totals");
     let text = told(&scene, &["rebuild", "totals"], 65);
     assert!(text.contains("theirs_by_seen") && text.contains("nothing was changed"), "{text}");
     assert_eq!(standing(&scene.path("read.db"), "totals"), before);
     file.execute_batch("DROP INDEX theirs_by_seen").unwrap();
+    file.execute_batch("CREATE TRIGGER theirs_looks AFTER INSERT ON totals BEGIN SELECT new.seen; END").unwrap();
+    let text = told(&scene, &["rebuild", "totals"], 65);
+    assert!(text.contains("new.seen") && text.contains("nothing was changed"), "{text}");
+    assert_eq!(standing(&scene.path("read.db"), "totals"), before);
+    file.execute_batch("DROP TRIGGER theirs_looks").unwrap();
     told(&scene, &["rebuild", "totals"], 0);
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{copy, copy_where, definition_of, quoted};
 use crate::consumer::Settings;
 use crate::controls::{self, Seam};
-use crate::projection::{Definition, tables};
+use crate::projection::{Definition, statement, tables};
 use crate::sqlite::guard::Guard;
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Owner};
@@ -87,6 +87,14 @@ impl Swap<'_> {
             connection.set_db_config(config, !on)?;
         }
         let (kept, rows) = swapped?;
+        // A trigger is looked at only when something sets it off.
+        if let Some(misfit) = statement::prove(connection, guard, live)?.first() {
+            return Err(JobError::Refused(format!(
+                "what others have in {} does not fit the tables of {name} as they are made now: {misfit}; nothing was changed. Remedy: mend or \
+                 drop it, then rebuild again",
+                live.path.display()
+            )));
+        }
         connection.execute("DELETE FROM outboxd_held WHERE consumer = ?1", [name])?;
         copy_where(&snapshot, connection, "outboxd_held", name)?;
         checkpoint::put(connection, &Checkpoint { ..new.clone() })?;
@@ -109,14 +117,16 @@ impl Swap<'_> {
         let before = checkpoint::section(connection, &definition.name)?.map(|section| made_by(definition, &section));
         self.refuse_others(connection, definition, before.as_ref())?;
         let old_ones = before.as_ref().unwrap_or(definition);
+        let own_parts = before.as_ref().map_or(Ok(Vec::new()), tables::parts)?;
+        let is_own = |part: &Part| own_parts.iter().any(|own| own.eq_ignore_ascii_case(&part.name));
+        let (mut kept, mut of_others) = (Vec::new(), Vec::new());
         for view in old_ones.views.iter().chain(&definition.views) {
+            of_others.extend(parts_of(connection, view)?.into_iter().filter(|part| !is_own(part)));
             connection.execute_batch(&format!("DROP VIEW IF EXISTS {}", quoted(view)))?;
         }
         let mut old = [old_ones.tables.clone(), definition.tables.clone()].concat();
         old.sort();
         old.dedup();
-        let own_parts = before.as_ref().map_or(Ok(Vec::new()), tables::parts)?;
-        let (mut kept, mut of_others) = (Vec::new(), Vec::new());
         for table in old {
             if !is_there(connection, &table) {
                 continue;
@@ -125,7 +135,6 @@ impl Swap<'_> {
             for part in &parts {
                 connection.execute_batch(&format!("DROP {} {}", part.kind, quoted(&part.name)))?;
             }
-            let is_own = |part: &Part| own_parts.iter().any(|own| own.eq_ignore_ascii_case(&part.name));
             of_others.extend(parts.into_iter().filter(|part| !is_own(part)));
             kept.push(keep(connection, &definition.name, &table)?);
         }
@@ -179,7 +188,7 @@ fn made_by(definition: &Definition, section: &Value) -> Definition {
     Definition { tables: names("tables"), views: names("views"), schema, ..definition.clone() }
 }
 
-/// An index or a trigger that stands on a table.
+/// An index or a trigger that stands on a table or a view.
 struct Part {
     kind: String,
     name: String,

@@ -31,7 +31,7 @@ pub struct RebuildArgs {
     /// Swap although events were refused: they become the projection's dead letters
     #[arg(long)]
     pub with_dead_letters: bool,
-    /// Rebuild nothing: drop the tables that the last rebuild has kept
+    /// Rebuild nothing: drop the tables that rebuilds of it have kept
     #[arg(long, conflicts_with = "with_dead_letters")]
     pub drop: bool,
 }

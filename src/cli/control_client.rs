@@ -38,8 +38,9 @@ pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
             return Err(anyhow::Error::new(error).context(format!("connect to {}", socket.display())));
         }
     };
-    // A reload takes as long as the consumers need to drain, and a job as long as it has work; a daemon that dies closes the connection.
-    let takes_its_time = matches!(request, Request::Reload | Request::Job(Job::Run { .. }));
+    // A reload takes as long as the consumers need to drain, a job as long as it has work, a rebuild's end as long as there are rows; a
+    // daemon that dies closes the connection.
+    let takes_its_time = matches!(request, Request::Reload | Request::Job(Job::Run { .. }) | Request::Rebuild(_));
     stream.set_read_timeout((!takes_its_time).then_some(ANSWER_WAIT))?;
     stream.set_write_timeout(Some(ANSWER_WAIT))?;
     let mut line = serde_json::to_string(request)?;

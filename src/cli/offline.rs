@@ -146,10 +146,10 @@ impl Desk for Offline<'_> {
         }
         let (relay, source) = self.consumer(consumer)?;
         let (writer, reader) = open_both(consumer, &source).await?;
-        let done = tokio::time::timeout(LOOK_WAIT, control::operate(&writer, &reader, relay, operation)).await;
+        let done = control::operate_within(LOOK_WAIT, &writer, &reader, relay, operation).await;
         let slow =
             || Refusal::new(Refusal::UNAVAILABLE, format!("{} cannot be read at present", source.path.display()));
-        Ok(done.map_err(|_| slow())??.value)
+        Ok(done.ok_or_else(slow)??.value)
     }
 
     async fn jobs(&self) -> Result<Vec<Value>, Refusal> {

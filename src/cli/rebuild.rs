@@ -10,13 +10,14 @@ use super::control_client::{self, Answer, Rebuild, Request};
 use super::{Context, Exit, Failure, offline, terminal};
 use crate::config::Loaded;
 use crate::consumer::Settings;
-use crate::consumer::rebuild::{self, Comparison, Failed, Purpose};
+use crate::consumer::rebuild::{self, Comparison, Failed, Purpose, Scratch};
 use crate::consumer::status::Status;
 use crate::controls;
 use crate::event::Position;
 use crate::projection::Definition;
 use crate::source;
 use crate::source::scan::{Scan, Which};
+use crate::sqlite::lockfile::LockError;
 use crate::sqlite::open;
 use crate::state::checkpoint;
 
@@ -30,7 +31,7 @@ pub struct RebuildArgs {
     /// Swap although events were refused: they become the projection's dead letters
     #[arg(long)]
     pub with_dead_letters: bool,
-    /// Rebuild nothing: drop the tables that the last rebuild has kept
+    /// Rebuild nothing: drop the tables that rebuilds of it have kept
     #[arg(long, conflicts_with = "with_dead_letters")]
     pub drop: bool,
 }
@@ -56,35 +57,22 @@ pub fn execute(args: &RebuildArgs, context: &Context) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Ok);
     }
-    let beside = rebuild::beside(settings, Purpose::Rebuild)?;
-    let definition = tables(&beside);
-    if tables(settings).path.exists() {
-        rebuild::bring_reads(&tables(settings).path, &beside)?;
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut bar = Bar::new(context);
-    let swap = Request::Rebuild(Rebuild::Swap {
+    let scratch = claim(settings, Purpose::Rebuild)?;
+    scratch.take_over();
+    runtime.block_on(make(source, &scratch, None, &mut bar))?;
+    // Whoever swaps takes it from here: what follows goes through without this command, too.
+    drop(scratch);
+    let swap = Rebuild::Swap {
         consumer: settings.name.clone(),
-        hash: definition.hash(),
+        hash: tables(settings).hash(),
         with_dead_letters: args.with_dead_letters,
-    });
-    let mut made = || -> anyhow::Result<Value> {
-        runtime.block_on(run_up_to(source, &beside, None, &mut bar))?;
-        ask(&loaded, &swap)
     };
-    let swapped = match made() {
-        // New events keep coming: for the last of them the live tables have to wait.
-        Err(error) if error.to_string().contains(rebuild::BEHIND) => {
-            ask(&loaded, &Request::Pause { consumer: settings.name.clone() })?;
-            let swapped = made();
-            ask(&loaded, &Request::Resume { consumer: settings.name.clone() })?;
-            swapped
-        }
-        other => other,
-    };
+    bar.say("made; they are swapped as soon as nobody else has the file locked");
+    let swapped = ask(&loaded, &Request::Rebuild(swap));
     bar.clear();
     let swapped = swapped?;
-    rebuild::remove(&definition.path);
     match context.json {
         true => terminal::print_json(&swapped)?,
         false => terminal::print(&format!(
@@ -99,24 +87,22 @@ pub fn verify(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let loaded = context.load()?;
     let (settings, source) = find(&loaded, &args.projection)?;
     let (name, live) = (&settings.name, &tables(settings).path);
-    let beside = rebuild::beside(settings, Purpose::Verify)?;
-    let rebuilt = &tables(&beside).path;
     let none = || Failure::new(Exit::Data, format!("{name} has no tables yet"), "let it run first");
     let standing = if live.exists() { rebuild::position(live, name)? } else { None };
     let standing = standing.ok_or_else(none)?;
-    rebuild::remove(rebuilt);
-    rebuild::bring_reads(live, &beside)?;
+    let scratch = claim(settings, Purpose::Verify)?;
+    scratch.empty();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut bar = Bar::new(context);
     let compared = runtime.block_on(async {
-        run_up_to(source, &beside, Some(standing), &mut bar).await?;
-        let (comparison, standing) = Comparison::begin(live, rebuilt, name)?;
+        make(source, &scratch, Some(standing), &mut bar).await?;
+        let (comparison, standing) = Comparison::begin(live, scratch.path(), tables(settings))?;
         let standing = standing.ok_or_else(none)?;
-        run_up_to(source, &beside, Some(standing), &mut bar).await?;
-        anyhow::Ok((comparison.differences(tables(settings))?, standing))
+        run_up_to(source, &scratch.settings, standing, &mut bar).await?;
+        anyhow::Ok((comparison.differences()?, standing))
     });
     bar.clear();
-    rebuild::remove(rebuilt);
+    scratch.remove();
     let (differences, position) = compared?;
     let rows: u64 = differences.iter().map(|difference| difference.rows).sum();
     if context.json {
@@ -268,21 +254,39 @@ fn ask(loaded: &Loaded, request: &Request) -> anyhow::Result<Value> {
     }
 }
 
-/// Runs the projection into its file until all is applied, up to a position or to the end.
-async fn run_up_to(
+fn claim(settings: &Settings, purpose: Purpose) -> anyhow::Result<Scratch> {
+    Scratch::claim(settings, purpose).map_err(|error| {
+        let exit = if matches!(error, LockError::Held { .. }) { Exit::Locked } else { Exit::Unavailable };
+        let reason = format!("the tables of {} are being made anew: {error}", settings.name);
+        Failure::new(exit, reason, "wait until that one has ended, or end it").into()
+    })
+}
+
+async fn make(
     source: &source::Settings,
-    settings: &Settings,
+    scratch: &Scratch,
     until: Option<Position>,
     bar: &mut Bar,
 ) -> anyhow::Result<()> {
-    let ran = rebuild::run_up_to(source, settings, until, &mut |status| bar.draw(status, until)).await;
-    ran.map_err(|failed| {
-        let (exit, reason) = match failed {
-            Failed::Halted(why) => (Exit::Data, why),
-            Failed::Away(why) => (Exit::Unavailable, why),
-        };
-        Failure { exit, reason, remedy: None }.into()
-    })
+    scratch.make(source, until, &mut |status| bar.draw(status, until)).await.map_err(failure)
+}
+
+async fn run_up_to(
+    source: &source::Settings,
+    settings: &Settings,
+    until: Position,
+    bar: &mut Bar,
+) -> anyhow::Result<()> {
+    let until = Some(until);
+    rebuild::run_up_to(source, settings, until, &mut |status| bar.draw(status, until)).await.map_err(failure)
+}
+
+fn failure(failed: Failed) -> anyhow::Error {
+    let (exit, reason) = match failed {
+        Failed::Halted(why) => (Exit::Data, why),
+        Failed::Away(why) => (Exit::Unavailable, why),
+    };
+    Failure { exit, reason, remedy: None }.into()
 }
 
 /// One line on the terminal that is drawn over itself.
@@ -302,7 +306,13 @@ impl Bar {
             let percent = (status.position.clamp(0, whole) * 100 / whole) as usize;
             let filled = BAR_WIDTH * percent / 100;
             let (done, left) = ("#".repeat(filled), "-".repeat(BAR_WIDTH - filled));
-            eprint!("\r[{done}{left}] {percent:>3} %  at {} of {whole} ", status.position);
+            self.say(&format!("[{done}{left}] {percent:>3} %  at {} of {whole} ", status.position));
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        if self.is_shown {
+            eprint!("\r{line:<79}");
             let _ = std::io::stderr().flush();
             self.is_drawn = true;
         }

@@ -32,7 +32,6 @@ pub use crate::setting::value::{Size, Span};
 pub use show::{Line, Shown};
 
 pub use crate::consumer::engine::WhenLocked;
-use crate::source::same_file;
 use crate::{consumer, maintenance, sink, source};
 use layers::Layers;
 

@@ -3,12 +3,13 @@
 //! `[[outbox]]` and `[[events]]` are the tables that `read` chooses from; several of one name are its generations, the newest first: the
 //! first that fits the file is taken. A new preset is one file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::file;
 use super::resolve::declared::declared;
 use crate::source::declared::Declared;
+use crate::store;
 
 /// Every preset's name and text, by name (`build.rs` lists the folder).
 pub const ALL: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
@@ -25,6 +26,15 @@ pub fn text(name: &str) -> Option<&'static str> {
 pub(super) fn sections(name: &str) -> Option<BTreeMap<String, Vec<file::Source>>> {
     let text = text(name)?;
     Some(toml::from_str(text).unwrap_or_else(|error| panic!("config/presets/{name}.toml: {error}")))
+}
+
+/// All tables of the application that a preset names, whichever is read.
+pub(super) fn all_tables(name: &str) -> BTreeSet<String> {
+    let reads = sections(name).unwrap_or_default().into_keys();
+    let declared: Vec<Arc<[Declared]>> = reads.filter_map(|read| tables(name, &read)).collect();
+    let named = declared.iter().flat_map(|declared| declared.iter()).flat_map(Declared::tables).map(str::to_lowercase);
+    let ours = if name == "outboxd" { &store::TABLES[..] } else { &[] };
+    named.chain(ours.iter().map(|table| (*table).to_owned())).collect()
 }
 
 /// How a preset's table is read.

@@ -1,11 +1,15 @@
 //! What operators may ask of a consumer, while it runs or (through the same functions, on the files) while it does not.
 
+mod patience;
+
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+
+pub use self::patience::{OPERATION_MAX, in_time, late, operate_within};
 
 use super::Settings;
 use super::rebuild;
@@ -97,18 +101,12 @@ pub struct Done {
 
 /// How long a source is waited for on an operator's behalf.
 const LOOK_MAX: Duration = Duration::from_secs(10);
-/// How long an operator is kept waiting by a consumer that is halted.
-const OPERATION_MAX: Duration = Duration::from_secs(30);
 
-/// Bounds what an operator asked for: a file may be locked, a source not be there.
-pub async fn in_time<T>(work: impl Future<Output = Result<T, JobError>>) -> Result<T, JobError> {
-    let late = || {
-        let text = format!(
-            "not done within {OPERATION_MAX:?}: the file may be locked, or not be there. It may still be done later"
-        );
-        Err(JobError::Refused(text))
-    };
-    tokio::time::timeout(OPERATION_MAX, work).await.unwrap_or_else(|_| late())
+impl Operation {
+    /// It works for as long as there are rows: late is only what does not work.
+    pub fn takes_its_time(&self) -> bool {
+        matches!(self, Operation::Swap { .. } | Operation::DropKept)
+    }
 }
 
 /// Its tables hold what is settled already.
@@ -186,16 +184,11 @@ pub async fn operate(
                 let text = "the running daemon has another definition. Remedy: `outboxd reload`, then rebuild again";
                 return Err(JobError::Refused(text.to_owned()));
             }
-            let (definition, guard) = (settings.definition(&look(reader).await?.mapping), writer.guard.clone());
-            let settings = settings.clone();
-            let swap =
-                move |c: &rusqlite::Connection| rebuild::swap(c, &guard, &settings, &definition, with_dead_letters);
-            Ok(Done { restarts: true, ..changed(writer.perform(swap).await?) })
+            let definition = settings.definition(&look(reader).await?.mapping);
+            let swapped = rebuild::put_in_place(writer, reader, settings, definition, with_dead_letters).await?;
+            Ok(Done { restarts: true, ..changed(swapped) })
         }
-        Operation::DropKept => {
-            let settings = settings.clone();
-            Ok(looked(writer.perform(move |c| rebuild::drop_kept(c, &settings)).await?))
-        }
+        Operation::DropKept => Ok(looked(rebuild::drop_kept(writer, settings).await?)),
         Operation::Replay(_) if settings.destination.tables().is_some() => {
             Err(JobError::Refused(NOT_A_RELAY.to_owned()))
         }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::control::{self, Command};
+use super::control::{self, Command, OPERATION_MAX};
 use super::copies::Copier;
 use super::delivery::project::Project;
 use super::delivery::{Delivery, Ledger, Publish, StateLedger};
@@ -401,7 +401,7 @@ impl Engine {
             match command {
                 Command::Resume(reply) => {
                     self.resumed = true;
-                    let Some(done) = self.in_time(self.unpause()).await else { return false };
+                    let Some(done) = self.unless_it_ends(control::in_time(self.unpause())).await else { return false };
                     let _ = reply.send(done);
                     return true;
                 }
@@ -409,7 +409,7 @@ impl Engine {
                     let _ = reply.send(Err(JobError::Refused("it is halted, so nothing moves".into())));
                 }
                 Command::Operate(operation, reply) => {
-                    let Some(done) = self.in_time(self.operate(operation)).await else { return false };
+                    let Some(done) = self.unless_it_ends(self.operate(operation)).await else { return false };
                     let restarts = done.as_ref().is_ok_and(|done| done.restarts);
                     if done.as_ref().is_ok_and(|done| done.replays) {
                         beside.replays.notify_one();
@@ -433,15 +433,18 @@ impl Engine {
     }
 
     async fn operate(&self, operation: control::Operation) -> Result<control::Done, JobError> {
-        let writer = self.files.writer(&self.source).await.map_err(|error| JobError::Refused(error.to_string()))?;
-        control::operate(&writer, &self.reader, &self.settings, operation).await
+        let opening = self.files.writer(&self.source);
+        let opened = async { opening.await.map_err(|error| JobError::Refused(error.to_string())) };
+        let writer = control::in_time(opened).await?;
+        let done = control::operate_within(OPERATION_MAX, &writer, &self.reader, &self.settings, operation).await;
+        done.unwrap_or_else(|| Err(control::late()))
     }
 
     /// `None`: the daemon ends meanwhile.
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, JobError>>) -> Option<Result<T, JobError>> {
+    async fn unless_it_ends<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut shutdown = self.shutdown.clone();
         tokio::select! {
-            done = control::in_time(work) => Some(done),
+            done = work => Some(done),
             () = shutdown::asked(&mut shutdown) => None,
         }
     }

@@ -22,6 +22,7 @@ use crate::event::Position;
 use crate::projection::Definition;
 use crate::source::mapping::Mapping;
 use crate::source::{self, StatePlace};
+use crate::sqlite::place;
 
 /// A resolved `[relays.X]` or `[projections.X]` section.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +105,7 @@ impl Settings {
     pub fn placed(&self, source: &source::Settings) -> source::Settings {
         let state = match &self.destination {
             Destination::Sink { .. } => return source.clone(),
-            Destination::Tables(definition) if definition.path == source.path => StatePlace::Inside,
+            Destination::Tables(definition) if place::is_same(&definition.path, &source.path) => StatePlace::Inside,
             Destination::Tables(definition) => StatePlace::ReadModel(definition.path.clone()),
         };
         source::Settings { state, ..source.clone() }

@@ -37,6 +37,14 @@ pub struct Applied {
     pub unhandled: BTreeMap<String, u64>,
 }
 
+/// What is not tried behind an event that fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waits {
+    None,
+    OfItsKey,
+    All,
+}
+
 /// Why a flight was not applied.
 pub enum Stopped {
     /// The file is away.
@@ -77,15 +85,14 @@ impl Applier {
         Self { definition, rules, ignored, statements, by_type, otherwise }
     }
 
-    /// Applies what can be applied; everything else has left no trace. `refused` are those whose SQL ended the transaction before;
-    /// `holds`: behind one that fails, others of its key are not tried.
+    /// Applies what can be applied; everything else has left no trace. `refused` are those whose SQL ended the transaction before.
     pub fn apply(
         &self,
         connection: &Connection,
         guard: &Guard,
         flight: &Flight,
         refused: &HashMap<usize, Rejection>,
-        holds: bool,
+        waits: Waits,
     ) -> Result<Applied, Stopped> {
         let mut run = Run { applier: self, connection, guard, ready: Vec::new(), unhandled: BTreeMap::new() };
         run.ready.resize_with(self.statements.len(), || None);
@@ -109,7 +116,7 @@ impl Applier {
             run.unhandled.clear();
             connection.execute_batch("ROLLBACK TO flight; RELEASE flight")?;
         }
-        run.one_by_one(flight, refused, holds)
+        run.one_by_one(flight, refused, waits)
     }
 }
 
@@ -126,13 +133,14 @@ impl Run<'_, '_> {
         mut self,
         flight: &Flight,
         refused: &HashMap<usize, Rejection>,
-        holds: bool,
+        waits: Waits,
     ) -> Result<Applied, Stopped> {
         let mut outcomes = Vec::with_capacity(flight.len());
         let mut held = HashSet::new();
         for slot in 0..flight.len() {
             let event = flight.event(slot);
-            let key = event.hold_key();
+            // What is released together was held by one key, whatever its events say now.
+            let key = if waits == Waits::All { Default::default() } else { event.hold_key() };
             if held.contains(key.as_ref()) {
                 outcomes.push(Outcome::Behind);
                 continue;
@@ -141,7 +149,7 @@ impl Run<'_, '_> {
                 Some(rejection) => Some(rejection.clone()),
                 None => self.in_savepoint(slot, &event)?,
             };
-            if rejection.is_some() && holds {
+            if rejection.is_some() && waits != Waits::None {
                 held.insert(key.into_owned());
             }
             outcomes.push(rejection.map_or(Outcome::Delivered, Outcome::Rejected));

@@ -69,6 +69,14 @@ fn run_schema(connection: &Connection, guard: &Guard, definition: &Definition) -
     }
 }
 
+/// The indexes and triggers that the schema makes, by name.
+pub fn parts(definition: &Definition) -> Result<Vec<String>, JobError> {
+    let scratch = open::scratch()?;
+    run_schema(&scratch, &Guard::install(&scratch)?, definition)?;
+    let sql = "SELECT name FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql IS NOT NULL";
+    Ok(scratch.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
 /// Proves the statements in the file as it stands, and leaves it so; where the tables are not made yet, together with them.
 pub fn try_on_file(definition: &Definition) -> Result<Vec<statement::Misfit>, JobError> {
     let connection = open::reader(&definition.path)?;

@@ -190,6 +190,19 @@ impl From {
 }
 
 impl Declared {
+    /// The application's tables that it names.
+    pub fn tables(&self) -> Vec<&str> {
+        let archive = match &self.from {
+            From::Table { archive, .. } | From::Fed { archive, .. } => archive.as_deref(),
+            From::Query(_) => None,
+        };
+        let moved = self.rows.as_ref().and_then(|rows| match &rows.on_delivered {
+            Mark::Archive(table) => Some(table.as_str()),
+            Mark::Set(_) | Mark::Delete => None,
+        });
+        self.from.table().into_iter().chain(archive).chain(moved).collect()
+    }
+
     /// The SQL of a person's own that runs when this is read, and the keys that it stands under.
     pub fn own_sql(&self) -> Vec<(&'static str, &str)> {
         let (query, join) = match &self.from {

@@ -64,13 +64,6 @@ pub enum StatePlace {
     ReadModel(PathBuf),
 }
 
-/// A path by which the same file is known, also before it is there.
-pub fn same_file(path: &Path) -> PathBuf {
-    let canonical = path.canonicalize().ok();
-    let by_folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-    canonical.or_else(by_folder).unwrap_or_else(|| path.to_owned())
-}
-
 impl Settings {
     /// Progress is written into the rows themselves, in the application's file.
     pub fn is_by_row(&self) -> bool {

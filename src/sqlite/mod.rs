@@ -16,6 +16,7 @@ pub mod fault;
 pub mod guard;
 pub mod lockfile;
 pub mod open;
+pub mod place;
 pub mod pool;
 pub mod premises;
 pub mod writer;

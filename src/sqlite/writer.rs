@@ -232,10 +232,16 @@ impl Desk {
                 Task::Job(job) => self.transact(job),
                 Task::Entry(entry, second) => self.transact_in_two(entry, second),
             };
+            self.pause(held);
             if self.owner == Owner::Application {
-                thread::sleep(held * PAUSE_FACTOR);
                 self.checkpoint();
             }
+        }
+    }
+
+    fn pause(&self, held: Duration) {
+        if self.owner == Owner::Application {
+            thread::sleep(held * PAUSE_FACTOR);
         }
     }
 

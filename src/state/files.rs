@@ -14,6 +14,7 @@ use crate::source::{self, StatePlace, inspection};
 use crate::sqlite::fault::{self, Kind};
 use crate::sqlite::lockfile::{LockError, LockFile};
 use crate::sqlite::open::{self, Durable};
+use crate::sqlite::place;
 use crate::sqlite::premises::Finding;
 use crate::sqlite::writer::{JobError, Owner, Writer, WriterState};
 
@@ -51,11 +52,30 @@ impl FileError {
     }
 }
 
-/// All writers of this process, by path.
+/// All writers of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     // Taken only when a consumer starts, never on the hot path; a file that cannot be opened yet keeps nobody from another one.
-    open: Arc<Mutex<HashMap<PathBuf, Place>>>,
+    open: Arc<Mutex<Known>>,
+}
+
+/// By the file itself: whatever it is called, it has one writer. What a name meant when it was asked for first it means until all is let go:
+/// a link that leads elsewhere since is a file that was replaced.
+#[derive(Debug, Default)]
+struct Known {
+    names: HashMap<PathBuf, PathBuf>,
+    places: HashMap<PathBuf, Place>,
+}
+
+impl Known {
+    fn real(&mut self, path: &Path) -> PathBuf {
+        self.names.entry(path.to_owned()).or_insert_with(|| place::real(path)).clone()
+    }
+
+    fn place(&mut self, path: &Path) -> Place {
+        let real = self.real(path);
+        self.places.entry(real).or_default().clone()
+    }
 }
 
 type Place = Arc<Mutex<Slot>>;
@@ -93,7 +113,7 @@ impl Files {
 
     async fn opened(&self, source: &source::Settings, wanted: Tables) -> Result<Writer, FileError> {
         let path = source.state_path();
-        let place = self.open.lock().await.entry(path.clone()).or_default().clone();
+        let place = self.open.lock().await.place(&path);
         let mut slot = place.lock().await;
         if let Slot::Closing(state) = &mut *slot {
             while state.changed().await.is_ok() {}
@@ -124,7 +144,7 @@ impl Files {
     /// Lets go of all files, and waits until what was queued is written and their locks are free.
     pub async fn close(&self) {
         self.keep(&[]).await;
-        for place in self.open.lock().await.values() {
+        for place in self.open.lock().await.places.values() {
             if let Slot::Closing(state) = &mut *place.lock().await {
                 while state.changed().await.is_ok() {}
             }
@@ -133,8 +153,10 @@ impl Files {
 
     /// Lets go of all files but these. Nobody may be asking for one of the others.
     pub async fn keep(&self, paths: &[PathBuf]) {
-        let open = self.open.lock().await;
-        for (_, place) in open.iter().filter(|(path, _)| !paths.contains(path)) {
+        let mut open = self.open.lock().await;
+        let kept: Vec<PathBuf> = paths.iter().map(|path| open.real(path)).collect();
+        open.names.retain(|_, real| kept.contains(real));
+        for (_, place) in open.places.iter().filter(|(real, _)| !kept.contains(real)) {
             let mut slot = place.lock().await;
             if let Slot::Open(writer, ..) = &*slot {
                 *slot = Slot::Closing(writer.state.clone());

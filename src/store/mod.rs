@@ -32,7 +32,7 @@ use crate::sqlite::premises::{self, Finding, Use};
 use event::{Append, Appended, State, StoredEvent};
 use fault::{AppendError, AppendsError, OpenError, ReadError};
 pub use read::Reader;
-pub use tables::{InitError, init, schema};
+pub use tables::{InitError, TABLES, init, schema};
 use writer::Writer;
 
 /// How a store is opened.

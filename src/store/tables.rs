@@ -9,6 +9,9 @@ use crate::sqlite::pool;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
+/// What `migrations/` make.
+pub const TABLES: [&str; 5] = ["outbox", "streams", "events", "snapshots", "archived_events"];
+
 /// Why the tables could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -50,10 +53,7 @@ async fn taken(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx
     if ours > 0 {
         return Ok(None);
     }
-    sqlx::query_scalar(
-        "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') \
-         AND name IN ('outbox', 'streams', 'events', 'snapshots', 'archived_events') ORDER BY name LIMIT 1",
-    )
-    .fetch_optional(connection)
-    .await
+    let sql = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') \
+               AND name IN (SELECT value FROM json_each(?1)) ORDER BY name LIMIT 1";
+    sqlx::query_scalar(sql).bind(serde_json::json!(TABLES).to_string()).fetch_optional(connection).await
 }

@@ -171,15 +171,27 @@ fn statements_are_proven_on_the_real_file() {
     daemon.until_settled("mine", 1, std::time::Duration::from_secs(20));
 }
 
-/// What the authorizer is there for.
+/// What the authorizer is there for: with it the statement is refused before it runs, without it another's table is empty.
 #[cfg(feature = "controls")]
 #[test]
 fn without_the_authorizer_statements_reach_other_tables() {
-    let scene = Scene::new(&config("DELETE FROM theirs"));
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+    let config = config("DELETE FROM theirs").replace("[projections.mine]\n", "[projections.mine]\npaused = true\n");
+    let scene = Scene::new(&config);
     Shop::of(&scene).happens("a", "Placed", &serde_json::json!({}));
+    let (code, text) = (scene.outboxd(&["run"]).status.code(), scene.outboxd(&["check"]).stderr);
+    assert_eq!(code, Some(78), "{}", String::from_utf8_lossy(&text));
     let mut daemon = scene.daemon_with(&without("Authorizer"));
-    daemon.until_settled("other", 1, std::time::Duration::from_secs(20));
-    daemon.until_settled("mine", 1, std::time::Duration::from_secs(20));
+    daemon.until_settled("other", 1, PATIENCE);
+    let theirs = || {
+        let sql = "SELECT count(*) FROM theirs";
+        crate::support::rig::open(&scene.path("read.db")).query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert_eq!(theirs(), 1);
+    let resumed = daemon.ask(&serde_json::json!({ "command": "resume", "consumer": "mine" }));
+    assert_eq!(resumed.unwrap()["ok"], true);
+    daemon.until_settled("mine", 1, PATIENCE);
+    assert_eq!(theirs(), 0);
 }
 
 #[cfg(feature = "controls")]

@@ -50,6 +50,7 @@ mod idle_writes_nothing;
 #[cfg(feature = "controls")]
 mod jobs_run_on_schedule;
 mod kills_lose_nothing;
+mod neighbours_share_a_transaction;
 mod one_daemon_a_file;
 mod only_the_guilty_are_refused;
 mod outage_dead_letters_nothing;
@@ -61,6 +62,7 @@ mod projection_ladder;
 mod projections;
 mod pruning_is_safe_below_the_safe_position;
 mod rebuilds;
+mod rebuilds_take_nothing_from_others;
 #[path = "../referee/mod.rs"]
 mod referee;
 mod refusals;

@@ -377,6 +377,36 @@ fn a_key_may_stand_in_the_data() {
     assert_eq!(taken(&scene)[2..], ["a-1 well", "b-1 well"]);
 }
 
+/// Behind a released event that fails, everything that it held waits on, whatever keys the source has for it.
+#[test]
+fn what_waits_behind_a_held_event_waits_whatever_its_source_says() {
+    let _machine = shared_machine();
+    let odd = "Odd = [
+    \"INSERT INTO taken (id, stream_id, how) VALUES (:id, :stream_id, 'half')\",
+    \"UPDATE taken SET how = (SELECT how FROM mended WHERE how = 'odd') WHERE id = :id\",
+]
+";
+    let keys = "[projections.choosy]\nattempts_max = 1\nkey = \"$.customer\"\n";
+    let scene = Scene::new(&[EVENTS, &CHOOSY.replace("[projections.choosy]\n", keys), odd].concat());
+    open(&scene.path("read.db")).execute_batch("CREATE TABLE mended (how TEXT)").unwrap();
+    let shop = Shop::of(&scene);
+    for (stream, kind) in [("a", "Hard"), ("b", "Odd"), ("c", "Counted"), ("d", "Counted")] {
+        shop.happens(stream, kind, &json!({ "customer": "kim" }));
+    }
+    let mut daemon = scene.daemon();
+    settled(&mut daemon, "choosy", &shop);
+    mend(&scene);
+    told(&scene, &["dead-letters", "retry", "--id", "a-1", "--yes"], true);
+    let is_next = |status: &Value| status["dead_letters"] == 1 && status["delivered_total"] == 1;
+    let status = daemon.until("choosy", "at the next one", PATIENCE, is_next);
+    assert_eq!((&status["state"], &status["held_keys"]), (&json!("running"), &json!(1)), "{status}");
+    assert_eq!(taken(&scene), ["a-1 well"]);
+    open(&scene.path("read.db")).execute_batch("INSERT INTO mended VALUES ('odd')").unwrap();
+    told(&scene, &["dead-letters", "retry", "--id", "b-1", "--yes"], true);
+    daemon.until("choosy", "free", PATIENCE, |status| status["held_keys"] == 0);
+    assert_eq!(taken(&scene), ["a-1 well", "b-1 odd", "c-1 well", "d-1 well"]);
+}
+
 /// In the source's own file there is one transaction for all of it, too.
 #[test]
 fn a_read_model_may_stand_in_the_source() {

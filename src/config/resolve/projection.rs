@@ -8,12 +8,14 @@ use std::time::Duration;
 use super::relay::{ATTEMPTS_MAX, BYTES_MAX, BYTES_MIN, EVENTS_MAX, ON_REJECTS, check_name};
 use super::{Bytes, Checker, Nanos};
 use crate::config::read::Raw;
-use crate::config::{file, same_file};
+use crate::config::{file, preset};
 use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use crate::projection::{Definition, Key, OnChange, tables};
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{Size, Span};
+use crate::source::declared::Declared;
 use crate::source::{self, StatePlace, json_path::JsonPath};
+use crate::sqlite::place;
 
 const ON_CHANGES: [(&str, OnChange); 2] = [("refuse", OnChange::Refuse), ("rebuild", OnChange::Rebuild)];
 const TIME_MIN: Duration = Duration::from_millis(10);
@@ -39,6 +41,7 @@ pub(super) fn resolve(
             check_against_source(projection, source, sources, checker);
         }
     }
+    refuse_second_names(&projections, sources, checker);
     refuse_shared_tables(&projections, checker);
     prove(&projections, checker);
     projections
@@ -193,12 +196,56 @@ fn check_against_source(
         );
     }
     let Some(definition) = projection.destination.tables() else { return };
-    let path = same_file(&definition.path);
-    let is_state =
-        |source: &&source::Settings| source.state != StatePlace::Inside && same_file(&source.state_path()) == path;
+    let is_state = |source: &&source::Settings| {
+        source.state != StatePlace::Inside && place::is_same(&source.state_path(), &definition.path)
+    };
     if let Some(other) = sources.values().find(is_state) {
         let reason = format!("{} is the state of [sources.{}]", definition.path.display(), other.name);
         checker.refuse(key("path"), reason, "give the read model a file of its own");
+    }
+    for other in sources.values().filter(|source| place::is_same(&source.path, &definition.path)) {
+        let theirs = tables_of(other);
+        let is_theirs = |table: &&String| theirs.contains(&table.to_lowercase());
+        if let Some(table) = definition.tables.iter().chain(&definition.views).find(is_theirs) {
+            let reason = format!("{table} is the application's: [sources.{}] is in the same file", other.name);
+            checker.refuse(
+                key("tables"),
+                reason,
+                "give the projection tables of its own; others may be read (`reads`)",
+            );
+            return;
+        }
+    }
+}
+
+/// The application's tables in a source's file, as far as the configuration knows them.
+fn tables_of(source: &source::Settings) -> BTreeSet<String> {
+    let named = source.tables.iter().flat_map(Declared::tables).map(str::to_lowercase);
+    named.chain(source.preset.iter().flat_map(|preset| preset::all_tables(preset))).collect()
+}
+
+/// SQLite keeps its log beside the name by which a file is opened: under two names there would be two of them.
+fn refuse_second_names(
+    projections: &[Settings],
+    sources: &BTreeMap<String, source::Settings>,
+    checker: &mut Checker<'_>,
+) {
+    let read_models = projections.iter().filter_map(|projection| projection.destination.tables());
+    let files: BTreeSet<&Path> = read_models
+        .clone()
+        .map(|definition| &*definition.path)
+        .chain(sources.values().map(|source| &*source.path))
+        .collect();
+    for definition in read_models {
+        let is_second = |file: &&&Path| {
+            place::is_same(file, &definition.path) && place::real(file) != place::real(&definition.path)
+        };
+        if let Some(other) = files.iter().find(is_second) {
+            let path = definition.path.display();
+            let reason = format!("{path} and {} are two names of one file (a hard link)", other.display());
+            let remedy = "write the same name in both places: SQLite would keep two logs of it, and damage it";
+            checker.refuse(KeyPath::of(["projections", &definition.name, "path"]), reason, remedy);
+        }
     }
 }
 
@@ -206,7 +253,7 @@ fn check_against_source(
 fn by_file(projections: &[Settings]) -> BTreeMap<std::path::PathBuf, Vec<&Arc<Definition>>> {
     let mut files = BTreeMap::<_, Vec<_>>::new();
     for definition in projections.iter().filter_map(|projection| projection.destination.tables()) {
-        files.entry(same_file(&definition.path)).or_default().push(definition);
+        files.entry(place::real(&definition.path)).or_default().push(definition);
     }
     files
 }

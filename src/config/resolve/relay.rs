@@ -10,10 +10,11 @@ use crate::config::read::Raw;
 use crate::consumer::{Bounds, Destination, OnReject, Settings, Start};
 use crate::setting::problem::{KeyPath, either, nearest};
 use crate::setting::value::{Size, Span};
+use crate::sink;
 use crate::sink::format::Format;
 use crate::source;
 use crate::source::declared::{Declared, From};
-use crate::{config, sink};
+use crate::sqlite::place;
 
 const STARTS: [(&str, Start); 2] = [("first", Start::First), ("head", Start::Head)];
 pub(super) const ON_REJECTS: [(&str, OnReject); 3] =
@@ -208,7 +209,7 @@ fn refuse_shared_rows(relays: &[Settings], sources: &BTreeMap<String, source::Se
     for relay in relays {
         let Some(source) = sources.get(&relay.source).filter(|source| source.is_by_row()) else { continue };
         let From::Table { name, .. } = &source.tables[0].from else { continue };
-        let table = (config::same_file(&source.path), name.to_lowercase());
+        let table = (place::real(&source.path), name.to_lowercase());
         let Some(other) = first.insert(table, &relay.name) else { continue };
         let reason = format!(
             "relay `{other}` reads the same table, whose rows are marked when they are delivered: each event would reach only \
@@ -225,7 +226,7 @@ fn refuse_shared_files(relays: &[Settings], checker: &mut Checker<'_>) {
     for relay in relays {
         for ((_, sink), key) in relay.sinks().into_iter().zip(["sink", "dead_letter_sink"]) {
             let Some(path) = sink.destination_file() else { continue };
-            let Some(other) = first.insert(config::same_file(path), &relay.name) else { continue };
+            let Some(other) = first.insert(place::real(path), &relay.name) else { continue };
             let reason = format!("relay `{other}` writes to the same file {}", path.display());
             let remedy = "give each relay, and its copies of dead letters, a file of their own";
             checker.refuse(KeyPath::of(["relays", &relay.name, key]), reason, remedy);
@@ -241,12 +242,12 @@ fn refuse_files_of_sources(
 ) {
     let owned = |source: &source::Settings| {
         let beside = ["-wal", "-shm", "-journal"].map(|end| PathBuf::from(format!("{}{end}", source.path.display())));
-        [source.path.clone(), source.state_path()].into_iter().chain(beside).map(|path| config::same_file(&path))
+        [source.path.clone(), source.state_path()].into_iter().chain(beside).map(|path| place::real(&path))
     };
     for relay in relays {
         let Destination::Sink { name: sink_name, settings: sink } = &relay.destination else { continue };
         let Some(path) = sink.destination_file() else { continue };
-        let same = config::same_file(path);
+        let same = place::real(path);
         if let Some(source) = sources.values().find(|source| owned(source).any(|owned| owned == same)) {
             let reason =
                 format!("{} belongs to [sources.{}]: the sink would write into it", path.display(), source.name);

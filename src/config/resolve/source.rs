@@ -9,6 +9,7 @@ use crate::config::{file, preset};
 use crate::setting::problem::{KeyPath, either, nearest};
 use crate::source::declared::Declared;
 use crate::source::{Durability, Settings, StatePlace};
+use crate::sqlite::place;
 
 const DURABILITIES: [(&str, Durability); 2] = [("strict", Durability::Strict), ("fast", Durability::Fast)];
 
@@ -129,7 +130,7 @@ fn at_path(text: &str, source: &Path, key: &KeyPath, checker: &mut Checker<'_>) 
         checker.refuse(key.clone(), format!("{text:?} is neither a word known here nor a path"), remedy);
     }
     let path = checker.places.folder().join(text);
-    if path == source {
+    if place::is_same(&path, source) {
         checker.refuse(key.clone(), "this is the source's own file", "write state = \"inside\"");
     }
     StatePlace::At(path)

@@ -18,7 +18,7 @@ use super::{Cargo, Delivery, Done, Ledger};
 use crate::consumer::status::Status;
 use crate::controls::{self, Protection};
 use crate::event::Rejection;
-use crate::projection::apply::{Applied, Applier, Stopped};
+use crate::projection::apply::{Applied, Applier, Stopped, Waits};
 use crate::projection::{Definition, statement};
 use crate::sink::{BoxFuture, Fault, Flight, Outcome};
 use crate::sqlite::writer::{Entered, Entry, JobError, Owner, Second, Writer};
@@ -28,7 +28,8 @@ use crate::state::settlement::Settlement;
 const OWN_MAX: Duration = Duration::from_millis(50);
 const SHARED_MAX: Duration = Duration::from_millis(2);
 /// Before it is known how long they take.
-const FIRST_MOST: usize = 256;
+const OWN_FIRST: usize = 256;
+const SHARED_FIRST: usize = 8;
 /// Types that nothing handles are shown up to so many.
 const UNHANDLED_SHOWN: usize = 50;
 
@@ -67,7 +68,8 @@ impl Project {
         announces: bool,
         status: watch::Sender<Status>,
     ) -> (Self, ProjectLedger) {
-        let (applied, second, most) = (AtomicU64::new(0), Mutex::new(None), AtomicUsize::new(FIRST_MOST));
+        let first = if writer.owner == Owner::Application { SHARED_FIRST } else { OWN_FIRST };
+        let (applied, second, most) = (AtomicU64::new(0), Mutex::new(None), AtomicUsize::new(first));
         let open = Arc::new(Open { applied, second, most });
         let ledger = ProjectLedger { writer: writer.clone(), open: open.clone() };
         let applier = Arc::new(Applier::new(definition.clone()));
@@ -103,7 +105,11 @@ impl Delivery for Project {
             applier: self.applier.clone(),
             writer: self.writer.clone(),
             flight,
-            holds: self.announces || cargo == Cargo::Held,
+            waits: match cargo {
+                Cargo::Held => Waits::All,
+                Cargo::Live if self.announces => Waits::OfItsKey,
+                Cargo::Live => Waits::None,
+            },
             refused: HashMap::new(),
             open: self.open.clone(),
             status: self.status.clone(),
@@ -145,7 +151,8 @@ impl Ledger for ProjectLedger {
         let apply = Box::new(move |connection: &Connection| settlement.apply(connection, None));
         let sent = second.map(|sender| sender.send(Second { apply, done }));
         if let Some(Err(unsent)) = sent {
-            (unsent.0.done)(Err(JobError::Ended));
+            // The writer has waited for it no longer, or has ended.
+            (unsent.0.done)(Err(JobError::Undone("what was to be recorded with it came too late".to_owned())));
         }
     }
 }
@@ -155,7 +162,7 @@ struct Apply {
     applier: Arc<Applier>,
     writer: Writer,
     flight: Arc<Flight>,
-    holds: bool,
+    waits: Waits,
     /// Those whose SQL ended the transaction.
     refused: HashMap<usize, Rejection>,
     open: Arc<Open>,
@@ -165,7 +172,7 @@ struct Apply {
 impl Entry for Apply {
     fn enter(&mut self, connection: &Connection) -> rusqlite::Result<Entered> {
         let began = Instant::now();
-        match self.applier.apply(connection, &self.writer.guard, &self.flight, &self.refused, self.holds) {
+        match self.applier.apply(connection, &self.writer.guard, &self.flight, &self.refused, self.waits) {
             Ok(applied) => {
                 self.learn(began.elapsed());
                 if controls::is_off(Protection::Together) {

@@ -4,15 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use super::{Engine, FILE_RETRY, Stop};
 use crate::consumer::control::{self, Operation};
-use crate::consumer::rebuild::{self, Failed, Purpose};
+use crate::consumer::rebuild::{Failed, Purpose, Scratch};
 
 impl Engine {
     pub(super) async fn rebuild(&mut self) -> Result<(), Stop> {
         let refused =
             |error: &dyn std::fmt::Display| Stop::Halted(format!("its tables could not be made anew: {error}"));
-        let beside = rebuild::beside(&self.settings, Purpose::Rebuild).map_err(|error| refused(&error))?;
         let tables = self.settings.destination.tables().expect("only projections are rebuilt").clone();
-        let scratch = beside.destination.tables().expect("it is the same projection").clone();
         tracing::info!(event = "rebuild_began", consumer = %self.settings.name, definition = %tables.hash());
         // Written by the run, read by whoever is told what is waited for.
         let progress = Arc::new(Mutex::new(String::new()));
@@ -21,15 +19,17 @@ impl Engine {
             Some(format!("its definition has changed, and its tables are made anew beside the old ones{progress}"))
         };
         loop {
-            let (source, settings, live) = (self.source.clone(), beside.clone(), tables.path.clone());
+            let (source, settings) = (self.source.clone(), self.settings.clone());
             let noted = progress.clone();
             let run = async move {
-                rebuild::bring_reads(&live, &settings).map_err(|error| Failed::Halted(error.to_string()))?;
+                let scratch = Scratch::claim(&settings, Purpose::Rebuild);
+                let scratch = scratch.map_err(|error| Failed::Away(error.to_string()))?;
+                scratch.take_over();
                 let mut look = |status: &crate::consumer::status::Status| {
                     let text = format!(": at {} of {}", status.position, status.head.unwrap_or(status.position));
                     *noted.lock().expect("no panic happens under this lock") = text;
                 };
-                rebuild::run_up_to(&source, &settings, None, &mut look).await
+                scratch.make(&source, None, &mut look).await
             };
             let seen = progress.clone();
             match self.during(move || told(&seen), run).await? {
@@ -45,7 +45,6 @@ impl Engine {
         let swap = Operation::Swap { hash: tables.hash(), with_dead_letters: false };
         let swap = async move { control::operate(&writer, &reader, &settings, swap).await };
         self.during(|| None, swap).await?.map_err(|error| refused(&error))?;
-        rebuild::remove(&scratch.path);
         tracing::info!(event = "rebuild_swapped", consumer = %self.settings.name);
         Ok(())
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::consumer::{Destination, Settings};
 use crate::sink;
 use crate::source;
+use crate::sqlite::place;
 
 /// All that a consumer is made from: while it stays the same, so does the consumer.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +83,9 @@ impl Blueprint {
             let files = of.settings.sinks().into_iter().filter_map(|(_, sink)| sink.destination_file());
             files.map(PathBuf::from).collect::<Vec<_>>()
         };
-        let same_rows = self.source.is_by_row() && other.source.is_by_row() && self.source.path == other.source.path;
+        let same_rows = self.source.is_by_row()
+            && other.source.is_by_row()
+            && place::is_same(&self.source.path, &other.source.path);
         let same_file = files(self).iter().any(|file| files(other).contains(file));
         self.settings.name == other.settings.name || same_rows || same_file
     }

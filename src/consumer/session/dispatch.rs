@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::far_side::UNROUTABLE_MAX;
+use super::settle::HELD_MAX;
 use super::{Flying, Health, Kind, Session, Surroundings};
 use crate::clock;
 use crate::consumer::delivery::Cargo;
@@ -51,7 +52,10 @@ impl Session {
             if most < usize::MAX && !self.flights.is_empty() {
                 return;
             }
+            // All that is decided up to a flight is recorded with it.
+            let room = if self.is_exclusive() { HELD_MAX } else { usize::MAX };
             let mut gate = Gate {
+                room,
                 holds: &mut self.holds,
                 per_key: &mut self.per_key,
                 bound: self.settings.bounds.in_flight_per_key,
@@ -120,6 +124,8 @@ struct Gate<'a> {
     bound: Option<u32>,
     /// A first refusal holds its key.
     announces: bool,
+    /// Held rows that may still be made.
+    room: usize,
 }
 
 impl Gate<'_> {
@@ -128,11 +134,16 @@ impl Gate<'_> {
         if self.holds.is_empty() && self.bound.is_none() && !is_defective {
             return Turn::Send;
         }
+        if self.room == 0 {
+            return Turn::Stop;
+        }
         let key = batch.event(index).hold_key();
         if self.holds.wait(&key) {
+            self.room -= 1;
             return Turn::Wait;
         }
         if is_defective {
+            self.room -= 1;
             if self.announces {
                 self.holds.announce(&key, clock::now_micros());
             }

@@ -106,6 +106,7 @@ impl Session {
     fn load(&mut self, key: Key) {
         let hold = self.holds.get_mut(&key).expect("it was just taken");
         let (most, added) = (if hold.flowing { FOLLOWERS_MAX } else { 1 }, hold.added);
+        let most = most.min(self.delivery.as_ref().map_or(usize::MAX, |delivery| delivery.most()));
         let (writer, reader, answers) = (self.writer.clone(), self.reader.clone(), self.answers_tx.clone());
         let (name, bytes) = (self.settings.name.clone(), self.settings.bounds.event_bytes_max);
         tokio::spawn(async move {

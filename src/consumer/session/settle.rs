@@ -21,7 +21,7 @@ use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
 /// Rows of an application's table that are marked in one settlement; the ledger cuts it to what the lock may take.
 const ROW_MARKS_MAX: usize = 2_000;
 /// Held rows that are written in one settlement.
-const HELD_MAX: usize = 1_000;
+pub(super) const HELD_MAX: usize = 1_000;
 
 /// A settlement that is with the writer, and what follows when it is recorded.
 #[derive(Debug, Default)]

@@ -14,8 +14,9 @@ use crate::setting::key::Fallback::{Absent, Required};
 use crate::setting::problem::KeyPath;
 use crate::setting::value::Span;
 use crate::setting::{Checker, Nanos};
+use crate::source;
 use crate::source::declared::{Declared, From};
-use crate::source::{self, same_file};
+use crate::sqlite::place;
 
 const EVERY: Duration = Duration::from_hours(24);
 const AGE_MAX: Span = Span(Duration::from_hours(100 * 366 * 24));
@@ -104,9 +105,9 @@ fn reads_archive(table: &Declared) -> bool {
 
 /// Everybody who reads the same file. One that would not find what was moved is refused.
 fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Readers {
-    let file = same_file(&source.path);
+    let file = place::real(&source.path);
     let mut readers = Readers { file: source.path.clone(), ..Readers::default() };
-    for section in sources.resolved.values().filter(|section| same_file(&section.path) == file) {
+    for section in sources.resolved.values().filter(|section| place::real(&section.path) == file) {
         let name = &section.name;
         let reads_by_sql = |table: &Declared| match &table.from {
             From::Query(sql) => sql.to_lowercase().contains("events"),
@@ -127,7 +128,7 @@ fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, chec
         for (consumer, placed) in sources.consumers.iter().filter(|(_, placed)| placed.name == *name) {
             // The same file, whatever it is called there.
             let state = placed.state_path();
-            let state = if same_file(&state) == file { source.path.clone() } else { state };
+            let state = if place::real(&state) == file { source.path.clone() } else { state };
             let reader = Reader { name: consumer.clone(), state: state.clone() };
             if section.tables.iter().any(is_events) {
                 readers.events.push(reader);
@@ -143,7 +144,7 @@ fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, chec
 
 impl Readers {
     fn add_state(&mut self, state: std::path::PathBuf) {
-        let state = if same_file(&state) == same_file(&self.file) { self.file.clone() } else { state };
+        let state = if place::real(&state) == place::real(&self.file) { self.file.clone() } else { state };
         if !self.states.contains(&state) {
             self.states.push(state);
         }

@@ -1,7 +1,6 @@
 //! `[jobs.X]` with `type = "backup"`: its keys, and what follows from them.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use crate::setting::key::Fallback::{Required, Value};
 use crate::setting::key::section;
 use crate::setting::problem::KeyPath;
 use crate::setting::value::{FilePath, List};
+use crate::sqlite::place;
 
 /// Of a tier, more are not kept.
 const KEPT_MAX: u64 = 10_000;
@@ -61,7 +61,7 @@ impl registry::Keys for Backup {
         let (schedule, files, folder) = (schedule?, files?, folder?);
         let sources_of = |path: &Path| {
             let mut all = sources.resolved.values();
-            all.find(|source| is_same(&source.path, path) || is_same(&source.state_path(), path))
+            all.find(|source| place::is_same(&source.path, path) || place::is_same(&source.state_path(), path))
         };
         let home = files.iter().rev().find_map(|file| sources_of(&file.path)).or(sources.resolved.values().next());
         let Some(home) = home else {
@@ -103,8 +103,8 @@ impl Backup {
         let mut files: Vec<Database> = paths
             .iter()
             .map(|path| {
-                let of = || sources.resolved.values().filter(|source| is_same(&source.path, path));
-                let is_elsewhere = |state: &PathBuf| !paths.iter().any(|path| is_same(path, state));
+                let of = || sources.resolved.values().filter(|source| place::is_same(&source.path, path));
+                let is_elsewhere = |state: &PathBuf| !paths.iter().any(|path| place::is_same(path, state));
                 Database {
                     path: path.clone(),
                     is_source: of().next().is_some(),
@@ -141,10 +141,4 @@ fn policy(keep: &Keep, key: &KeyPath, checker: &mut Checker<'_>) -> Policy {
         monthly: number("monthly", keep.monthly),
         yearly: number("yearly", keep.yearly),
     }
-}
-
-/// Whether two paths lead to one file.
-fn is_same(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| fs::canonicalize(path).ok();
-    one == other || real(one).is_some_and(|one| Some(one) == real(other))
 }

@@ -1,9 +1,9 @@
 //! Transactions in two steps: what the first did is told at once, and committed only together with what follows from it.
 //!
-//! Between the two the lock is held; whoever was told answers within microseconds, and when he cannot any more, all is undone. Entries that wait
+//! Between the two the lock is held; whoever was told answers within microseconds, and when he cannot any more, or does not, all is undone. Entries that wait
 //! together share the transaction: one commit for all of them. When one of them fails, the others are undone with it, and told so.
 
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ use crate::telemetry::metric;
 
 /// In a file of our own: for so long further entries are let in.
 const JOIN_MAX: Duration = Duration::from_millis(50);
+/// Whoever does not answer for so long hangs: the lock is not held for his sake.
+const SECOND_MAX: Duration = Duration::from_secs(10);
 
 /// Tells one that it is done, or why it was undone.
 type Tell = Box<dyn FnOnce(Option<&str>)>;
@@ -26,19 +28,28 @@ impl Desk {
     /// Returns how long the lock was held.
     pub(super) fn transact_in_two(&mut self, mut entry: Box<dyn Entry>, second: Receiver<Second>) -> Duration {
         let began = loop {
-            let entered = self.begin().and_then(|began| Ok((began, entry.enter(&self.connection)?)));
-            match entered {
-                Ok((began, Entered::Open)) => break began,
-                Ok((began, Entered::Nothing)) => {
+            let began = match self.begin() {
+                Ok(began) => began,
+                Err(error) => {
+                    self.give_up(&mut *entry, &error);
+                    return Duration::ZERO;
+                }
+            };
+            match entry.enter(&self.connection) {
+                Ok(Entered::Open) => break began,
+                Ok(Entered::Nothing) => {
                     self.roll_back();
                     return began.elapsed();
                 }
-                Ok((_, Entered::Again)) => self.roll_back(),
+                Ok(Entered::Again) => {
+                    self.roll_back();
+                    // Others have their turn, as behind every hold.
+                    self.pause(began.elapsed());
+                }
                 Err(error) => {
                     self.roll_back();
-                    self.count_failure(&error);
-                    entry.fail(&error);
-                    return Duration::ZERO;
+                    self.give_up(&mut *entry, &error);
+                    return began.elapsed();
                 }
             }
         };
@@ -49,6 +60,11 @@ impl Desk {
         self.finish(&open);
         metric::lock_held(&self.file, began.elapsed());
         began.elapsed()
+    }
+
+    fn give_up(&self, entry: &mut dyn Entry, error: &rusqlite::Error) {
+        self.count_failure(error);
+        entry.fail(error);
     }
 
     /// Others that have the lock are waited for, but not for long: what waits is shown by whoever is told.
@@ -97,16 +113,29 @@ impl Desk {
 
     /// All of it is committed, or nothing.
     fn finish(&self, open: &[Receiver<Second>]) {
-        let seconds: Vec<Option<Second>> = open.iter().map(|second| second.recv().ok()).collect();
+        let until = Instant::now() + SECOND_MAX;
+        let left = || until.saturating_duration_since(Instant::now());
+        let seconds: Vec<Result<Second, RecvTimeoutError>> =
+            open.iter().map(|second| second.recv_timeout(left())).collect();
         let mut undone = match self.connection.is_autocommit() {
             true => Some("another projection's SQL ended the transaction".to_owned()),
             false => None,
         };
         let mut tell: Vec<Tell> = Vec::new();
         for second in seconds {
-            let Some(Second { apply, done }) = second else {
-                undone.get_or_insert_with(|| "a projection in the same transaction was stopped".to_owned());
-                continue;
+            let Second { apply, done } = match second {
+                Ok(second) => second,
+                Err(error) => {
+                    undone.get_or_insert_with(|| match error {
+                        RecvTimeoutError::Disconnected => "a projection in the same transaction was stopped".to_owned(),
+                        RecvTimeoutError::Timeout => {
+                            format!(
+                                "a projection in the same transaction did not say for {SECOND_MAX:?} what to record"
+                            )
+                        }
+                    });
+                    continue;
+                }
             };
             let applied = if undone.is_none() { apply(&self.connection) } else { Ok(()) };
             match applied {
@@ -156,4 +185,91 @@ impl Desk {
 
 fn is_passing(error: &rusqlite::Error) -> bool {
     matches!(fault::classify(error).0, Kind::Busy | Kind::Storage | Kind::CannotOpen)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::sqlite::lockfile::LockFile;
+    use crate::sqlite::writer::Writer;
+
+    fn writer(folder: &tempfile::TempDir, owner: Owner) -> Writer {
+        let path: PathBuf = folder.path().join("a.db");
+        let connection = open::state_file(&path).unwrap();
+        connection.execute_batch("CREATE TABLE a (n)").unwrap();
+        Writer::start(connection, &path, owner, LockFile::take(&path).unwrap()).unwrap()
+    }
+
+    async fn rows(writer: &Writer) -> i64 {
+        let count = |c: &Connection| Ok(c.query_row("SELECT count(*) FROM a", [], |row| row.get(0))?);
+        writer.perform(count).await.unwrap()
+    }
+
+    struct Opens;
+
+    impl Entry for Opens {
+        fn enter(&mut self, connection: &Connection) -> rusqlite::Result<Entered> {
+            connection.execute("INSERT INTO a VALUES (1)", [])?;
+            Ok(Entered::Open)
+        }
+
+        fn fail(&mut self, error: &rusqlite::Error) {
+            panic!("{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_answer_is_undone_and_the_next_has_his_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = writer(&folder, Owner::Ourselves);
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        writer.submit(move |_| gate.recv().map_err(|_| JobError::Ended), |_| ());
+        let silent = writer.enter(Box::new(Opens));
+        // It shares the transaction, and is told why it is undone.
+        let neighbour = writer.enter(Box::new(Opens));
+        let done = Box::new(move |result: Result<(), JobError>| tell.send(result).unwrap());
+        neighbour.send(Second { apply: Box::new(|_| Ok(())), done }).unwrap_or_else(|_| panic!("it is waited for"));
+        // Now both are there.
+        go.send(()).unwrap();
+        assert_eq!(rows(&writer).await, 0);
+        assert!(silent.send(Second { apply: Box::new(|_| Ok(())), done: Box::new(|_| ()) }).is_err(), "too late");
+        let Ok(Err(JobError::Undone(why))) = told.recv() else { panic!("it is undone") };
+        assert!(why.contains("did not say for 10s"), "{why}");
+    }
+
+    /// The transaction is gone three times, each time after a while.
+    struct Repeats(Arc<Mutex<Vec<Instant>>>);
+
+    const WORK: Duration = Duration::from_millis(20);
+
+    impl Entry for Repeats {
+        fn enter(&mut self, _: &Connection) -> rusqlite::Result<Entered> {
+            let mut begun = self.0.lock().unwrap();
+            begun.push(Instant::now());
+            thread::sleep(WORK);
+            Ok(if begun.len() < 4 { Entered::Again } else { Entered::Nothing })
+        }
+
+        fn fail(&mut self, error: &rusqlite::Error) {
+            panic!("{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_application_has_its_turn_between_two_attempts() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = writer(&folder, Owner::Application);
+        let begun = Arc::new(Mutex::new(Vec::new()));
+        let _second = writer.enter(Box::new(Repeats(begun.clone())));
+        assert_eq!(rows(&writer).await, 0);
+        let begun = begun.lock().unwrap();
+        assert_eq!(begun.len(), 4);
+        assert!(begun.windows(2).all(|pair| pair[1] - pair[0] >= 7 * WORK), "{begun:?}");
+    }
 }

@@ -25,7 +25,7 @@ mod rows;
 pub mod scan;
 pub mod wake;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use declared::Declared;

@@ -8,6 +8,7 @@ use crate::support::process::{Scene, shared_machine};
 use crate::support::proof::Proof;
 use crate::support::rig::open;
 use crate::support::wait::until;
+use crate::the_controls_fail_without_their_protection::without;
 
 #[test]
 fn what_is_wrong_is_told_and_the_others_go_on() {
@@ -135,6 +136,21 @@ fn an_archive_that_does_not_fit_is_refused_with_the_remedy() {
         assert!(said.contains(what) && said.contains("Remedy: see which triggers"), "{sql}: {said}");
         assert_eq!((log(&app), archived(&app).len()), (before, 0));
     }
+}
+
+/// Without the comparison, what a trigger makes of the copy is all that is left.
+#[test]
+fn control_without_the_comparison_an_event_is_changed_on_its_way() {
+    let scene = Scene::new(&config("outboxd", ""));
+    let app = open(&scene.path("app.db"));
+    grow(&app, "a", 1, 10);
+    snap(&app, "a", 9);
+    let sql = "CREATE TRIGGER t AFTER INSERT ON archived_events BEGIN UPDATE archived_events SET data = '0'; END";
+    app.execute_batch(sql).unwrap();
+    let before = log(&app);
+    told(&scene.outboxd_with(&["job", "run", "old"], &without("Copied")));
+    assert_eq!(archived(&app), expected(&[("a", 9)]));
+    assert_ne!(log(&app), before);
 }
 
 #[test]

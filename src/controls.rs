@@ -163,6 +163,8 @@ listed! {
         Covered,
         /// A stream's newest event is not archived.
         NewestStays,
+        /// An event leaves the log only when the archive has it as it was.
+        Copied,
     }
 }
 

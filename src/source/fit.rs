@@ -162,6 +162,9 @@ fn shown<'a>(named: &'a str, table: &'a str) -> &'a str {
 fn missing<T>(connection: &Connection, declared: &Declared, error: rusqlite::Error) -> Fitted<T> {
     let Some(msg) = message(&error) else { return Err(error) };
     if let Some(table) = msg.strip_prefix("no such table: ") {
+        // Of a table and its archive SQLite names the archive first.
+        let own = declared.from.table().unwrap_or(table);
+        let table = if open::columns(connection, own)?.is_empty() { own } else { table };
         return Ok(Err(Misfit::NoTable(format!("there is no table {table} yet"))));
     }
     let table = match &declared.from {

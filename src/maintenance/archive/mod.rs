@@ -62,6 +62,8 @@ struct Tally {
     /// Streams of several events.
     without_snapshot: u64,
     of_other_number: u64,
+    /// Streams whose snapshot was written anew while it was looked at.
+    changed: u64,
     faults: Vec<String>,
     fault_count: u64,
 }
@@ -104,7 +106,14 @@ impl Archive {
         if first > stream.snapshot.min(stream.version - 1) {
             return Ok(None);
         }
-        let Some(stored) = self.schema.stored(run.connection, &stream)? else { return Ok(None) };
+        let seen = run.tables.snapshot(run.connection, &stream)?;
+        let (Some((snapshot, size)), Some(stored)) = (seen, self.schema.stored(run.connection, &stream)?) else {
+            return Ok(None);
+        };
+        if run.tables.snapshot(run.connection, &stream)? != seen {
+            tally.changed += 1;
+            return Ok(None);
+        }
         if self.schema == Schema::EventsourcePy {
             let number = self.schema_versions.get(&stream.kind).or_else(|| self.schema_versions.get("*"));
             if stored.made_by != number.copied().unwrap_or(1).to_string() {
@@ -112,26 +121,18 @@ impl Archive {
                 return Ok(None);
             }
         }
-        let size = match tables::readable(self.schema, &stored) {
-            Ok(bytes) => bytes as i64,
-            Err(what) => {
-                let version = stored.version;
-                tally.fault(
-                    &stream,
-                    &format!(
-                        "its snapshot of version {version} cannot be read: {what}. Remedy: delete it, and have it made anew"
-                    ),
-                );
-                return Ok(None);
-            }
-        };
+        if let Err(what) = tables::readable(self.schema, &stored) {
+            let remedy = "Remedy: delete it, and have it made anew";
+            tally.fault(&stream, &format!("its snapshot of version {snapshot} cannot be read: {what}. {remedy}"));
+            return Ok(None);
+        }
         if let Some(archived) = run.tables.newest_archived(run.connection, &stream)?
             && archived + 1 != first
         {
             tally.fault(&stream, &mover::hole(archived, first));
             return Ok(None);
         }
-        Ok(Some(Due { stream, snapshot: stored.version, size, first }))
+        Ok(Some(Due { stream, snapshot, size, first }))
     }
 }
 
@@ -274,7 +275,8 @@ impl Tally {
 
     fn end(&mut self, stream: &Stream, end: End) {
         match end {
-            End::Done | End::Changed => {}
+            End::Done => {}
+            End::Changed => self.changed += 1,
             End::HeldBack(from, to, why, by) => {
                 *self.held_back.entry((why, by)).or_default() += (to - from + 1).unsigned_abs();
             }
@@ -293,6 +295,9 @@ impl Tally {
         }
         if self.without_snapshot > 0 {
             told.push_str(&format!("; {} streams have no snapshot", self.without_snapshot));
+        }
+        if self.changed > 0 {
+            told.push_str(&format!("; the snapshots of {} streams were changed meanwhile", self.changed));
         }
         if self.of_other_number > 0 {
             told.push_str(&format!(

@@ -170,9 +170,12 @@ impl Readers {
                 continue;
             }
             for (consumer, position) in held::lowest(connection)? {
-                if is_of(&self.outbox, &consumer) {
+                // One that is not configured any more may have read either.
+                let is_forgotten = !self.named.contains(&consumer);
+                if is_of(&self.outbox, &consumer) || is_forgotten {
                     outbox = outbox.min(position - 1);
-                } else if is_of(&self.events, &consumer) || !self.named.contains(&consumer) {
+                }
+                if is_of(&self.events, &consumer) || is_forgotten {
                     let by = format!("an event that {consumer} holds at position {position} (`outboxd dead-letters`)");
                     limit = limit.or(Limit { position: position - 1, why: Why::Held, by });
                 }

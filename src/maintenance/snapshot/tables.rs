@@ -258,13 +258,11 @@ impl Schema {
         found.optional()
     }
 
-    /// Whether FlightDeck's archive is there; its owner may have left it out.
+    /// Whether there is a table into which events are archived as they are.
     pub fn has_archive(self, connection: &Connection) -> rusqlite::Result<bool> {
-        Ok(match self {
-            Schema::Outboxd => true,
-            Schema::EventsourcePy => false,
-            Schema::Flightdeck => !open::columns(connection, "archived_events")?.is_empty(),
-        })
+        let archived = open::columns(connection, "archived_events")?;
+        let has = |column: &(String, String)| archived.iter().any(|(name, _)| *name == column.0);
+        Ok(self == Schema::Outboxd || open::columns(connection, "events")?.iter().all(has))
     }
 
     /// A stream's events (`?1`, `?2` = its type) behind a version (`?3`) up to one (`?4`), archived ones among them.

@@ -38,6 +38,10 @@ fn the_real_eventsource_py_goes_on_with_an_archive() {
     let keys = "application_reads_archive = true\nschema_versions = { Account = 3 }";
     let scene = scene("eventsource-py", keys, ACCOUNT);
     let file = scene.path("app.db").to_str().unwrap().to_owned();
+    drop(open(&scene.path("app.db")));
+    let check = scene.outboxd(&["check"]);
+    let said = String::from_utf8([check.stdout, check.stderr].concat()).unwrap();
+    assert!(said.contains("there is no table events yet"), "not its archive, which nobody wants: {said}");
     python(&["write", &file, "3", "25"]);
     let before = states(&python(&["fast", &file]));
     // The table is not the library's: whoever wants it makes it, as it is told.
@@ -101,6 +105,8 @@ fn the_real_eventsource_py_goes_on_with_an_archive() {
     settle(&scene, 111);
     assert!(told(&run(&scene)).contains(": 36 events of 3 streams"));
     assert_eq!(states(&python(&["fast", &file])), grown);
+    // From the first event on, whichever table it stands in.
+    assert!(told(&scene.outboxd(&["job", "verify", "snaps"])).contains("3 snapshots are what 111 events come to"));
     // All that ever was is what the library comes to from the first event on.
     let copy = scene.path("copy.db");
     app.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();

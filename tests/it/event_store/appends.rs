@@ -1,5 +1,7 @@
 //! Appends: expectations, conflicts, repeats, batches, locks.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -10,6 +12,7 @@ use outboxd::store::{EventStore, Options};
 
 use super::{Shop, WITHIN, event};
 use crate::support::rig::{eventually, open};
+use crate::support::wait::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_is_answered_with_its_versions_and_positions() {
@@ -189,40 +192,42 @@ async fn a_turn_is_waited_for_as_long_as_was_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_never_cease_leave_the_lock_to_others() {
     let shop = Shop::open().await;
-    let (stop, calls) = (std::sync::atomic::AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
-    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    let (stop, calls) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
     let callers = (0..64).map(|caller| {
         let (shop, stop, calls) = (&shop, &stop, &calls);
         async move {
-            while !stop.load(relaxed) {
+            while !stop.load(Relaxed) {
                 let events = (0..50).map(|_| NewEvent::new("Placed", "{\"some\": \"data\"}")).collect();
                 shop.append(&format!("s{caller}"), Expected::Any, events).await.unwrap();
-                calls.fetch_add(1, relaxed);
+                calls.fetch_add(1, Relaxed);
             }
         }
     });
-    let file = shop.file.clone();
+    let (file, seen) = (shop.file.clone(), calls.clone());
     let other = tokio::task::spawn_blocking(move || {
         let app = open(&file);
         app.busy_timeout(Duration::from_secs(5)).unwrap();
-        let waits = (0..12).map(|_| {
+        let waits = (0..10).map(|_| {
+            // Not in the pause in which it had the lock the last time.
+            let before = seen.load(Relaxed);
+            until("calls go on", WITHIN, || (seen.load(Relaxed) >= before + 40).then_some(()));
             let began = Instant::now();
             app.execute_batch("BEGIN IMMEDIATE; COMMIT").map(|()| began.elapsed())
         });
         waits.collect::<Result<Vec<_>, _>>()
     });
     let (_, waits) = tokio::join!(join_all(callers), async {
-        let waits = other.await.unwrap();
-        stop.store(true, relaxed);
-        waits
+        let waits = other.await;
+        stop.store(true, Relaxed);
+        waits.unwrap()
     });
     let mut waits = waits.expect("the lock is not to be had");
     waits.sort_unstable();
     println!(
         "{} calls beside; the lock was waited for {:?} at the median, {:?} at most",
-        calls.load(relaxed),
-        waits[6],
-        waits[11]
+        calls.load(Relaxed),
+        waits[5],
+        waits[9]
     );
 }
 

@@ -82,6 +82,8 @@ fn a_backup_under_load_is_what_was_committed_up_to_a_moment() {
     let scene = Scene::new(&config);
     let application = Application::open(&scene.path("app.db"), 50);
     let mut daemon = scene.daemon();
+    // Its state is there.
+    daemon.until_state("to_lines", "running", Duration::from_secs(30));
     let writing = Writing::start(application, 1_000, 50, 200);
     let mut heads = Vec::new();
     for _ in 0..BACKUPS {
@@ -98,7 +100,7 @@ fn a_backup_under_load_is_what_was_committed_up_to_a_moment() {
         let position = number(&state, "SELECT coalesce(max(position), 0) FROM outboxd_checkpoint");
         assert!(position <= rows as i64, "no checkpoint is ahead of its source: {position} > {rows}");
         heads.push(rows);
-        [source, state].map(|path| fs::remove_file(path).unwrap());
+        [source, state].iter().for_each(|path| fs::remove_file(path).unwrap());
         // All of the day but the newest are gone by the calendar, which is as good a moment as any to look at it.
         assert_eq!(names(&scene), [name]);
     }
@@ -201,7 +203,7 @@ fn a_folder_that_others_could_write_and_links_are_refused() {
     assert_eq!(fs::metadata(backup.join("app.db.zst")).unwrap().mode() & 0o777, 0o600);
     // Neither a link that bears the name of a backup, nor one inside of it.
     symlink(&backup, scene.path("kept/nightly-20200101T000000.000Z")).unwrap();
-    assert_eq!(names(&scene), [name.clone()]);
+    assert_eq!(&names(&scene), &[name.as_str()]);
     fs::rename(backup.join("app.db.zst"), scene.path("elsewhere/app.db.zst")).unwrap();
     symlink(scene.path("elsewhere/app.db.zst"), backup.join("app.db.zst")).unwrap();
     refused(&scene.outboxd(&["backup", "verify"]), 65);
@@ -344,7 +346,7 @@ fn what_is_wrong_in_the_section_is_told_with_its_place() {
         ("target = \"s3://bucket/x\"", "target", "knows no s3://"),
         ("target = \"file://kept\"", "target", "three slashes"),
         ("keep = { daily = 99999 }", "keep.daily", "out of bounds"),
-        ("keep = { hourly = 1 }", "keep.hourly", "unknown key"),
+        ("keep = { hourly = 1 }", "keep.hourly", "no such key"),
     ];
     for (line, place, says) in trials {
         let key = line.split(' ').next().unwrap();
@@ -355,5 +357,4 @@ fn what_is_wrong_in_the_section_is_told_with_its_place() {
         let said = refused(&scene.outboxd(&["config", "show"]), 78);
         assert!(said.contains(&format!("jobs.nightly.{place}")) && said.contains(says), "{line}: {said}");
     }
-    let _ = dice::number;
 }

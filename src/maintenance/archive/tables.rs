@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_one_that_its_application_reads() {
-        let stored = |state: &str| Stored { version: 2, state: state.to_owned(), made_by: String::new() };
+        let stored = |state: &str| Stored { version: 2, state: Ok(state.to_owned()), made_by: String::new() };
         for (schema, state, is_read) in [
             (Schema::Outboxd, "{\"n\": 1}", true),
             (Schema::Outboxd, "{\"n\": 1", false),

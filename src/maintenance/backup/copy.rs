@@ -109,9 +109,8 @@ fn look_through(connection: &Connection) -> rusqlite::Result<Result<Found, Strin
     if wrong != ["ok"] {
         return Ok(Err(wrong.join("; ")));
     }
-    let mut found = Found::default();
-    // As a function: where the pragma fails on a table, it says so.
-    found.foreign_key_violations = count(connection, "SELECT count(*) FROM pragma_foreign_key_check")?;
+    let foreign_key_violations = count(connection, "SELECT count(*) FROM pragma_foreign_key_check")?;
+    let mut found = Found { foreign_key_violations, ..Found::default() };
     let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%'";
     let tables: Vec<String> = connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for table in tables {

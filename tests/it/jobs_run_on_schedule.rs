@@ -408,7 +408,7 @@ fn what_is_wrong_with_a_job_is_told_with_place_and_remedy() {
         job("misspelt", "evry = \"1h\"\nevery = \"1h\""),
         "[jobs.lost]\ntype = \"trial\"\nsource = \"shp\"\nevery = \"1h\"\n".to_owned(),
         "[jobs.typeless]\nsource = \"shop\"\n".to_owned(),
-        "[jobs.later]\ntype = \"backup\"\n".to_owned(),
+        "[jobs.later]\ntype = \"vacuum\"\n".to_owned(),
     ];
     let scene = Scene::without_a_file(&[&[SHOP.to_owned()], &jobs[..]].concat().concat());
     let output = scene.outboxd(&["config", "show"]);

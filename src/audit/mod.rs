@@ -199,6 +199,7 @@ fn open(relay: &consumer::Settings, options: &Options) -> Result<Box<dyn FarSide
 
 /// Whether the two may send to the same topic or exchange; files are never shared.
 fn is_same_place(relay: &consumer::Settings, other: &consumer::Settings) -> bool {
+    #[cfg(any(feature = "kafka", feature = "amqp"))]
     let may_meet = |a: &sink::template::Template, b: &sink::template::Template| match (a.constant(), b.constant()) {
         (Some(a), Some(b)) => a == b,
         _ => true,

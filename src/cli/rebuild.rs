@@ -53,7 +53,7 @@ pub fn execute(args: &RebuildArgs, context: &Context) -> anyhow::Result<Exit> {
         let dropped = ask(&loaded, &Request::Rebuild(Rebuild::Drop { consumer: settings.name.clone() }))?;
         match context.json {
             true => terminal::print_json(&dropped)?,
-            false => terminal::print(&format!("{}: dropped {}\n", settings.name, dropped["dropped"]))?,
+            false => terminal::print(&format!("{}: dropped {}\n", settings.name, listed(&dropped["dropped"])))?,
         }
         return Ok(Exit::Ok);
     }
@@ -77,10 +77,20 @@ pub fn execute(args: &RebuildArgs, context: &Context) -> anyhow::Result<Exit> {
         true => terminal::print_json(&swapped)?,
         false => terminal::print(&format!(
             "{}: {} rows at position {}; the tables of before are kept ({}) until `outboxd rebuild {} --drop`\n",
-            settings.name, swapped["rows"], swapped["position"], swapped["kept"], settings.name
+            settings.name,
+            swapped["rows"],
+            swapped["position"],
+            listed(&swapped["kept"]),
+            settings.name
         ))?,
     }
     Ok(Exit::Ok)
+}
+
+/// Names, or that there are none.
+fn listed(names: &Value) -> String {
+    let names: Vec<&str> = names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 pub fn verify(args: &Args, context: &Context) -> anyhow::Result<Exit> {

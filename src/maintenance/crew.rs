@@ -151,6 +151,7 @@ impl Crew {
             files: self.files.clone(),
             turns: self.turns.clone(),
             requests: queue,
+            asked: None,
             fired,
             shutdown: phase,
             status: status_tx,

@@ -36,6 +36,8 @@ pub(super) struct Runner {
     pub files: Files,
     pub turns: Turns,
     pub requests: UnboundedReceiver<RunRequest>,
+    /// Answered by what the next look finds.
+    pub asked: Option<RunRequest>,
     /// By the cron scheduler.
     pub fired: Arc<Notify>,
     pub shutdown: watch::Receiver<Phase>,
@@ -73,12 +75,6 @@ impl Turns {
     }
 }
 
-enum Woken {
-    Look,
-    Asked(RunRequest),
-    Ends,
-}
-
 impl Runner {
     pub(super) async fn run(mut self) {
         if let Some(writer) = self.writer().await {
@@ -110,10 +106,11 @@ impl Runner {
                 tracing::warn!(event = "job_waits", job = %self.settings.name, detail = why);
                 self.show(State::Waiting, &why);
             }
-            match self.wake(pace.delay()).await {
-                Woken::Look => {}
-                Woken::Asked(reply) => drop(reply.send(Err(Failure::Unavailable(why)))),
-                Woken::Ends => return None,
+            if let Some(reply) = self.asked.take() {
+                drop(reply.send(Err(Failure::Unavailable(why))));
+            }
+            if !self.wakes(pace.delay()).await {
+                return None;
             }
         }
     }
@@ -155,6 +152,18 @@ impl Runner {
                     Due::Never => None,
                 };
             });
+            if let Some(reply) = self.asked.take() {
+                match missing {
+                    Some(file) => {
+                        drop(reply.send(Err(Failure::Unavailable(format!("{} is not there", file.display())))));
+                    }
+                    None => {
+                        let Some(began) = self.once(writer, Some(reply)).await else { return };
+                        last = began;
+                    }
+                }
+                continue;
+            }
             let wait = match (due, &missing) {
                 (Due::Now, None) => {
                     let Some(began) = self.once(writer, None).await else { return };
@@ -175,18 +184,8 @@ impl Runner {
                 }
                 (Due::Never, _) => TICK,
             };
-            match self.wake(wait.min(TICK)).await {
-                Woken::Look => {}
-                Woken::Asked(reply) => match missing {
-                    Some(file) => {
-                        drop(reply.send(Err(Failure::Unavailable(format!("{} is not there", file.display())))));
-                    }
-                    None => {
-                        let Some(began) = self.once(writer, Some(reply)).await else { return };
-                        last = began;
-                    }
-                },
-                Woken::Ends => return,
+            if !self.wakes(wait.min(TICK)).await {
+                return;
             }
         }
     }
@@ -242,13 +241,15 @@ impl Runner {
         (!is_last).then_some(began)
     }
 
-    async fn wake(&mut self, after: Duration) -> Woken {
+    /// Until there is something to look at; `false` when all ends.
+    async fn wakes(&mut self, after: Duration) -> bool {
         tokio::select! {
-            () = shutdown::asked(&mut self.shutdown) => Woken::Ends,
-            Some(reply) = self.requests.recv() => Woken::Asked(reply),
-            () = self.fired.notified() => Woken::Look,
-            () = tokio::time::sleep(after) => Woken::Look,
+            () = shutdown::asked(&mut self.shutdown) => return false,
+            Some(reply) = self.requests.recv() => self.asked = Some(reply),
+            () = self.fired.notified() => {}
+            () = tokio::time::sleep(after) => {}
         }
+        true
     }
 
     fn missing(&self) -> Option<PathBuf> {

@@ -228,9 +228,10 @@ async fn a_replay_whose_rows_are_numbered_anew_stops() {
                  INSERT INTO sent_jobs (id, status, who, body) SELECT 'old' || n, 'new', 'k' || n % 7, '{}' FROM n;
                  DELETE FROM sent_jobs WHERE rowid <= 500";
     table.app.execute_batch(older).unwrap();
+    add(&table, "a", "k");
     let far_side = FarSide::default();
     let relays = start(&table.source, &far_side, 3);
-    relays.reaches("r", |status| status.backlog == 0).await;
+    relays.reaches("r", |status| status.delivered == 1 && status.backlog == 0).await;
     let asked =
         async |wanted: Wanted| relays.handle("r").ask(|reply| Command::Operate(Operation::Replay(wanted), reply)).await;
     asked(Wanted { rate: Some(400), ..Wanted::default() }).await.unwrap();
@@ -252,7 +253,7 @@ async fn a_replay_whose_rows_are_numbered_anew_stops() {
     relays.reaches("r", |status| ended(status) && status.replay.as_ref().unwrap().number > replay.number).await;
     asked(Wanted::default()).await.unwrap();
     let done = relays.reaches("r", |status| status.replay.as_ref().is_some_and(|replay| replay.state == "done")).await;
-    assert_eq!(done.replay.unwrap().sent, 2_500);
+    assert_eq!(done.replay.unwrap().sent, 2_501);
     relays.stop().await;
 }
 

@@ -30,12 +30,16 @@ fn falls_behind(daemon: &Daemon, consumer: &str) {
 #[test]
 fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let _machine = shared_machine();
-    let job = "\n[jobs.often]\ntype = \"snapshot\"\nsource = \"shop\"\nevery = \"1s\"\nreducers = { a = \"none\" }\n";
-    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), job].concat());
+    let jobs = "\n[jobs.often]\ntype = \"snapshot\"\nsource = \"shop\"\nevery = \"1s\"\nreducers = { a = \"none\" }\n\
+                [sources.log]\npath = \"app.db\"\npreset = \"outboxd\"\nread = \"events\"\n\
+                [jobs.old]\ntype = \"archive\"\nsource = \"log\"\nevery = \"1s\"\n";
+    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), jobs].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(10));
-    let done = "outboxd_job_runs_total{job=\"often\",result=\"done\"}";
-    until("the job has run", Duration::from_secs(20), || daemon.metric(done).filter(|runs| *runs > 0.0));
+    for job in ["often", "old"] {
+        let done = format!("outboxd_job_runs_total{{job=\"{job}\",result=\"done\"}}");
+        until("the job has run", Duration::from_secs(20), || daemon.metric(&done).filter(|runs| *runs > 0.0));
+    }
     let (code, before) = daemon.get("/metrics");
     assert_eq!(code, 200);
     let of_consumer = |series: &str| format!("outboxd_{series}{{consumer=\"to_lines\"");

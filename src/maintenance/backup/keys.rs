@@ -108,6 +108,7 @@ impl Backup {
                 Database {
                     path: path.clone(),
                     is_source: of().next().is_some(),
+                    allow_network_filesystem: of().any(|source| source.allow_network_filesystem),
                     states: of().map(|source| source.state_path()).filter(is_elsewhere).collect(),
                 }
             })

@@ -31,6 +31,7 @@ use super::{Context, Failure, Job, Report, Stop};
 use crate::clock;
 use crate::controls::{self, Seam};
 use crate::sqlite::open;
+use crate::sqlite::premises::{self, Finding, Use};
 
 /// Beside what the copies need at most.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -49,6 +50,7 @@ pub struct Backups {
 struct Database {
     path: PathBuf,
     is_source: bool,
+    allow_network_filesystem: bool,
     /// Files that are not in the backup, in which consumers of this one have their checkpoints.
     states: Vec<PathBuf>,
 }
@@ -149,6 +151,12 @@ impl Backups {
 }
 
 impl Database {
+    /// What keeps it from being opened: places, rights, file systems.
+    fn refusal(&self) -> Option<Finding> {
+        let found = premises::of_file(&self.path, Use::Read, self.allow_network_filesystem);
+        found.into_iter().find(Finding::is_refusal)
+    }
+
     /// How far its consumers have come whose checkpoints are not in the backup: asked before it is copied, so that no answer is ahead of the copy.
     fn elsewhere(&self) -> Result<std::collections::BTreeMap<String, manifest::Stands>, Failure> {
         let mut all = std::collections::BTreeMap::new();
@@ -169,6 +177,9 @@ impl Job for Backups {
     fn run(&self, context: &Context) -> Result<Report, Failure> {
         self.shelf.prepare().map_err(Failure::Data)?;
         self.tidy().map_err(|error| self.unread(&error))?;
+        if let Some(finding) = self.files.iter().find_map(Database::refusal) {
+            return Err(Failure::Data(finding.to_string()));
+        }
         self.is_there_room()?;
         let began = clock::now_micros();
         let making = self.shelf.begin(began).map_err(|error| self.unread(&error))?;

@@ -160,7 +160,9 @@ impl Snapshots {
         let is_same = context.state(move |connection| state::remembered(connection, &place, &now))? == hash;
         if !is_same {
             tally.named(format!(
-                "the reducer for {kind:?} is another than that of the snapshots that stand there, and its schema_version is still {number}: its streams                  are left as they are. Remedy: raise the number, in the application's class and in [jobs.{}.schema_versions]; its snapshots are then                  made anew",
+                "the reducer for {kind:?} is another than that of the snapshots that stand there, and its schema_version is still {number}: its streams \
+                 are left as they are. Remedy: raise the number, in the application's class and in [jobs.{}.schema_versions]; its snapshots are then \
+                 made anew",
                 self.name
             ));
         }

@@ -256,14 +256,14 @@ fn control_without_the_look_at_what_stands_there_a_newer_snapshot_goes() {
     assert_eq!(race(&without("NewerSnapshot")).0, 20);
 }
 
-#[test]
-fn a_crash_anywhere_leaves_whole_snapshots_and_the_next_run_makes_the_rest() {
+/// Says how often it crashed where.
+fn climb(streams: &[&str]) -> BTreeMap<String, u64> {
     let mut seams = BTreeMap::<String, u64>::new();
     let scene = Scene::new(&config("outboxd", REDUCERS));
     let app = open(&scene.path("app.db"));
     let mut version = 0;
     for step in 1.. {
-        for stream in ["Cart-1", "Order-1", "Order-2"] {
+        for stream in streams {
             grow(&app, stream, version + 1, version + 12);
         }
         version += 12;
@@ -282,9 +282,19 @@ fn a_crash_anywhere_leaves_whole_snapshots_and_the_next_run_makes_the_rest() {
         assert!(snapshots(&app).into_values().all(|(made, _)| made == version), "after step {step}");
     }
     told(&scene.outboxd(&["job", "verify", "snaps"]));
-    // Whether they share a transaction is the writer's affair: how many steps there are differs from run to run.
-    assert!(seams["Snapshot"] >= 1 && seams["Commit"] >= 3, "{seams:?}");
-    Proof::of("crash ladder, snapshots").tried("crashes", seams.values().sum()).found("wrong or half", 0);
+    seams
+}
+
+#[test]
+fn a_crash_anywhere_leaves_whole_snapshots_and_the_next_run_makes_the_rest() {
+    let one = climb(&["Cart-1"]);
+    // The job is taken over, its run begins, its snapshot is written, its run ends.
+    assert!(one["Snapshot"] == 1 && one["Commit"] == 4, "{one:?}");
+    // Whether several share a transaction is the writer's affair: how many steps there are differs from run to run.
+    let several = climb(&["Cart-1", "Order-1", "Order-2"]);
+    assert!(several["Snapshot"] >= 1 && several["Commit"] >= 1, "{several:?}");
+    let crashes = one.values().chain(several.values()).sum();
+    Proof::of("crash ladder, snapshots").tried("crashes", crashes).found("wrong or half", 0);
 }
 
 #[test]

@@ -13,6 +13,7 @@
 mod archive;
 pub mod backup;
 pub mod crew;
+mod faults;
 pub mod keys;
 mod registry;
 mod runner;

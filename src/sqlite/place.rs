@@ -32,6 +32,18 @@ pub fn is_same(one: &Path, other: &Path) -> bool {
     real(one) == real(other) || inode(one).is_some_and(|one| inode(other) == Some(one))
 }
 
+/// The folder that it stands in.
+pub fn folder_of(path: &Path) -> PathBuf {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// What stands beside it under its name with this end, as `-wal`.
+pub fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,11 +8,12 @@ use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::process::{getegid, geteuid};
 
+use super::place::{beside, folder_of};
 use crate::controls::{self, Protection};
 
 /// What was found, and what to do about it.
@@ -298,16 +299,6 @@ fn owner_of(meta: &Metadata) -> String {
 
 fn we() -> String {
     format!("outboxd runs as uid {}, gid {}", geteuid().as_raw(), getegid().as_raw())
-}
-
-fn folder_of(path: &Path) -> PathBuf {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
-}
-
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
 }
 
 #[cfg(test)]

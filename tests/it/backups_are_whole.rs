@@ -4,7 +4,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -12,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::application::Application;
 use crate::support::disk::SmallDisk;
-use crate::support::process::{SHOP, Scene, shared_machine};
+use crate::support::process::{SHOP, Scene, ended_with, shared_machine, told};
 use crate::support::proof::Proof;
 use crate::support::readers;
 use crate::support::referee::judge;
@@ -27,19 +26,6 @@ fn nightly(files: &str, more: &str) -> String {
     format!(
         "[jobs.nightly]\ntype = \"backup\"\nfiles = [{files}]\ntarget = \"kept\"\nschedule = \"0 3 * * *\"\n{more}\n"
     )
-}
-
-fn told(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a command says that ends with this code.
-fn refused(output: &Output, code: i32) -> String {
-    let told = [&output.stdout[..], &output.stderr[..]].concat();
-    let told = String::from_utf8_lossy(&told).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
 }
 
 fn listed(scene: &Scene) -> Vec<Value> {
@@ -161,7 +147,7 @@ fn a_run_that_fails_removes_nothing() {
          UPDATE sqlite_schema SET sql = 'CREATE INDEX stale ON t (b)' WHERE name = 'stale'; PRAGMA writable_schema = RESET",
     )
     .unwrap();
-    let stale = refused(&scene.outboxd(&["backup", "now"]), 65);
+    let stale = ended_with(&scene.outboxd(&["backup", "now"]), 65);
     assert!(stale.contains("stale") && stale.contains("REINDEX"), "{stale}");
     app.execute_batch("REINDEX").unwrap();
     told(&scene.outboxd(&["backup", "now"]));
@@ -175,9 +161,9 @@ fn a_run_that_fails_removes_nothing() {
     let middle = bytes.len() / 4096 / 2 * 4096;
     damaged[middle..middle + 4096].fill(0xa5);
     fs::write(scene.path("app.db"), &damaged).unwrap();
-    let said = refused(&scene.outboxd(&["backup", "now"]), 65);
+    let said = ended_with(&scene.outboxd(&["backup", "now"]), 65);
     assert!(said.contains("damaged") || said.contains("not sound"), "{said}");
-    let said = refused(&scene.outboxd(&["backup", "verify", &scene.path("app.db").to_string_lossy()]), 65);
+    let said = ended_with(&scene.outboxd(&["backup", "verify", &scene.path("app.db").to_string_lossy()]), 65);
     assert!(said.contains("not sound"), "{said}");
     assert_eq!(names(&scene), before);
     assert_eq!(lying(&scene), before);
@@ -189,11 +175,11 @@ fn a_folder_that_others_could_write_and_links_are_refused() {
     let scene = Scene::new(&[SHOP, &nightly("\"app.db\"", "")].concat());
     fs::create_dir(scene.path("elsewhere")).unwrap();
     symlink(scene.path("elsewhere"), scene.path("kept")).unwrap();
-    assert!(refused(&scene.outboxd(&["backup", "now"]), 65).contains("is a symbolic link"));
+    assert!(ended_with(&scene.outboxd(&["backup", "now"]), 65).contains("is a symbolic link"));
     fs::remove_file(scene.path("kept")).unwrap();
     fs::create_dir(scene.path("kept")).unwrap();
     fs::set_permissions(scene.path("kept"), fs::Permissions::from_mode(0o777)).unwrap();
-    let said = refused(&scene.outboxd(&["backup", "now"]), 65);
+    let said = ended_with(&scene.outboxd(&["backup", "now"]), 65);
     assert!(said.contains("chmod go-w"), "{said}");
     fs::set_permissions(scene.path("kept"), fs::Permissions::from_mode(0o750)).unwrap();
     told(&scene.outboxd(&["backup", "now"]));
@@ -206,8 +192,8 @@ fn a_folder_that_others_could_write_and_links_are_refused() {
     assert_eq!(&names(&scene), &[name.as_str()]);
     fs::rename(backup.join("app.db.zst"), scene.path("elsewhere/app.db.zst")).unwrap();
     symlink(scene.path("elsewhere/app.db.zst"), backup.join("app.db.zst")).unwrap();
-    refused(&scene.outboxd(&["backup", "verify"]), 65);
-    refused(&scene.outboxd(&["restore", "--to", "new.db"]), 65);
+    ended_with(&scene.outboxd(&["backup", "verify"]), 65);
+    ended_with(&scene.outboxd(&["restore", "--to", "new.db"]), 65);
     assert!(!scene.path("new.db").exists());
 }
 
@@ -248,9 +234,9 @@ fn an_archive_that_is_not_what_was_put_in_is_refused_and_nothing_comes_out() {
     for (what, bytes, text, says) in trials {
         fs::write(&packed, bytes).unwrap();
         fs::write(&manifest, text).unwrap();
-        let said = refused(&scene.outboxd(&["backup", "verify"]), 65);
+        let said = ended_with(&scene.outboxd(&["backup", "verify"]), 65);
         assert!(said.contains(says), "{what}: {said}");
-        refused(&scene.outboxd(&["restore", "--to", "new.db"]), 65);
+        ended_with(&scene.outboxd(&["restore", "--to", "new.db"]), 65);
         let left: Vec<_> = fs::read_dir(scene.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("new.db")), "{what}: {left:?}");
         assert_eq!(lying(&scene).len(), 1, "{what}: {:?}", lying(&scene));
@@ -277,7 +263,7 @@ fn a_full_disk_costs_a_run_and_no_backup() {
     told(&scene.outboxd(&["backup", "now"]));
     let before = names(&scene);
     disk.fill();
-    let said = refused(&scene.outboxd(&["backup", "now"]), 69);
+    let said = ended_with(&scene.outboxd(&["backup", "now"]), 69);
     assert!(said.contains("bytes free, and a backup may need") && said.contains("Remedy"), "{said}");
     assert_eq!(names(&scene), before);
     disk.free();
@@ -303,8 +289,8 @@ fn a_restored_file_is_used_and_the_relay_goes_on() {
     assert_eq!(daemon.stop(Duration::from_secs(20)).0, Some(0));
     let name = names(&scene).pop().unwrap();
 
-    refused(&scene.outboxd(&["restore", "--at", "2020-01-01T00:00:00Z"]), 65);
-    refused(&scene.outboxd(&["restore", "--to", "app.db"]), 65);
+    ended_with(&scene.outboxd(&["restore", "--at", "2020-01-01T00:00:00Z"]), 65);
+    ended_with(&scene.outboxd(&["restore", "--to", "app.db"]), 65);
     let said = told(&scene.outboxd(&["restore"]));
     assert!(said.contains(&name) && said.contains("to_lines goes on behind position 300"), "{said}");
     let restored = scene.path("app.db.restored");
@@ -354,7 +340,7 @@ fn what_is_wrong_in_the_section_is_told_with_its_place() {
         let section: String =
             section.lines().map(|old| if old.starts_with(key) { line } else { old }).collect::<Vec<_>>().join("\n");
         let scene = Scene::without_a_file(&format!("{SHOP}{section}\n"));
-        let said = refused(&scene.outboxd(&["config", "show"]), 78);
+        let said = ended_with(&scene.outboxd(&["config", "show"]), 78);
         assert!(said.contains(&format!("jobs.nightly.{place}")) && said.contains(says), "{line}: {said}");
     }
 }

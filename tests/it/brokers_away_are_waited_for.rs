@@ -2,7 +2,7 @@
 //!
 //! The outage lasts 60 s; `OUTBOXD_TEST_OUTAGE_SECONDS` sets another time.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -18,32 +18,32 @@ use crate::support::{readers, topology};
 
 /// Stands in the place of a broker that is away, and counts who knocks.
 struct DeadPort {
+    address: SocketAddr,
     knocks: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 impl DeadPort {
     fn at(port: u16) -> Self {
         let listener =
             until("the broker's port is free", Duration::from_secs(10), || TcpListener::bind(("127.0.0.1", port)).ok());
-        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
         let (knocks, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, end) = (knocks.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            while !end.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok(_) => drop(count.fetch_add(1, Ordering::Relaxed)),
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
+            while listener.accept().is_ok() && !end.load(Ordering::Acquire) {
+                count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { knocks, stop, thread: Some(thread) }
+        Self { address, knocks, stop, thread }
     }
 
-    fn close(mut self) -> u32 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
+    fn close(self) -> u32 {
+        self.stop.store(true, Ordering::Release);
+        // The last one to knock.
+        drop(TcpStream::connect(self.address).unwrap());
+        self.thread.join().unwrap();
         self.knocks.load(Ordering::Relaxed)
     }
 }

@@ -10,6 +10,7 @@ use crate::support::application::Application;
 use crate::support::manager::Manager;
 use crate::support::process::{Daemon, Scene, shared_machine};
 use crate::support::proof::Proof;
+use crate::support::wait;
 
 const CONFIG: &str = "
 [daemon]
@@ -112,16 +113,11 @@ fn look(daemon: &Daemon) {
 /// Waits for the attempt, and says how long that took.
 fn comes(daemon: &Daemon, id: &str, attempt: u64, within: Duration) -> Duration {
     let began = Instant::now();
-    while attempts(daemon, id) < Some(attempt) {
-        assert!(
-            began.elapsed() < within,
-            "attempt {attempt} of {id} did not come within {within:?}\n{}",
-            daemon.log_tail()
-        );
+    let come = wait::within(within, || {
         look(daemon);
-        std::thread::sleep(Duration::from_millis(30));
-    }
-    began.elapsed()
+        (attempts(daemon, id) >= Some(attempt)).then(|| began.elapsed())
+    });
+    come.unwrap_or_else(|| panic!("attempt {attempt} of {id} did not come within {within:?}\n{}", daemon.log_tail()))
 }
 
 /// An event that is refused again and again: its stream's type is no text.
@@ -205,5 +201,5 @@ fn retries_lag_and_watchdog_go_by_a_clock_that_nobody_sets() {
 }
 
 fn daemon_answers(daemon: &Daemon) {
-    crate::support::wait::until("it answers", Duration::from_secs(10), || daemon.status("r"));
+    wait::until("it answers", Duration::from_secs(10), || daemon.status("r"));
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::eventsource;
 use crate::support::process::{Scene, shared_machine};
+pub use crate::support::process::{refused, told};
 use crate::support::proof::Proof;
 use crate::support::rig::open;
 use crate::support::wait::until;
@@ -71,18 +72,6 @@ fn truth(stream: &str, version: i64) -> Value {
 
 pub fn run(scene: &Scene) -> Output {
     scene.outboxd(&["job", "run", "snaps"])
-}
-
-/// What a run that went well says.
-pub fn told(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-pub fn refused(output: &Output) -> String {
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{told}");
-    told
 }
 
 fn snapshots(app: &Connection) -> BTreeMap<String, (i64, Value)> {

@@ -27,6 +27,7 @@ pub use self::keys::Archive as Keys;
 use self::mover::{Due, End, Moved, Mover};
 use self::readers::{Limit, Look, Readers, Why};
 use self::tables::{ARCHIVE, Tables};
+use super::faults::Faults;
 use super::snapshot::tables::{After, Schema, Stream, Unreadable};
 use super::{Context, Failure, Job, Report};
 use crate::clock;
@@ -35,8 +36,6 @@ use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::telemetry::metric;
 
-/// Of streams with a fault, so many are named.
-const NAMED_MAX: usize = 20;
 /// How far everybody has come is looked at anew after this; downwards, it is at each slice.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -64,8 +63,7 @@ struct Tally {
     of_other_number: u64,
     /// Streams whose snapshot was written anew while it was looked at.
     changed: u64,
-    faults: Vec<String>,
-    fault_count: u64,
+    faults: Faults,
 }
 
 impl Archive {
@@ -99,7 +97,7 @@ impl Archive {
                  Remedy: restore the file, or delete the snapshot",
                 stream.snapshot, stream.version
             );
-            tally.fault(&stream, &what);
+            tally.faults.stream(&stream, &what);
             return Ok(None);
         }
         let Some(first) = run.tables.first(run.connection, &stream)? else { return Ok(None) };
@@ -123,13 +121,15 @@ impl Archive {
         }
         if let Err(what) = tables::readable(self.schema, &stored) {
             let remedy = "Remedy: delete it, and have it made anew";
-            tally.fault(&stream, &format!("its snapshot of version {snapshot} cannot be read: {what}. {remedy}"));
+            tally
+                .faults
+                .stream(&stream, &format!("its snapshot of version {snapshot} cannot be read: {what}. {remedy}"));
             return Ok(None);
         }
         if let Some(archived) = run.tables.newest_archived(run.connection, &stream)?
             && archived + 1 != first
         {
-            tally.fault(&stream, &mover::hole(archived, first));
+            tally.faults.stream(&stream, &mover::hole(archived, first));
             return Ok(None);
         }
         Ok(Some(Due { stream, snapshot, size, first }))
@@ -249,7 +249,7 @@ impl Job for Archive {
                 let stream = match stream {
                     Ok(stream) => stream,
                     Err(Unreadable { id, what }) => {
-                        tally.named(format!("stream {id}: {what}"));
+                        tally.faults.add(format!("stream {id}: {what}"));
                         continue;
                     }
                 };
@@ -262,17 +262,6 @@ impl Job for Archive {
 }
 
 impl Tally {
-    fn fault(&mut self, stream: &Stream, what: &str) {
-        self.named(format!("stream {} of type {}: {what}", stream.id, stream.kind));
-    }
-
-    fn named(&mut self, fault: String) {
-        self.fault_count += 1;
-        if self.faults.len() < NAMED_MAX {
-            self.faults.push(fault);
-        }
-    }
-
     fn end(&mut self, stream: &Stream, end: End) {
         match end {
             End::Done => {}
@@ -280,7 +269,7 @@ impl Tally {
             End::HeldBack(from, to, why, by) => {
                 *self.held_back.entry((why, by)).or_default() += (to - from + 1).unsigned_abs();
             }
-            End::Fault(what) => self.fault(stream, &what),
+            End::Fault(what) => self.faults.stream(stream, &what),
         }
     }
 
@@ -305,12 +294,6 @@ impl Tally {
                 self.of_other_number
             ));
         }
-        if self.fault_count == 0 {
-            return Ok(Report(told));
-        }
-        let more = self.fault_count - self.faults.len() as u64;
-        let more = if more == 0 { String::new() } else { format!("\n... and {more} more") };
-        let faults = self.faults.join("\n");
-        Err(Failure::Data(format!("{told}; {} streams are left as they are:\n{faults}{more}", self.fault_count)))
+        self.faults.told(told)
     }
 }

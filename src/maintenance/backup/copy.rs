@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{Copied, Found, Stands};
 use super::shelf;
 use crate::maintenance::{Failure, Stop};
-use crate::sqlite::open;
+use crate::sqlite::{open, place};
 use crate::state::{self, checkpoint};
 
 /// As the command `zstd` does it by itself.
@@ -79,9 +79,7 @@ pub fn inspect(raw: &Path, stop: &Stop) -> Result<Found, Failure> {
 
 /// The same of a file that may have a `-wal` beside it.
 pub fn look_at(path: &Path, stop: &Stop) -> Result<Found, Failure> {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    match Path::new(&wal).exists() {
+    match place::beside(path, "-wal").exists() {
         true => all_of(&open::visitor(path).map_err(|error| Failure::Data(error.to_string()))?, stop),
         false => inspect(path, stop),
     }

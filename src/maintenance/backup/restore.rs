@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, Gid, RenameFlags, Uid};
 
@@ -12,6 +12,7 @@ use super::{Entry, copy};
 use crate::controls::{self, Seam};
 use crate::maintenance::{Failure, Stop};
 use crate::sqlite::open;
+use crate::sqlite::place::{beside, folder_of};
 
 /// Writes the file to a place where nothing is. In WAL mode, as its application had it, with its permissions and, where we may, its owner.
 pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result<(), Failure> {
@@ -70,14 +71,4 @@ fn dress(copied: &Copied, partial: &Path, to: &Path) -> Result<(), Failure> {
         Err(error) => return Err(unwritten(&error)),
     }
     File::open(partial).and_then(|file| file.sync_all()).map_err(|error| unwritten(&error))
-}
-
-fn folder_of(path: &Path) -> PathBuf {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
-}
-
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
 }

@@ -30,6 +30,7 @@ pub use self::keys::Snapshot as Keys;
 pub use self::look::look_at;
 use self::reducer::Reducer;
 use self::tables::{After, Fresh, Schema, Stream, Unreadable};
+use super::faults::Faults;
 use super::{Context, Failure, Job, Look, Report, Stop};
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
@@ -42,8 +43,6 @@ use crate::telemetry::metric;
 const UNDER_WAY_MAX: usize = 64;
 /// And so many bytes of states; one alone may have more.
 const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
-/// Of streams with a fault, so many are named.
-const NAMED_MAX: usize = 20;
 /// The stream type that stands for all others.
 const ANY: &str = "*";
 
@@ -63,8 +62,7 @@ pub struct Snapshots {
 #[derive(Debug, Default)]
 struct Tally {
     written: u64,
-    faults: Vec<String>,
-    fault_count: u64,
+    faults: Faults,
     /// Stream types without a reducer, and how many of their streams are due.
     unreduced: BTreeMap<String, u64>,
     /// Whether the snapshots of a stream type, by its reducer and its number, are not those of another reducer.
@@ -126,13 +124,13 @@ impl Snapshots {
                 let done = match stream {
                     Ok(stream) => work(stream, tally).map_err(|trouble| (stream, trouble)),
                     Err(Unreadable { id, what }) => {
-                        tally.named(format!("stream {id}: {what}"));
+                        tally.faults.add(format!("stream {id}: {what}"));
                         Ok(())
                     }
                 };
                 match done {
                     Ok(()) | Err((_, Trouble::Gone)) => {}
-                    Err((stream, Trouble::Stream(what))) => tally.fault(stream, &what),
+                    Err((stream, Trouble::Stream(what))) => tally.faults.stream(stream, &what),
                     Err((_, Trouble::All(failure))) => return Err(failure),
                 }
             }
@@ -159,7 +157,7 @@ impl Snapshots {
         let (place, now) = (format!("reducer of {kind} {number}"), hash.clone());
         let is_same = context.state(move |connection| state::remembered(connection, &place, &now))? == hash;
         if !is_same {
-            tally.named(format!(
+            tally.faults.add(format!(
                 "the reducer for {kind:?} is another than that of the snapshots that stand there, and its schema_version is still {number}: its streams \
                  are left as they are. Remedy: raise the number, in the application's class and in [jobs.{}.schema_versions]; its snapshots are then \
                  made anew",
@@ -232,7 +230,7 @@ impl Job for Snapshots {
         })?;
         let stale = if stale == 0 { String::new() } else { format!("; {stale} of another reducer were not looked at") };
         let told = format!("{right} snapshots are what {} events come to{stale}", folder.count);
-        if tally.fault_count == 0 { Ok(Report(told)) } else { Err(Failure::Data(tally.faults_told(&told))) }
+        tally.faults.told(told)
     }
 
     fn look(&self, stream: &str) -> Option<Result<Vec<Look>, Failure>> {
@@ -247,34 +245,16 @@ fn is_same(one: &str, other: &str) -> bool {
 }
 
 impl Tally {
-    fn fault(&mut self, stream: &Stream, what: &str) {
-        self.named(format!("stream {} of type {}: {what}", stream.id, stream.kind));
-    }
-
-    fn named(&mut self, fault: String) {
-        self.fault_count += 1;
-        if self.faults.len() < NAMED_MAX {
-            self.faults.push(fault);
-        }
-    }
-
-    fn faults_told(&self, done: &str) -> String {
-        let more = self.fault_count - self.faults.len() as u64;
-        let more = if more == 0 { String::new() } else { format!("\n... and {more} more") };
-        format!("{done}; {} streams are left as they are:\n{}{more}", self.fault_count, self.faults.join("\n"))
-    }
-
     fn told(mut self, job: &str, events: u64) -> Result<Report, Failure> {
         let done = format!("{} snapshots of {events} events", self.written);
         for (kind, count) in std::mem::take(&mut self.unreduced) {
-            self.fault_count += 1;
-            self.faults.push(format!(
+            self.faults.add_surely(format!(
                 "{count} streams of type {kind} are due, and nothing says how their events are folded. Remedy: in [jobs.{job}.reducers], {kind} = \
                  \"merge-patch\" (each event's data is a patch: right where events carry state; lists are replaced, counters come out wrong), or an \
                  expression for each event type, or \"none\""
             ));
         }
-        if self.fault_count == 0 { Ok(Report(done)) } else { Err(Failure::Data(self.faults_told(&done))) }
+        self.faults.told(done)
     }
 }
 
@@ -345,7 +325,7 @@ impl<'a> Writing<'a> {
                 metric::snapshots_written(&self.job.name, 1);
             }
             Err(JobError::Ended) => return Err(Failure::Unavailable(JobError::Ended.to_string())),
-            Err(error) => tally.fault(&written.stream, &format!("its snapshot cannot be written: {error}")),
+            Err(error) => tally.faults.stream(&written.stream, &format!("its snapshot cannot be written: {error}")),
         }
         Ok(())
     }

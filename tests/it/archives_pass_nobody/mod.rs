@@ -13,6 +13,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use crate::support::process::Scene;
+pub use crate::support::process::{refused, told};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,18 +47,6 @@ pub fn snap(app: &Connection, stream: &str, version: i64) {
 
 pub fn run(scene: &Scene) -> Output {
     scene.outboxd(&["job", "run", "old"])
-}
-
-/// What a run that went well says.
-pub fn told(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-pub fn refused(output: &Output) -> String {
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{told}");
-    told
 }
 
 /// Every event, wherever it stands, in order of position; one that stands in both tables comes twice.

@@ -223,12 +223,9 @@ async fn silence(folder: &Path) -> String {
     eventually("a flight is on its way", || running.status("relay").in_flight == EVENTS as u64).await;
     // Whoever is connected now is never answered again.
     far_side.cut();
-    let mut left = 100;
-    while running.status("relay").position < EVENTS as i64 && left > 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        left -= 1;
-    }
-    let end = if running.status("relay").position == EVENTS as i64 { "all arrive" } else { "silence" };
+    let mut status = running.handle("relay").status.clone();
+    let all = status.wait_for(|status| status.position == EVENTS as i64);
+    let end = if tokio::time::timeout(Duration::from_secs(5), all).await.is_ok() { "all arrive" } else { "silence" };
     running.fleet.cut().await;
     end.into()
 }

@@ -34,6 +34,25 @@ pub fn whole_machine() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What a command says that went well.
+pub fn told(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a command says that ends with this code.
+pub fn ended_with(output: &Output, code: i32) -> String {
+    let told = [&output.stdout[..], &output.stderr[..]].concat();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    told
+}
+
+/// The same of one that found what is not what it must be.
+pub fn refused(output: &Output) -> String {
+    ended_with(output, 65)
+}
+
 /// A folder with an application's file, `app.db`, and `outboxd.toml`. What is in it goes with it.
 pub struct Scene {
     folder: tempfile::TempDir,

@@ -15,6 +15,7 @@ pub mod backup;
 pub mod crew;
 mod faults;
 pub mod keys;
+mod readers;
 mod registry;
 mod runner;
 pub mod schedule;

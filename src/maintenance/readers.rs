@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::Failure;
-use crate::sqlite::{open, place};
 use crate::sqlite::writer::JobError;
+use crate::sqlite::{open, place};
 use crate::state::checkpoint::{self, Checkpoint};
-use crate::state::{self, held};
+use crate::state::{self, held, replay};
 
 /// What holds an event back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -50,6 +50,8 @@ pub struct Readers {
     pub events: Vec<Reader>,
     /// Those of the outbox, where it is read by checkpoint.
     pub outbox: Vec<Reader>,
+    /// Consumers whose replays need what they have not come to; in tables read by row, places are rowids.
+    pub replaying: Vec<String>,
     /// Every configured consumer's name: who is none of them may have been one.
     pub named: Vec<String>,
     /// Where checkpoints may stand.
@@ -166,6 +168,14 @@ impl Readers {
                 "{consumer}, which is at position {position} and not in the configuration (`outboxd consumer forget {consumer}` lets go of it)"
             );
             limit = limit.or(Limit { position, why: Why::Consumer, by });
+        }
+        for (_, connection) in self.place(app, states).filter(|_| !self.replaying.is_empty()) {
+            for (consumer, place) in replay::unfinished(connection)? {
+                if self.replaying.contains(&consumer) {
+                    let by = format!("a replay of {consumer}, which has come to {place}");
+                    limit = limit.or(Limit { position: place, why: Why::Consumer, by });
+                }
+            }
         }
         let outbox = self.outbox.iter().map(|reader| of(reader).unwrap_or(0));
         let outbox = outbox.chain(forgotten("outbox").map(|found| found.mark.position.0)).min();

@@ -56,6 +56,8 @@ metrics_table! {
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
+    RETENTION_DELETED_ROWS_TOTAL = "outboxd_retention_deleted_rows_total", "counter", ["job"], "Rows that the job has deleted because their time was over.";
+    RETENTION_HELD_BACK_ROWS = "outboxd_retention_held_back_rows", "gauge", ["job", "reason"], "Rows whose time was over and that the last run left, by reason: consumer, held, outbox.";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
@@ -104,6 +106,14 @@ pub fn events_archived(job: &str, count: u64) {
 
 pub fn archive_held_back(job: &str, reason: &'static str, count: u64) {
     gauge!(ARCHIVE_HELD_BACK_EVENTS, vec![label("job", job), label("reason", reason)]).set(count as f64);
+}
+
+pub fn rows_deleted(job: &str, count: u64) {
+    counter!(RETENTION_DELETED_ROWS_TOTAL, vec![label("job", job)]).increment(count);
+}
+
+pub fn retention_held_back(job: &str, reason: &'static str, count: u64) {
+    gauge!(RETENTION_HELD_BACK_ROWS, vec![label("job", job), label("reason", reason)]).set(count as f64);
 }
 
 /// A run has ended; `success` says when, where it was done.

@@ -71,6 +71,7 @@ mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;
 mod replays_and_copies_reach_the_brokers;
 mod replays_stand_beside_the_live_flow;
+mod retention_takes_nothing_needed;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 #[cfg(feature = "controls")]

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 pub use self::keys::Archive as Keys;
+pub(super) use self::keys::readers;
 use self::mover::{Due, End, Moved, Mover};
-use self::tables::{ARCHIVE, Tables};
+pub(super) use self::tables::{ARCHIVE, Tables};
 use super::faults::Faults;
 use super::readers::{Limit, Look, Readers, Why};
 use super::snapshot::tables::{After, Schema, Stream, Unreadable};

@@ -88,6 +88,10 @@ listed! {
         Archive,
         /// A row was deleted because its time is over; its transaction is open.
         Retention,
+        /// Pages are given back (their transaction is open), or a file is about to be written anew, or was.
+        Vacuum,
+        /// A copy that is looked through is about to be made, or was.
+        Integrity,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
@@ -171,6 +175,8 @@ listed! {
         Needed,
         /// Of a table that may give out a number again the newest row is not deleted.
         Tail,
+        /// Where Litestream owns the checkpoints no file is written anew, and nobody else checkpoints.
+        CheckpointOwner,
     }
 }
 

@@ -14,7 +14,9 @@ mod archive;
 pub mod backup;
 pub mod crew;
 mod faults;
+mod integrity;
 pub mod keys;
+mod optimize;
 mod readers;
 mod registry;
 mod retention;
@@ -24,6 +26,7 @@ mod snapshot;
 pub mod status;
 #[cfg(feature = "controls")]
 mod trial;
+mod vacuum;
 pub mod work;
 
 use std::fmt::Debug;

@@ -14,6 +14,7 @@ pub mod authorizer;
 pub mod barrier;
 pub mod fault;
 pub mod guard;
+pub mod litestream;
 pub mod lockfile;
 pub mod open;
 pub mod place;

@@ -25,6 +25,7 @@ mod config_secrets;
 mod connections_are_protected;
 #[cfg(feature = "controls")]
 mod crash_ladder;
+mod damage_is_found;
 mod dead_letters_are_copied;
 mod dead_letters_are_operated;
 mod demo;
@@ -40,6 +41,7 @@ mod faults_of_rabbitmq_show_and_heal;
 mod files_are_rotated;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
+mod free_pages_go_back;
 mod good_neighbour;
 mod guilty_only_alone;
 mod held_keys_slow_nobody;

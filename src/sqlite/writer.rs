@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::fault::{self, Kind};
 use super::guard::Guard;
+use super::holders;
 use super::litestream;
 use super::lockfile::LockFile;
 use super::open::{self, Durable};
@@ -132,7 +133,6 @@ impl Writer {
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         metric::file_is_written(&name);
-
         let desk = Desk {
             connection,
             queue,
@@ -263,6 +263,7 @@ impl Desk {
         let mut disk_pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
         let mut lock_pace = Pace::new(Duration::from_millis(1), LOCK_PACE_MAX);
         let first_asked = Instant::now();
+        let mut told = None;
         loop {
             let asked = Instant::now();
             let attempt = self.attempt(&mut jobs);
@@ -298,8 +299,15 @@ impl Desk {
                         }
                         return Duration::ZERO;
                     }
-                    if kind != Kind::Busy || first_asked.elapsed() >= WAITING_SHOWN_AFTER {
-                        let why = format!("{}: {error} (SQLite code {code})", self.file);
+                    let is_told = told.is_some_and(|at: Instant| at.elapsed() < WAITING_SHOWN_AFTER);
+                    if kind != Kind::Busy || first_asked.elapsed() >= WAITING_SHOWN_AFTER && !is_told {
+                        told = Some(Instant::now());
+                        let holder = Some(kind)
+                            .filter(|kind| *kind == Kind::Busy)
+                            .and_then(|_| holders::of_write_lock(&self.path));
+                        let holder =
+                            holder.map_or(String::new(), |pid| format!("; process {pid} holds the write lock"));
+                        let why = format!("{}: {error} (SQLite code {code}){holder}", self.file);
                         self.state.send_replace(WriterState::Waiting(why));
                     }
                     thread::sleep(if kind == Kind::Busy { lock_pace.delay() } else { disk_pace.delay() });
@@ -318,7 +326,11 @@ impl Desk {
                 .prepare_cached(&sql)?
                 .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         };
-        let due = pages("NOOP").is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log)
+        let looked = pages("NOOP");
+        if let Ok((log, done)) = looked {
+            metric::checkpoint_backlog(&self.file, (log - done).max(0));
+        }
+        let due = looked.is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log)
             && !litestream::is_there(&self.connection, &self.path).unwrap_or(true);
         if due && let Err(error) = pages("PASSIVE") {
             metric::busy(&self.file, fault::classify(&error).1);

@@ -50,6 +50,10 @@ metrics_table! {
     TRANSACTIONS_TOTAL = "outboxd_transactions_total", "counter", ["file", "result"], "Transactions of ours by result: committed, retried, failed.";
     BARRIER_SECONDS = "outboxd_barrier_seconds", "histogram", ["source"], "How long it took to make what was read durable.";
     FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
+    FREELIST_BYTES = "outboxd_freelist_bytes", "gauge", ["file"], "Bytes of pages that are free in the file, and are used again.";
+    DISK_FREE_BYTES = "outboxd_disk_free_bytes", "gauge", ["file"], "Bytes that are free on the file's file system.";
+    FILE_GROWTH_BYTES_PER_DAY = "outboxd_file_growth_bytes_per_day", "gauge", ["file"], "How fast the file grows, from the daemon's start on; told after ten minutes.";
+    CHECKPOINT_BACKLOG_PAGES = "outboxd_checkpoint_backlog_pages", "gauge", ["file"], "Pages of the write-ahead log that stood in it alone when the daemon last wrote into the application's file.";
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
@@ -175,6 +179,22 @@ pub fn barrier(source: &str, took: Duration) {
 
 pub fn file_bytes(file: &str, part: &'static str, bytes: u64) {
     gauge!(FILE_BYTES, vec![label("file", file), label("part", part)]).set(bytes as f64);
+}
+
+pub fn freelist_bytes(file: &str, bytes: u64) {
+    gauge!(FREELIST_BYTES, vec![label("file", file)]).set(bytes as f64);
+}
+
+pub fn disk_free_bytes(file: &str, bytes: u64) {
+    gauge!(DISK_FREE_BYTES, vec![label("file", file)]).set(bytes as f64);
+}
+
+pub fn growth_per_day(file: &str, bytes: f64) {
+    gauge!(FILE_GROWTH_BYTES_PER_DAY, vec![label("file", file)]).set(bytes);
+}
+
+pub fn checkpoint_backlog(file: &str, pages: i64) {
+    gauge!(CHECKPOINT_BACKLOG_PAGES, vec![label("file", file)]).set(pages as f64);
 }
 
 pub fn source_ready(source: &str, ready: bool) {

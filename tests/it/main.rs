@@ -38,6 +38,7 @@ mod eventsource_tables_are_read;
 mod example;
 mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
+mod files_are_measured;
 mod files_are_rotated;
 mod files_come_late_and_locks_pass;
 mod fingerprint;

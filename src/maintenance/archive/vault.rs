@@ -349,3 +349,36 @@ fn unusable(path: &Path, error: &rusqlite::Error) -> Failure {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    #[test]
+    fn log_and_archive_are_searched_and_merged() {
+        let folder = tempfile::tempdir().unwrap();
+        let (live, path) = (folder.path().join("a.db"), folder.path().join("old.db"));
+        let app = open::state_file(&live).unwrap();
+        app.execute_batch(&store::schema()).unwrap();
+        let tell = |sql: &'static str, values: Vec<String>| {
+            app.execute(sql, params_from_iter(&values)).unwrap();
+            Ok(())
+        };
+        Vault::open(&app, &live, &path, tell).unwrap();
+        let reader = open::reader(&live).unwrap();
+        archive_file::attach(&reader, &live).unwrap();
+        for sql in [store::sql::OF_STREAM, store::sql::OF_ALL, store::sql::BY_ID] {
+            let mut statement = reader.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let nothing = vec![rusqlite::types::Null; statement.parameter_count()];
+            let steps = statement.query_map(params_from_iter(nothing), |row| row.get(3)).unwrap();
+            let steps: Vec<String> = steps.map(Result::unwrap).collect();
+            let is_walk =
+                |step: &String| step.starts_with("SCAN") || step.contains("TEMP B-TREE") || step.contains("CO-ROUTINE");
+            assert!(
+                !steps.iter().any(is_walk) && steps.iter().filter(|step| step.starts_with("SEARCH")).count() >= 5,
+                "{steps:?}"
+            );
+        }
+    }
+}

@@ -418,6 +418,37 @@ fn what_does_not_fit_into_another_file_is_told_and_stays() {
 }
 
 #[test]
+fn both_files_come_back_from_one_backup() {
+    let backups =
+        "[jobs.nightly]\ntype = \"backup\"\nfiles = [\"app.db\", \"old.db\"]\ntarget = \"kept\"\nevery = \"1h\"\n";
+    let scene = Scene::new(&config("outboxd", &[APART, backups].concat()));
+    let app = open(&scene.path("app.db"));
+    for newest in [20, 40] {
+        grow(&app, "a", newest - 19, newest);
+        snap(&app, "a", newest);
+        told(&run(&scene));
+        if newest == 20 {
+            told(&scene.outboxd(&["backup", "now"]));
+        }
+    }
+    std::fs::create_dir(scene.path("back")).unwrap();
+    for name in ["app.db", "old.db"] {
+        told(&scene.outboxd(&["restore", "--file", name, "--to", &format!("back/{name}")]));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _in_runtime = runtime.enter();
+    let restored = scene.path("back/app.db");
+    let reader = Reader::open(&restored, false).unwrap();
+    let events = runtime.block_on(reader.read_all(0, 100)).unwrap();
+    assert!(events.iter().map(|event| event.position).eq(1..=20));
+    assert_eq!(number(&open(&restored), "SELECT count(*) FROM events"), 1);
+    // Beside the archive of now, it would give positions out that stand there.
+    copy(&scene.path("old.db"), &scene.path("back/old.db"));
+    let error = Reader::open(&restored, false).unwrap_err().to_string();
+    assert!(error.contains("is older than its archive") && error.contains("restore both"), "{error}");
+}
+
+#[test]
 fn a_full_disk_under_the_archive_loses_nothing() {
     let proof = Proof::of("a full disk under the archive");
     let disk = match SmallDisk::new(20_000) {

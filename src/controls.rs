@@ -84,7 +84,7 @@ listed! {
         JobWork,
         /// A snapshot was written; its transaction is open.
         Snapshot,
-        /// An event was copied to the archive, and stands in the log as well; its transaction is open.
+        /// An event was copied to the archive, and stands in the log as well, or was deleted there, since another file has it; its transaction is open.
         Archive,
         /// A row was deleted because its time is over; its transaction is open.
         Retention,
@@ -92,6 +92,9 @@ listed! {
         Vacuum,
         /// A copy that is looked through is about to be made, or was.
         Integrity,
+        /// An archive in a file of its own: it was made, its name stands in the other file, an event was copied into it (its transaction is open),
+        /// copies are durable, events have left the log.
+        ArchiveFile,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
@@ -177,6 +180,8 @@ listed! {
         Tail,
         /// Where Litestream owns the checkpoints no file is written anew, and nobody else checkpoints.
         CheckpointOwner,
+        /// And where the archive is another file, only when the copy is durable there.
+        CopyFirst,
     }
 }
 

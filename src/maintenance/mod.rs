@@ -54,6 +54,11 @@ pub trait Job: Debug + Send + Sync {
     /// The files that it works on: they have to be there first, and jobs of one file take turns.
     fn files(&self) -> Vec<PathBuf>;
 
+    /// Files that it makes by itself: jobs of one of them take turns, too.
+    fn makes(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     /// Does it, on a thread of its own. It asks [`Context::go_on`] several times a second, and may be killed anywhere.
     fn run(&self, context: &Context) -> Result<Report, Failure>;
 

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::controls::{self, Protection};
 use crate::retry::Pace;
 use crate::shutdown::{self, Phase};
+use crate::sqlite::place;
 use crate::sqlite::writer::Writer;
 use crate::state::files::Files;
 use crate::state::job_run::Run;
@@ -197,7 +198,8 @@ impl Runner {
         let show = |state| status.send_modify(|status| (status.state, status.detail) = (state, String::new()));
         show(State::Queued);
         let mut work = std::pin::pin!(async {
-            let files_of_it = settings.job.files().into_iter().map(Place::File);
+            let files_of_it = settings.job.files().into_iter().chain(settings.job.makes());
+            let files_of_it = files_of_it.map(|file| Place::File(place::real(&file)));
             let turn = turns.take([Place::Job(settings.name.clone())].into_iter().chain(files_of_it).collect()).await;
             if stop.is_asked() {
                 return None;

@@ -190,17 +190,21 @@ impl From {
 }
 
 impl Declared {
-    /// The application's tables that it names.
-    pub fn tables(&self) -> Vec<&str> {
-        let archive = match &self.from {
+    /// The table in which its rows are looked for, too.
+    pub fn archive(&self) -> Option<&str> {
+        match &self.from {
             From::Table { archive, .. } | From::Fed { archive, .. } => archive.as_deref(),
             From::Query(_) => None,
-        };
+        }
+    }
+
+    /// The application's tables that it names.
+    pub fn tables(&self) -> Vec<&str> {
         let moved = self.rows.as_ref().and_then(|rows| match &rows.on_delivered {
             Mark::Archive(table) => Some(table.as_str()),
             Mark::Set(_) | Mark::Delete => None,
         });
-        self.from.table().into_iter().chain(archive).chain(moved).collect()
+        self.from.table().into_iter().chain(self.archive()).chain(moved).collect()
     }
 
     /// The SQL of a person's own that runs when this is read, and the keys that it stands under.

@@ -8,6 +8,7 @@
 //!
 //! How it fails: not there yet → waits; seen and gone, or another one → halts with the remedy. Where to start reading: [`reader`].
 
+pub mod archive_file;
 mod checkpointed;
 pub mod declared;
 mod decode;
@@ -68,6 +69,11 @@ impl Settings {
     /// Progress is written into the rows themselves, in the application's file.
     pub fn is_by_row(&self) -> bool {
         self.tables.iter().any(|table| table.rows.is_some())
+    }
+
+    /// Events are looked for in an archive, too.
+    pub fn reads_archive(&self) -> bool {
+        self.tables.iter().any(|table| table.archive().is_some())
     }
 
     /// The file that checkpoints and held events stand in.

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
+use super::archive_file;
 use super::declared::Declared;
 use super::fit::{self, Misfit, quoted};
 use super::inspection;
@@ -19,9 +20,27 @@ const EVENT_BYTES_MAX: usize = 1_000_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     #[error("reading failed")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(#[source] rusqlite::Error),
     #[error("{0}")]
     Unusable(String),
+}
+
+impl From<rusqlite::Error> for ScanError {
+    fn from(error: rusqlite::Error) -> Self {
+        match archive_file::said(&error) {
+            Some(what) => ScanError::Unusable(what),
+            None => ScanError::Sqlite(error),
+        }
+    }
+}
+
+impl From<archive_file::Fault> for ScanError {
+    fn from(fault: archive_file::Fault) -> Self {
+        match fault {
+            archive_file::Fault::Sqlite(error) => ScanError::Sqlite(error),
+            archive_file::Fault::Unfit(what) => ScanError::Unusable(what),
+        }
+    }
 }
 
 /// Which rows are asked for.
@@ -73,6 +92,9 @@ impl Scan {
         let connection = open::visitor(&settings.path)?;
         if let Some(refusal) = inspection::journal(&connection, &settings.path)? {
             return Err(ScanError::Unusable(refusal.to_string()));
+        }
+        if settings.reads_archive() {
+            archive_file::attach(&connection, &settings.path)?;
         }
         match fit::mapping(&connection, &settings.tables)? {
             Ok(mapping) => {

@@ -182,7 +182,9 @@ pub fn writer(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
 /// Appends to a file as its application would: SQLite checkpoints by itself, and foreign keys hold. Whoever takes it sets how long it waits for
 /// locks; until then as a visitor.
 pub fn appender(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // What is attached to it says by its name that it is only read. This one's name, from the root on, is none that means more.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI)?;
     connection.busy_timeout(VISIT_WAIT)?;
     synchronous(&connection, durable)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;

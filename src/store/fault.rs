@@ -1,6 +1,7 @@
 //! Why something was not appended, or cannot be read.
 
 use super::event::{EVENTS_MAX, Expected};
+use crate::source::archive_file;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -8,6 +9,9 @@ pub enum OpenError {
     NotThere { path: String },
     #[error("{0}")]
     Premises(String),
+    /// Of an archive in a file of its own, with place and remedy.
+    #[error("{0}")]
+    Archive(String),
     #[error("cannot open {path}")]
     Open { path: String, source: rusqlite::Error },
     #[error("{path} is no SQLite database, or a damaged one")]
@@ -84,7 +88,10 @@ pub struct AppendsError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("reading failed")]
-    Sqlite(#[from] sqlx::Error),
+    Sqlite(#[source] sqlx::Error),
+    /// Of an archive in a file of its own, with place and remedy.
+    #[error("{0}")]
+    Archive(String),
     #[error(
         "stream {stream} has no event of version {missing}, though {there} is there: it was deleted, or never written"
     )]
@@ -97,6 +104,15 @@ pub enum ReadError {
     SnapshotAhead { stream: String, snapshot: i64, version: i64 },
     #[error("the snapshot of stream {stream} at version {version} is no valid JSON")]
     SnapshotCorrupt { stream: String, version: i64 },
+}
+
+impl From<sqlx::Error> for ReadError {
+    fn from(error: sqlx::Error) -> Self {
+        match archive_file::said(&error) {
+            Some(what) => ReadError::Archive(what),
+            None => ReadError::Sqlite(error),
+        }
+    }
 }
 
 fn told(version: Option<i64>) -> String {

@@ -25,6 +25,7 @@ mod writer;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::source::archive_file;
 use crate::sqlite::fault as sqlite_fault;
 use crate::sqlite::fault::Kind;
 use crate::sqlite::open::{self, Durable};
@@ -66,8 +67,9 @@ impl EventStore {
         let connection = checked(path, Use::Write, options.allow_network_filesystem, opened)?;
         // From now on each caller says how long he waits.
         let no_longer = connection.busy_timeout(Duration::ZERO);
-        no_longer.map_err(|source| OpenError::Open { path: path.display().to_string(), source })?;
-        Ok(Self { writer: Writer::start(connection), reader: Reader::of(path), options })
+        let guarded = no_longer.and_then(|()| archive_file::guard_ids(&connection));
+        guarded.map_err(|source| OpenError::Open { path: path.display().to_string(), source })?;
+        Ok(Self { writer: Writer::start(connection, path), reader: Reader::of(path), options })
     }
 
     /// Appends events to a stream, in the order of calls; answered when they are committed. `within` is how long it may wait for its
@@ -136,5 +138,9 @@ fn checked(
     if let Some(missing) = sql::missing(&connection).map_err(unopened)? {
         return Err(OpenError::NoTables { path: name(), missing });
     }
-    Ok(connection)
+    match archive_file::attach(&connection, path) {
+        Ok(()) => Ok(connection),
+        Err(archive_file::Fault::Sqlite(error)) => Err(unopened(error)),
+        Err(archive_file::Fault::Unfit(what)) => Err(OpenError::Archive(what)),
+    }
 }

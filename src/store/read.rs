@@ -8,6 +8,7 @@ use sqlx::SqlitePool;
 use super::event::{BYTES_MAX, Snapshot, State, StoredEvent, Stream};
 use super::fault::{OpenError, ReadError};
 use super::{merge, sql};
+use crate::source::archive_file;
 use crate::sqlite::premises::Use;
 use crate::sqlite::{open, pool};
 
@@ -28,7 +29,9 @@ impl Reader {
     }
 
     pub(super) fn of(path: &Path) -> Self {
-        Self(pool::readers(path, CONNECTIONS))
+        let live = path.to_owned();
+        let prepare = move || archive_file::statements(&live).map_err(|error| sqlx::Error::Configuration(error.into()));
+        Self(pool::readers(path, CONNECTIONS, prepare, archive_file::IS_CURRENT))
     }
 
     /// A stream's events from a version on, archived ones as if they had not moved. None for a stream that is not there.

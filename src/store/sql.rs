@@ -1,6 +1,5 @@
 //! The SQL over `events` and `archived_events`, which are read as one: the log first, then the archive, in one statement and so in one
-//! snapshot. Where the archive is another file, SQLite takes the log's snapshot first: what moves between the two is found twice
-//! ([`super::merge`]), never not at all.
+//! snapshot. Where the archive is another file, `archived_events` is a view of the connection's own: [`crate::source::archive_file`].
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -33,7 +32,7 @@ pub const OF_ALL: &str = concat!(
 
 /// The newest position.
 pub const HEAD: &str = "SELECT max(coalesce((SELECT max(position) FROM events), 0), \
-     coalesce((SELECT max(position) FROM archived_events), 0))";
+     coalesce((SELECT position FROM archived_events ORDER BY position DESC LIMIT 1), 0))";
 
 /// `?1` id.
 pub const BY_ID: &str = concat!(

@@ -10,7 +10,7 @@ use crate::sqlite::pool;
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// What `migrations/` make.
-pub const TABLES: [&str; 5] = ["outbox", "streams", "events", "snapshots", "archived_events"];
+pub const TABLES: [&str; 6] = ["outbox", "streams", "events", "snapshots", "archived_events", "archive_file"];
 
 /// Why the tables could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@
 //! rusqlite on a thread, and not sqlx: a hand-over between threads for every event costs more than the event (docs/BENCHMARKS.md).
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use super::event::{Append, Appended, BYTES_MAX};
 use super::fault::{AppendError, AppendsError};
 use crate::controls::{self, Seam};
 use crate::retry::Pace;
+use crate::source::archive_file;
 use crate::sqlite::fault::{Kind, classify};
 
 /// Calls that wait; further ones wait for room.
@@ -54,11 +56,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn start(connection: Connection) -> Self {
+    pub fn start(connection: Connection, path: &Path) -> Self {
         let (jobs, queue) = mpsc::unbounded_channel();
         let (alive, ended) = watch::channel(());
         let desk = Desk {
             connection,
+            path: path.to_owned(),
             queue,
             waiting: VecDeque::new(),
             commit_took: Duration::ZERO,
@@ -97,6 +100,8 @@ impl Writer {
 
 struct Desk {
     connection: Connection,
+    /// The file's.
+    path: PathBuf,
     queue: mpsc::UnboundedReceiver<Job>,
     /// Taken from the queue, in order.
     waiting: VecDeque<Job>,
@@ -223,6 +228,12 @@ impl Desk {
 
     fn attempt(&mut self, care: Care) -> Result<Filled, Fault> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        if !archive_file::is_current(&self.connection)? {
+            // The first event was archived in another file meanwhile.
+            self.connection.execute_batch("ROLLBACK")?;
+            self.find_archive()?;
+            self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        }
         let done = self.fill(care).map_err(Fault::from).and_then(|filled| {
             if let Filled::Answers(answers) = &filled {
                 controls::reach(Seam::Commit);
@@ -242,6 +253,16 @@ impl Desk {
             self.connection.execute_batch("ROLLBACK")?;
         }
         done
+    }
+
+    fn find_archive(&self) -> rusqlite::Result<()> {
+        match archive_file::attach_anew(&self.connection, &self.path) {
+            Ok(()) => archive_file::guard_ids(&self.connection),
+            Err(archive_file::Fault::Sqlite(error)) => Err(error),
+            Err(archive_file::Fault::Unfit(what)) => {
+                Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_ERROR), Some(what)))
+            }
+        }
     }
 
     /// The answers of as many as there is time for, from the first on.

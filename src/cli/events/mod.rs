@@ -142,10 +142,8 @@ impl Place {
 fn unopened(error: OpenError) -> Failure {
     let (exit, remedy) = match &error {
         OpenError::NotThere { path } => (Exit::Unavailable, format!("make it: `outboxd init {path}`")),
-        OpenError::Premises(text) => {
-            let (reason, remedy) = text.split_once(" Remedy: ").unwrap_or((text, "see docs/FAILURES.md"));
-            return Failure::new(Exit::Permission, reason.trim_end_matches('.'), remedy);
-        }
+        OpenError::Premises(text) => return told(Exit::Permission, text),
+        OpenError::Archive(text) => return told(Exit::Data, text),
         OpenError::Open { .. } => (Exit::Unavailable, "see whether it is locked, and may be written".to_owned()),
         OpenError::NoDatabase { .. } => (Exit::Data, "name the application's SQLite file".to_owned()),
         OpenError::Journal { .. } => (Exit::Data, "in the application, PRAGMA journal_mode = WAL".to_owned()),
@@ -156,9 +154,16 @@ fn unopened(error: OpenError) -> Failure {
     Failure::new(exit, format!("{:#}", anyhow::Error::new(error)), remedy)
 }
 
+/// Text that has its remedy in it.
+fn told(exit: Exit, text: &str) -> Failure {
+    let (reason, remedy) = text.split_once(" Remedy: ").unwrap_or((text, "see docs/FAILURES.md"));
+    Failure::new(exit, reason.trim_end_matches('.'), remedy)
+}
+
 fn unread(place: &Place, error: ReadError) -> Failure {
     let (exit, remedy) = match &error {
         ReadError::Sqlite(_) => (Exit::Unavailable, "see whether the file is locked or damaged"),
+        ReadError::Archive(text) => return told(Exit::Data, text),
         _ => (Exit::Data, "find out who wrote or deleted there without the store; nothing was changed"),
     };
     Failure::new(exit, format!("{}: {:#}", place.path.display(), anyhow::Error::new(error)), remedy)

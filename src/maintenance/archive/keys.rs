@@ -1,5 +1,6 @@
 //! `[jobs.X]` with `type = "archive"`: its keys, and what follows from them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::maintenance::snapshot::tables::Schema;
 use crate::maintenance::{Settings, Sources, registry};
 use crate::setting::key::Fallback::{Absent, Required};
 use crate::setting::problem::KeyPath;
-use crate::setting::value::Span;
+use crate::setting::value::{FilePath, Span};
 use crate::setting::{Checker, Nanos};
 use crate::source;
 use crate::source::declared::{Declared, From};
@@ -22,8 +23,8 @@ const EVERY: Duration = Duration::from_hours(24);
 const AGE_MAX: Span = Span(Duration::from_hours(100 * 366 * 24));
 
 job_section! {
-    /// Moves events that their stream's snapshot holds to the table `archived_events` of the same file, where every reader of outboxd's finds them as
-    /// if they had not moved: for the presets `outboxd`, `eventsource-py` and `flightdeck`. Never moved is what a consumer has not passed, configured
+    /// Moves events that their stream's snapshot holds to the table `archived_events`, of the same file or another, where every reader of outboxd's finds
+    /// them as if they had not moved: for the presets `outboxd`, `eventsource-py` and `flightdeck`. Never moved is what a consumer has not passed, configured
     /// ones that have never started and eventsource-py's own projections included; what is held, or behind a held event; what a row of the outbox refers to that is not
     /// published; and each stream's newest event. A run says what holds events back. Not said when: once a day.
     Archive, "[jobs.<name>] with type = \"archive\"" {
@@ -31,6 +32,9 @@ job_section! {
         source: String, Required, r#""shop_events""#;
         /// Only events that are older, by their own time.
         older_than: Span, Absent("any age"), r#""720h""#;
+        /// Another file, to which they are moved, made when it is not there: for the preset `outboxd`. The file that they come from says from then on
+        /// where it is, so that everybody finds it. Both belong into one backup.
+        archive_path: FilePath, Absent("the same file"), r#""shop-archive.db""#;
         /// For `eventsource-py`, whose code reads `events` alone: said when the application loads aggregates with snapshots, and takes what
         /// it needs of older events from `archived_events`.
         application_reads_archive: bool, Absent("false"), "true";
@@ -57,12 +61,14 @@ impl registry::Keys for Archive {
             checker.refuse(key("source"), reason, "name a source with read = \"events\"");
         }
         self.application(name, schema, checker);
+        let archive = self.archive(name, schema, &source, sources, checker);
         let job = Job {
             name: name.to_owned(),
             readers: readers(&source, &key("source"), sources, checker),
             source: source.clone(),
             schema,
             older_than: self.older_than.map(|age| age.0),
+            archive,
             schema_versions: self.schema_versions.clone().unwrap_or_default().0,
         };
         Some(Settings { name: name.to_owned(), kind: "archive", schedule: schedule?, home: source, job: Arc::new(job) })
@@ -70,6 +76,36 @@ impl registry::Keys for Archive {
 }
 
 impl Archive {
+    /// A file that nobody else knows as his.
+    fn archive(
+        &self,
+        name: &str,
+        schema: Schema,
+        source: &source::Settings,
+        sources: &Sources<'_>,
+        checker: &mut Checker<'_>,
+    ) -> Option<PathBuf> {
+        let key = KeyPath::of(["jobs", name, "archive_path"]);
+        let path = checker.path(self.archive_path.as_ref()?);
+        if schema != Schema::Outboxd {
+            let reason = "a file of its own is known of the preset outboxd alone: where else events were moved, nothing in their file would say";
+            checker.refuse(key, reason, "leave it out: they are moved to archived_events in the same file");
+            return None;
+        }
+        let is_taken =
+            |other: &source::Settings| place::is_same(&other.path, &path) || place::is_same(&other.state_path(), &path);
+        if path.file_name().is_none() || path.is_dir() {
+            checker.refuse(key, "this is no file", "name the file that they are moved to");
+        } else if is_taken(source) || sources.resolved.values().any(is_taken) {
+            checker.refuse(
+                key,
+                "this is the file of a source, or of its state",
+                "name a file that is the archive alone",
+            );
+        }
+        Some(path)
+    }
+
     /// What only eventsource-py's applications have to say.
     fn application(&self, name: &str, schema: Schema, checker: &mut Checker<'_>) {
         let key = |part: &str| KeyPath::of(["jobs", name, part]);

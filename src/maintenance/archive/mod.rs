@@ -1,4 +1,5 @@
-//! `type = "archive"`: events that a snapshot holds, and that nobody has to read any more, are moved out of the way, within the same file.
+//! `type = "archive"`: events that a snapshot holds, and that nobody has to read any more, are moved out of the way, within the same file or to a file
+//! of their own.
 //!
 //! Invariants, named by tests in `tests/it/archives_pass_nobody`:
 //! 1. An event stands in the log or in the archive, in one of them, as it was, wherever a run ends (`a_crash_anywhere_moves_events_whole_or_not`).
@@ -7,16 +8,16 @@
 //! 3. What is archived of a stream is its beginning, without a hole; a stream with a fault is left alone, by name
 //!    (`what_is_wrong_is_told_and_the_others_go_on`).
 //!
-//! It moves nothing to another file: readers see log and archive in one statement, and so in one snapshot, which no two files give. Streams are found,
-//! and their snapshots read, on a connection of its own; the file's one writer moves events, for about a millisecond at a time. Where to start
-//! reading: [`Archive::run`](Job::run), then [`mover`].
+//! Streams are found, and their snapshots read, on a connection of its own; the file's one writer moves events, for about a millisecond at a time. In
+//! another file they are made durable before ([`vault`]). Where to start reading: [`Archive::run`](Job::run), then [`mover`].
 
 mod keys;
 mod mover;
 mod tables;
+mod vault;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,14 @@ pub use self::keys::Archive as Keys;
 pub(super) use self::keys::readers;
 use self::mover::{Due, End, Moved, Mover};
 pub(super) use self::tables::{ARCHIVE, Tables};
+use self::vault::Vault;
 use super::faults::Faults;
 use super::readers::{Limit, Look, Readers, Why};
 use super::snapshot::tables::{After, Schema, Stream, Unreadable};
 use super::{Context, Failure, Job, Report};
 use crate::clock;
+use crate::controls::{self, Seam};
+use crate::source::archive_file::{self, Fault, Witness};
 use crate::source::{self, inspection};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
@@ -46,6 +50,8 @@ pub struct Archive {
     source: source::Settings,
     schema: Schema,
     older_than: Option<Duration>,
+    /// Where the archive is a file of its own.
+    archive: Option<PathBuf>,
     /// For eventsource-py: what a snapshot has to bear, by type.
     schema_versions: BTreeMap<String, u64>,
     readers: Readers,
@@ -80,6 +86,37 @@ impl Archive {
         let tables = Tables::of(self.schema, &connection).map_err(|error| self.unread(&error))?;
         let tables = tables.map_err(|what| Failure::Data(format!("{}: {what}", self.source.path.display())))?;
         Ok((connection, tables))
+    }
+
+    /// The archive in a file of its own, where there is to be one; `connection` reads that, too, from then on.
+    fn vault(&self, connection: &Connection, writer: &Writer) -> Result<Option<Vault>, Failure> {
+        let live = &self.source.path;
+        let vault = match &self.archive {
+            Some(path) => Some(Vault::open(connection, live, path, |sql, values| {
+                perform(writer, live, move |app| {
+                    app.execute(sql, rusqlite::params_from_iter(&values))?;
+                    Ok(())
+                })
+            })?),
+            None => {
+                let is_known = archive_file::is_known(connection).map_err(|error| self.unread(&error))?;
+                let witness =
+                    is_known.then(|| Witness::of(connection)).transpose().map_err(|error| self.unread(&error))?;
+                if let Some(witness) = witness.flatten() {
+                    return Err(Failure::Data(format!(
+                        "{}: events of this file are archived in {}, and the job knows of no such file. Remedy: say archive_path",
+                        live.display(),
+                        witness.place(live).display()
+                    )));
+                }
+                None
+            }
+        };
+        match archive_file::attach(connection, live) {
+            Ok(()) => Ok(vault),
+            Err(Fault::Sqlite(error)) => Err(self.unread(&error)),
+            Err(Fault::Unfit(what)) => Err(Failure::Data(what)),
+        }
     }
 
     /// What of a stream may be moved as far as its snapshot is concerned; `None` = nothing.
@@ -157,7 +194,7 @@ impl Run<'_> {
     }
 
     /// Moves what may be moved of these streams, a slice at a time.
-    fn move_all(&self, queue: Vec<Due>, tally: &mut Tally) -> Result<(), Failure> {
+    fn move_all(&self, queue: Vec<Due>, vault: &mut Option<Vault>, tally: &mut Tally) -> Result<(), Failure> {
         let mover = Mover {
             tables: self.tables.clone(),
             readers: self.job.readers.clone(),
@@ -165,7 +202,9 @@ impl Run<'_> {
             oldest: self.oldest,
             queue,
             at: 0,
-            moved: Moved::default(),
+            // The first one is not copied, either.
+            moved: Moved { is_uncopied: true, ..Moved::default() },
+            vault: vault.take(),
         };
         let mut looked = Instant::now();
         // The writer's thread works with it while this one waits, and the other way round: nobody ever waits for the lock.
@@ -174,19 +213,23 @@ impl Run<'_> {
             {
                 let mut mover = lock(&mover);
                 if mover.at == mover.queue.len() {
+                    *vault = mover.vault.take();
                     return Ok(());
                 }
                 if looked.elapsed() >= LOOK_AGAIN_AFTER {
                     (mover.look, looked) = (self.look()?, Instant::now());
                 }
+                if mover.moved.is_uncopied {
+                    mover.copy(self.connection)?;
+                }
             }
             self.context.go_on()?;
             self.slice(&mover)?;
             let mut mover = lock(&mover);
-            let moved = std::mem::take(&mut mover.moved);
+            let moved = mover.moved.clone();
             tally.events += moved.events;
             metric::events_archived(&self.job.name, moved.events);
-            tally.streams.extend(moved.touched.into_iter().map(|at| mover.queue[at].stream.clone()));
+            tally.streams.extend(moved.left.into_iter().map(|(at, _)| mover.queue[at].stream.clone()));
             for (at, end) in moved.ended {
                 tally.end(&mover.queue[at].stream, end);
             }
@@ -200,22 +243,31 @@ impl Run<'_> {
 
     /// Waits until it is committed.
     fn slice(&self, mover: &Arc<Mutex<Mover>>) -> Result<(), Failure> {
-        let (done, answer) = mpsc::sync_channel(1);
-        let mover = mover.clone();
-        self.writer.submit(
-            move |connection| {
-                let mut mover = lock(&mover);
-                mover.moved = mover.slice(connection)?;
-                Ok(())
-            },
-            move |result| drop(done.try_send(result)),
-        );
-        let result = answer.recv().unwrap_or(Err(JobError::Ended));
-        result.map_err(|error| match error {
-            JobError::Ended => Failure::Unavailable(error.to_string()),
-            error => Failure::Data(format!("{}: {error}", self.job.source.path.display())),
-        })
+        let work = mover.clone();
+        perform(self.writer, &self.job.source.path, move |connection| {
+            let mut mover = lock(&work);
+            mover.moved = mover.slice(connection)?;
+            Ok(())
+        })?;
+        let mover = lock(mover);
+        let Some(vault) = &mover.vault else { return Ok(()) };
+        controls::reach(Seam::ArchiveFile);
+        vault.sealed_late()
     }
+}
+
+/// Has the file's one writer do it, and waits until it is committed.
+fn perform(
+    writer: &Writer,
+    path: &Path,
+    work: impl FnMut(&Connection) -> Result<(), JobError> + Send + 'static,
+) -> Result<(), Failure> {
+    let (done, answer) = mpsc::sync_channel(1);
+    writer.submit(work, move |result| drop(done.try_send(result)));
+    answer.recv().unwrap_or(Err(JobError::Ended)).map_err(|error| match error {
+        JobError::Ended => Failure::Unavailable(error.to_string()),
+        error => Failure::Data(format!("{}: {error}", path.display())),
+    })
 }
 
 fn lock(mover: &Mutex<Mover>) -> std::sync::MutexGuard<'_, Mover> {
@@ -227,10 +279,15 @@ impl Job for Archive {
         vec![self.source.path.clone()]
     }
 
+    fn makes(&self) -> Vec<PathBuf> {
+        self.archive.iter().cloned().collect()
+    }
+
     fn run(&self, context: &Context) -> Result<Report, Failure> {
         let (connection, tables) = self.open()?;
         let writer = context.application(&self.source)?;
         metric::events_archived(&self.name, 0);
+        let mut vault = self.vault(&connection, &writer)?;
         let tables = Arc::new(tables);
         let look = self.readers.look(&connection, |app| tables.foreign_limit(app))?;
         let unpublished = tables.unpublished(&connection, look.outbox).map_err(|error| self.unread(&error))?;
@@ -255,9 +312,9 @@ impl Job for Archive {
                 };
                 queue.extend(self.due(&run, stream, &mut tally).map_err(|error| self.unread(&error))?);
             }
-            run.move_all(queue, &mut tally)?;
+            run.move_all(queue, &mut vault, &mut tally)?;
         }
-        tally.told(&self.name)
+        tally.told(&self.name, self.archive.as_deref())
     }
 }
 
@@ -273,12 +330,13 @@ impl Tally {
         }
     }
 
-    fn told(self, job: &str) -> Result<Report, Failure> {
+    fn told(self, job: &str, archive: Option<&Path>) -> Result<Report, Failure> {
         for why in Why::ALL {
             let count = self.held_back.iter().filter(|((of, _), _)| *of == why).map(|(_, count)| count).sum();
             metric::archive_held_back(job, why.as_str(), count);
         }
-        let mut told = format!("{} events of {} streams moved to {ARCHIVE}", self.events, self.streams.len());
+        let to = archive.map_or(ARCHIVE.to_owned(), |archive| archive.display().to_string());
+        let mut told = format!("{} events of {} streams moved to {to}", self.events, self.streams.len());
         for ((_, by), count) in &self.held_back {
             told.push_str(&format!("; {count} held back by {by}"));
         }

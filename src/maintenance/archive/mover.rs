@@ -1,4 +1,7 @@
 //! One slice: in one transaction, for about a millisecond, the first events of one stream after the other.
+//!
+//! Where the archive is a file of its own, events are copied first ([`Mover::copy`]), many at a time and without a lock on the application's file; a slice
+//! then takes those out of the log whose copies it finds. Both ask the same questions, each in its own snapshot: what counts is the slice's answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,14 +9,20 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 
 use super::tables::{ARCHIVE, HEADS, Head, Tables};
+use super::vault::{Taken, Vault};
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
+use crate::maintenance::Failure;
 use crate::maintenance::readers::{Limit, Look, Readers, Why};
 use crate::maintenance::snapshot::tables::Stream;
+use crate::source::archive_file::Witness;
 use crate::sqlite::writer::JobError;
 
 /// What is begun before this is finished; then others have their turn.
 const SLICE: Duration = Duration::from_millis(1);
+/// What is copied into another file before that is made durable: nobody waits for it, but for a stop.
+const COPY: Duration = Duration::from_millis(100);
+const COPIES_MAX: u64 = 1_000;
 
 /// A stream of which something may be moved.
 #[derive(Clone, Debug)]
@@ -39,16 +48,18 @@ pub enum End {
 }
 
 /// What a slice has done.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Moved {
     pub events: u64,
     /// Streams that are through, by their place in the queue, with the number of events moved in this slice.
     pub ended: Vec<(usize, End)>,
-    /// Streams of which something was moved.
-    pub touched: Vec<usize>,
+    /// Streams of which something was moved, and the newest version that was.
+    pub left: Vec<(usize, i64)>,
     /// Where the next slice goes on, and the first version that is left there.
     pub next: usize,
     pub first: Option<i64>,
+    /// The next event is not copied yet.
+    pub is_uncopied: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +72,26 @@ pub struct Mover {
     pub queue: Vec<Due>,
     pub at: usize,
     pub moved: Moved,
+    /// The archive, where that is a file of its own.
+    pub vault: Option<Vault>,
+}
+
+/// What is done with an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// It is copied into the same file, and deleted.
+    Move,
+    /// It is copied into another file.
+    Copy,
+    /// It is deleted, if it was copied there.
+    Take,
+}
+
+/// What became of an event.
+enum Went {
+    On,
+    Uncopied,
+    Fault(String),
 }
 
 /// What holds in one transaction.
@@ -69,21 +100,62 @@ struct Bounds {
     outbox: i64,
     now: String,
     began: Instant,
+    step: Step,
+}
+
+impl Bounds {
+    fn is_over(&self, events: u64) -> bool {
+        match self.step {
+            Step::Move | Step::Take => self.began.elapsed() >= SLICE,
+            Step::Copy => self.began.elapsed() >= COPY || events >= COPIES_MAX,
+        }
+    }
 }
 
 impl Mover {
     /// Runs in the writer's transaction, and may be called again when that is undone.
-    pub fn slice(&self, connection: &Connection) -> Result<Moved, JobError> {
+    pub fn slice(&mut self, connection: &Connection) -> Result<Moved, JobError> {
+        let step = if self.vault.is_some() { Step::Take } else { Step::Move };
+        let moved = self.walk(connection, step)?;
+        if let Some(vault) = self.vault.as_ref().filter(|_| moved.events > 0) {
+            let ends = moved.left.iter().map(|(at, version)| (self.queue[*at].stream.id.as_str(), *version));
+            vault.count(connection, moved.events, ends)?;
+        }
+        Ok(moved)
+    }
+
+    /// Copies what the next slices take out of the log, and makes that durable. `app` only reads.
+    pub fn copy(&mut self, app: &Connection) -> Result<(), Failure> {
+        let unread = |error: rusqlite::Error| Failure::Unavailable(format!("{}: {error}", self.readers.file.display()));
+        let Some(vault) = &mut self.vault else { return Ok(()) };
+        vault.begin()?;
+        // The log's snapshot goes before everything else that is looked at.
+        let snapshot = app.unchecked_transaction().map_err(unread)?;
+        let moved = Witness::of(app).map_err(unread)?.map_or(0, |witness| witness.moved);
+        let copied = self.walk(app, Step::Copy).map_err(|error| match error {
+            JobError::Sqlite(error) => Failure::Unavailable(format!("{}: {error}", self.readers.file.display())),
+            error => Failure::Unavailable(error.to_string()),
+        });
+        drop(snapshot);
+        let vault = self.vault.as_mut().expect("it was there before");
+        let sealed = copied.and_then(|_| vault.seal(moved));
+        if sealed.is_err() {
+            vault.forget();
+        }
+        sealed
+    }
+
+    fn walk(&mut self, connection: &Connection, step: Step) -> Result<Moved, JobError> {
         let began = Instant::now();
         let (limit, outbox) =
             self.look.lowered(&self.readers, connection, self.tables.projections_limit(connection)?)?;
-        let bounds = Bounds { limit, outbox, now: clock::iso(clock::now_micros()), began };
+        let bounds = Bounds { limit, outbox, now: clock::iso(clock::now_micros()), began, step };
         let mut moved = Moved { next: self.at, ..Moved::default() };
-        while let Some(due) = self.queue.get(moved.next) {
+        while let Some(due) = self.queue.get(moved.next).cloned() {
             let before = moved.events;
-            let (first, end) = self.stream(connection, due, &bounds, &mut moved.events)?;
+            let (first, end) = self.stream(connection, &due, &bounds, &mut moved)?;
             if moved.events > before {
-                moved.touched.push(moved.next);
+                moved.left.push((moved.next, first - 1));
             }
             let Some(end) = end else {
                 moved.first = Some(first);
@@ -91,7 +163,7 @@ impl Mover {
             };
             moved.ended.push((moved.next, end));
             moved.next += 1;
-            if began.elapsed() >= SLICE {
+            if bounds.is_over(moved.events) {
                 break;
             }
         }
@@ -100,11 +172,11 @@ impl Mover {
 
     /// The first version that is left, and what became of the stream; nothing when there was no time for all of it.
     fn stream(
-        &self,
+        &mut self,
         connection: &Connection,
         due: &Due,
         bounds: &Bounds,
-        events: &mut u64,
+        moved: &mut Moved,
     ) -> Result<(i64, Option<End>), JobError> {
         let mut first = due.first;
         let mut top = due.snapshot;
@@ -123,12 +195,17 @@ impl Mover {
                 if let Some(end) = self.keeps(connection, &head, first, top, bounds)? {
                     return Ok((first, Some(end)));
                 }
-                if let Some(fault) = self.head(connection, &head, &bounds.now)? {
-                    return Ok((first, Some(End::Fault(fault))));
+                match self.head(connection, &head, bounds)? {
+                    Went::On => {}
+                    Went::Uncopied => {
+                        moved.is_uncopied = true;
+                        return Ok((first, None));
+                    }
+                    Went::Fault(fault) => return Ok((first, Some(End::Fault(fault)))),
                 }
-                *events += 1;
+                moved.events += 1;
                 first = head.version + 1;
-                if bounds.began.elapsed() >= SLICE {
+                if bounds.is_over(moved.events) {
                     return Ok((first, (first > top).then_some(End::Done)));
                 }
             }
@@ -185,30 +262,56 @@ impl Mover {
         Ok(None)
     }
 
-    /// Moves one event; a fault concerns its stream alone.
-    fn head(&self, connection: &Connection, head: &Head, now: &str) -> Result<Option<String>, JobError> {
-        let Head { row, version, .. } = head;
+    /// Does what is to be done with one event; a fault concerns its stream alone.
+    fn head(&mut self, connection: &Connection, head: &Head, bounds: &Bounds) -> Result<Went, JobError> {
         let id = head.id.as_deref().unwrap_or_default();
-        match self.tables.copy(connection, *row, now) {
-            Ok(1) => {}
-            Err(rusqlite::Error::SqliteFailure(error, message)) if error.code == ErrorCode::ConstraintViolation => {
-                let message = message.unwrap_or_else(|| error.to_string());
-                return Ok(Some(format!(
-                    "version {version}: {ARCHIVE} does not take event {id} ({message}): it, or another of its version or position, stands there \
-                     already. Remedy: compare the two, and delete the wrong one"
-                )));
+        let deleted = match (bounds.step, &mut self.vault) {
+            (Step::Copy, Some(vault)) => return vault.copy(connection, head.row).map(|()| Went::On),
+            (Step::Take, Some(vault)) => match vault.take(connection, head.row) {
+                Ok(Taken::Yes) => {
+                    controls::reach(Seam::Archive);
+                    Ok(1)
+                }
+                Ok(Taken::NotCopied) => return Ok(Went::Uncopied),
+                Ok(Taken::Fault(what)) => {
+                    return Ok(Went::Fault(format!("version {}: event {id}: {what}", head.version)));
+                }
+                Err(JobError::Sqlite(error)) => Err(error),
+                Err(error) => return Err(error),
+            },
+            _ => {
+                if let Some(fault) = self.copied_here(connection, head, &bounds.now)? {
+                    return Ok(Went::Fault(fault));
+                }
+                controls::reach(Seam::Archive);
+                self.tables.delete(connection, head.row)
             }
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Err(kept(id, "could not be copied")),
-        }
-        controls::reach(Seam::Archive);
-        match self.tables.delete(connection, *row) {
-            Ok(1) => Ok(None),
+        };
+        match deleted {
+            Ok(1) => Ok(Went::On),
             Ok(_) => Err(kept(id, "does not stand in the archive as it stood in the log")),
             Err(rusqlite::Error::SqliteFailure(error, message)) if error.code == ErrorCode::ConstraintViolation => Err(
                 kept(id, &format!("cannot be taken out of the log: {}", message.unwrap_or_else(|| error.to_string()))),
             ),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Copies it into the archive in the same file, or says why that does not take it.
+    fn copied_here(&self, connection: &Connection, head: &Head, now: &str) -> Result<Option<String>, JobError> {
+        let Head { row, version, .. } = head;
+        let id = head.id.as_deref().unwrap_or_default();
+        match self.tables.copy(connection, *row, now) {
+            Ok(1) => Ok(None),
+            Err(rusqlite::Error::SqliteFailure(error, message)) if error.code == ErrorCode::ConstraintViolation => {
+                let message = message.unwrap_or_else(|| error.to_string());
+                Ok(Some(format!(
+                    "version {version}: {ARCHIVE} does not take event {id} ({message}): it, or another of its version or position, stands there \
+                     already. Remedy: compare the two, and delete the wrong one"
+                )))
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(kept(id, "could not be copied")),
         }
     }
 }

@@ -104,7 +104,7 @@ impl Tables {
             newest: format!("SELECT max(version) FROM events WHERE {stream}"),
             // FlightDeck's has no index that finds a stream.
             newest_archived: (schema != Schema::Flightdeck)
-                .then(|| format!("SELECT max(version) FROM {ARCHIVE} WHERE {stream}")),
+                .then(|| format!("SELECT version FROM {ARCHIVE} WHERE {stream} ORDER BY version DESC LIMIT 1")),
             insert: format!(
                 "INSERT INTO {ARCHIVE} ({listed}{at}) SELECT {listed}{now} FROM events WHERE rowid = ?1 AND ?2 IS NOT NULL"
             ),
@@ -196,7 +196,8 @@ impl Tables {
     /// The newest version that is archived (0: none), where an index tells it.
     pub fn newest_archived(&self, connection: &Connection, stream: &Stream) -> rusqlite::Result<Option<i64>> {
         let Some(sql) = &self.newest_archived else { return Ok(None) };
-        Ok(Some(one(connection, sql, stream)?.unwrap_or(0)))
+        let newest = connection.prepare_cached(sql)?.query_row(params![stream.id, stream.kind], |row| row.get(0));
+        Ok(Some(newest.optional()?.unwrap_or(0)))
     }
 
     /// The snapshot's version, and its size in bytes, which SQLite knows without reading it.

@@ -7,6 +7,7 @@ use super::slice::Slice;
 use super::tables::{Fresh, Schema, Stored, Stream};
 use crate::controls::{self, Protection};
 use crate::maintenance::{Failure, Stop};
+use crate::source::archive_file;
 use crate::sqlite::fault::{self, Kind};
 
 /// What folding works with.
@@ -191,7 +192,10 @@ impl Trouble {
             error if fault::classify(&error).0 == Kind::Corrupt => Trouble::All(Failure::Data(format!(
                 "stream {id} of type {kind}: {error}. Remedy: see what is damaged (PRAGMA integrity_check), and restore the file"
             ))),
-            error => Trouble::All(Failure::Unavailable(format!("stream {id} of type {kind}: {error}"))),
+            error => Trouble::All(match archive_file::said(&error) {
+                Some(what) => Failure::Data(what),
+                None => Failure::Unavailable(format!("stream {id} of type {kind}: {error}")),
+            }),
         }
     }
 }

@@ -33,7 +33,7 @@ use self::tables::{After, Fresh, Schema, Stream, Unreadable};
 use super::faults::Faults;
 use super::{Context, Failure, Job, Look, Report, Stop};
 use crate::controls::{self, Seam};
-use crate::source::{self, inspection};
+use crate::source::{self, archive_file, inspection};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state;
@@ -93,7 +93,11 @@ impl Snapshots {
             Some(what) => Err(Failure::Data(format!(
                 "{path}: {what}. Remedy: let the application make its tables, or name the preset that these are"
             ))),
-            None => Ok(connection),
+            None => match archive_file::attach(&connection, &self.source.path) {
+                Ok(()) => Ok(connection),
+                Err(archive_file::Fault::Sqlite(error)) => Err(unread(error)),
+                Err(archive_file::Fault::Unfit(what)) => Err(Failure::Data(what)),
+            },
         }
     }
 

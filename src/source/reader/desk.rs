@@ -14,6 +14,7 @@ use self::opening::check_schema;
 use super::{Halt, Head, Names, ReadFault, ReadNews, ReadRequest, Request, SourceState};
 use crate::controls::{self, Protection, Seam};
 use crate::event::Batch;
+use crate::source::archive_file;
 use crate::source::checkpointed::Checkpointed;
 use crate::source::feed::Care;
 use crate::source::inspection;
@@ -238,6 +239,11 @@ impl Desk {
                         Ok(false)
                     }
                     fault::Kind::Stopped => Err(self.stopped()),
+                    // The archive became another file: what waits is asked of that, too.
+                    _ if archive_file::is_stale(&error) => {
+                        self.open = None;
+                        Ok(true)
+                    }
                     _ => {
                         // A table or column that went between two looks is named.
                         if let Some(Err(ReadFault::Halt(halt))) =
@@ -245,8 +251,9 @@ impl Desk {
                         {
                             return Err(halt);
                         }
+                        let told = archive_file::told(&error);
                         Err(Halt::new(format!(
-                            "reading {} failed: {error} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
+                            "reading {} failed: {told} (SQLite code {code}). Remedy: see whether the table was changed or dropped, or the \
                          file is damaged (PRAGMA integrity_check) or its disk cannot be read; then `outboxd resume`",
                             self.settings.path.display()
                         )))

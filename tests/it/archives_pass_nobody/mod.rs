@@ -1,6 +1,7 @@
 //! The archive: what a snapshot holds is moved, and read as if it had not moved; nobody who still has to read it is passed; wherever a run ends,
 //! each event stands in one of the two tables, as it was.
 
+mod apart;
 mod faults;
 mod foreign;
 mod limits;
@@ -14,6 +15,11 @@ use rusqlite::{Connection, params};
 
 use crate::support::process::Scene;
 pub use crate::support::process::{refused, told};
+use crate::support::rig::open;
+
+/// The archive in the same file, and in one of its own.
+pub const PLACES: [&str; 2] = ["", APART];
+pub const APART: &str = "archive_path = \"old.db\"\n";
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,6 +53,24 @@ pub fn snap(app: &Connection, stream: &str, version: i64) {
 
 pub fn run(scene: &Scene) -> Output {
     scene.outboxd(&["job", "run", "old"])
+}
+
+/// The application's file with what was archived of it, wherever: what stands in both files comes once.
+pub fn whole(scene: &Scene) -> Connection {
+    let app = open(&scene.path("app.db"));
+    let archive = scene.path("old.db");
+    if std::fs::metadata(&archive).is_ok_and(|meta| meta.len() > 0) {
+        app.execute("ATTACH ?1 AS old", [archive.to_str()]).unwrap();
+        let made = "SELECT count(*) FROM old.sqlite_schema WHERE name = 'archived_events'";
+        if app.query_row(made, [], |row| row.get::<_, i64>(0)).unwrap() == 1 {
+            app.execute_batch(
+                "CREATE TEMP VIEW archived_events AS SELECT * FROM main.archived_events UNION ALL SELECT * FROM old.archived_events a
+                 WHERE NOT EXISTS (SELECT 1 FROM main.events e WHERE e.position = a.position AND e.id = a.id)",
+            )
+            .unwrap();
+        }
+    }
+    app
 }
 
 /// Every event, wherever it stands, in order of position; one that stands in both tables comes twice.

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use super::{Desk, Halt, Open, ReadFault, Table};
 use crate::controls::{self, Protection};
 use crate::source::Settings;
+use crate::source::archive_file;
 use crate::source::checkpointed::Checkpointed;
 use crate::source::fit::{self, Misfit};
 use crate::source::inspection;
@@ -116,6 +117,15 @@ impl Desk {
         let mut warnings = inspection::before_opening(&self.settings);
         warnings.extend(inspection::old_library(&connection, path)?);
         warnings.extend(sizes::advice(&connection, path));
+        if self.settings.reads_archive() {
+            match archive_file::attach(&connection, path) {
+                Ok(()) => {}
+                Err(archive_file::Fault::Sqlite(error)) => return Err(error.into()),
+                Err(archive_file::Fault::Unfit(what)) => {
+                    return Err(Halt::new(format!("{what}; then `outboxd resume`")).into());
+                }
+            }
+        }
         open::restrict(&connection)?;
         let limit = match self.settings.tables.iter().find(|table| !table.own_sql().is_empty()) {
             Some(table) => TimeLimit::of(&connection, table.sql_time_max)?,

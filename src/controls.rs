@@ -88,6 +88,14 @@ listed! {
         Archive,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
+        /// A part of a backup has come to lie at the target, the last of them its manifest.
+        Upload,
+        /// A part of a backup was taken away from the target, the first of them its manifest.
+        Withdraw,
+        /// A file of a backup was brought here from the target.
+        Bring,
+        /// A backup was taken back and found sound; nobody was told.
+        Drill,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.
@@ -165,6 +173,8 @@ listed! {
         NewestStays,
         /// An event leaves the log only when the archive has it as it was.
         Copied,
+        /// What comes out of a backup, or from a target, is what was put in.
+        Hashes,
     }
 }
 

@@ -25,13 +25,14 @@ macro_rules! jobs {
 jobs! {
     archive: "archive", Keys;
     backup: "backup", Keys;
+    drill: "drill", Keys;
     snapshot: "snapshot", Keys;
     // It stands in no document: no release has it.
     #[cfg(feature = "controls")] trial: "trial", Trial;
 }
 
 /// What the documents promise, and this version does not have.
-const PLANNED: [&str; 4] = ["retention", "vacuum", "integrity", "drill"];
+const PLANNED: [&str; 3] = ["retention", "vacuum", "integrity"];
 
 /// A value of `jobs.X.type`.
 pub struct Type {
@@ -48,6 +49,16 @@ pub type Read = fn(&Value) -> Result<Box<dyn Keys>, Box<figment::Error>>;
 pub trait Keys: Debug {
     /// Checks it, and notes everything that is wrong.
     fn resolve(&self, name: &str, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Settings>;
+
+    /// The same for a job that works on what another makes; `jobs` are those that could be resolved.
+    fn resolve_upon(&self, _name: &str, _jobs: &[Settings], _checker: &mut Checker<'_>) -> Option<Settings> {
+        None
+    }
+
+    /// Whose backups it drills.
+    fn drills(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// The `[sources.X]` sections: those that could be resolved, and the names of all; and who reads them.

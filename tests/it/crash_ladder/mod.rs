@@ -199,14 +199,18 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 }
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
-/// `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
-const ELSEWHERE: [Seam; 9] = [
+/// `backups_are_whole`, `backups_leave_the_host`, `projection_ladder` and `rebuilds` climb over them.
+const ELSEWHERE: [Seam; 13] = [
     Seam::Reload,
     Seam::JobRun,
     Seam::JobWork,
     Seam::Snapshot,
     Seam::Archive,
     Seam::Backup,
+    Seam::Upload,
+    Seam::Withdraw,
+    Seam::Bring,
+    Seam::Drill,
     Seam::Define,
     Seam::Apply,
     Seam::Swap,

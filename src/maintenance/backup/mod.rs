@@ -7,6 +7,8 @@
 //!    (`a_backup_under_load_is_what_was_committed_up_to_a_moment`).
 //! 3. Nothing is removed by a run that failed, and never the newest (`calendar`, `a_run_that_fails_removes_nothing`).
 //!
+//! Copies at a target off the host: `off_host`, with invariants of its own.
+//!
 //! Where to start reading: [`Backups::run`](Job::run), then `copy`.
 
 mod calendar;

@@ -78,7 +78,8 @@ impl Backups {
                         _ => entries.push(one),
                     }
                 }
-                entries.sort_by_key(|entry| entry.time);
+                // Of two under one name the one that lies here is the later: it is taken where one is chosen.
+                entries.sort_by_key(|entry| (entry.time, entry.lies != Lies::There));
                 Ok(Everywhere { entries, unseen: None })
             }
         }

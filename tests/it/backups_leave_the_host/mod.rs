@@ -225,4 +225,8 @@ fn nothing_that_is_there_is_overwritten(far: Far) {
     let said = ended_with(&on_day(&scene, 1, &["backup", "now"], &[]), 65);
     assert!(said.contains("none of ours") && said.contains("there is another than here"), "{said}");
     assert_eq!(far.get(&format!("{name}/app.db.zst")), b"another's");
+    // What lies here under that name is what is restored.
+    told(&scene.outboxd(&["restore", "--at", "2026-01-01T12:00:00Z", "--to", "new.db"]));
+    let rows: i64 = open(&scene.path("new.db")).query_row("SELECT count(*) FROM outbox", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 50);
 }

@@ -1,7 +1,7 @@
 # What can be done here, in one word each. `make test` is what must pass; `make demo` needs nothing but Rust and a C compiler.
 
 CARGO ?= cargo
-TESTED = --locked --no-default-features --features kafka,amqp,http,controls
+TESTED = --locked --no-default-features --features kafka,amqp,http,s3,controls
 TIMED = scripts/timed
 
 .PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested

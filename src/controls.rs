@@ -97,6 +97,14 @@ listed! {
         ArchiveFile,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
+        /// A part of a backup has come to lie at the target, the last of them its manifest.
+        Upload,
+        /// A part of a backup was taken away from the target, the first of them its manifest.
+        Withdraw,
+        /// A file of a backup was brought here from the target.
+        Bring,
+        /// A backup was taken back and found sound; nobody was told.
+        Drill,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.
@@ -182,6 +190,8 @@ listed! {
         CheckpointOwner,
         /// And where the archive is another file, only when the copy is durable there.
         CopyFirst,
+        /// What comes out of a backup, or from a target, is what was put in.
+        Hashes,
     }
 }
 

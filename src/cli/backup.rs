@@ -11,7 +11,7 @@ use crate::clock;
 use crate::config::Loaded;
 use crate::controls;
 use crate::maintenance::backup::manifest::Copied;
-use crate::maintenance::backup::{Backups, Entry, look_at_file, restore};
+use crate::maintenance::backup::{Backups, Entry, Everywhere, Lies, look_at_file, restore};
 use crate::maintenance::{self, Stop};
 
 #[derive(Debug, Subcommand)]
@@ -22,7 +22,9 @@ pub enum Command {
         #[arg(value_name = "JOB")]
         job: Option<String>,
     },
-    /// List the backups
+    /// List the backups, and where each lies: in the job's folder (here), at its target (there), or both
+    ///
+    /// Exit code 69 where a target cannot be asked; what lies here is listed all the same.
     List {
         /// Of this job alone
         #[arg(value_name = "JOB")]
@@ -30,11 +32,16 @@ pub enum Command {
     },
     /// Unpack every backup, open it and look through it, or look through a database file that lies somewhere; change nothing
     ///
+    /// What lies only at a target is brought here for that.
+    ///
     /// Exit code 65 where one is not sound.
     Verify {
         /// A job, the name of a backup, or a database file that nobody writes
         #[arg(value_name = "JOB|BACKUP|FILE")]
         what: Option<String>,
+        /// What lies at the target, also where a backup lies here as well
+        #[arg(long)]
+        from_target: bool,
     },
 }
 
@@ -52,6 +59,9 @@ pub struct RestoreArgs {
     /// Where it goes: a new file, or a folder where there are several [default: beside the original, with .restored behind its name]
     #[arg(long, value_name = "PATH")]
     to: Option<PathBuf>,
+    /// Bring it from the target, also where it lies here
+    #[arg(long)]
+    from_target: bool,
 }
 
 pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
@@ -63,34 +73,58 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
             job::execute(&job::Command::Run { name: name.to_owned(), dry_run: false }, context)
         }
         Command::List { job } => list(job.as_deref(), context),
-        Command::Verify { what } => verify(what.as_deref(), context),
+        Command::Verify { what, from_target } => verify(what.as_deref(), *from_target, context),
     }
 }
 
 fn list(job: Option<&str>, context: &Context) -> anyhow::Result<Exit> {
     let loaded = context.load()?;
-    let mut all = Vec::new();
+    let (mut all, mut unseen) = (Vec::new(), Vec::new());
     for (name, backups) in jobs(&loaded, job)? {
-        all.extend(backups.entries().map_err(refused)?.into_iter().map(|entry| (name, entry)));
+        let everywhere = backups.everywhere(&Stop::default()).map_err(refused)?;
+        all.extend(everywhere.entries.into_iter().map(|entry| (name, entry)));
+        unseen.extend(everywhere.unseen);
     }
     if context.json {
         let shown: Vec<Value> = all.iter().map(|(job, entry)| shown(job, entry)).collect();
-        terminal::print_json(&json!({ "backups": shown }))?;
-        return Ok(Exit::Ok);
+        let unseen: Vec<String> = unseen.iter().map(|failure| failure.to_string()).collect();
+        terminal::print_json(&json!({ "backups": shown, "unseen": unseen }))?;
+    } else {
+        terminal::print(&table(&all))?;
     }
+    match unseen.into_iter().next() {
+        None => Ok(Exit::Ok),
+        Some(failure) => Err(refused(failure)),
+    }
+}
+
+fn table(all: &[(&str, Entry)]) -> String {
     let rows: Vec<Vec<String>> = all
         .iter()
         .map(|(_, entry)| match &entry.manifest {
             Ok(manifest) => {
+                let place = place(entry.lies).to_owned();
                 let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
                 let size = manifest.compressed_bytes().to_string();
-                vec![entry.name.clone(), "verified".to_owned(), size, manifest.bytes().to_string(), names.join(" ")]
+                let bytes = manifest.bytes().to_string();
+                vec![entry.name.clone(), "verified".to_owned(), place, size, bytes, names.join(" ")]
             }
-            Err(what) => vec![entry.name.clone(), "no backup".to_owned(), "-".to_owned(), "-".to_owned(), what.clone()],
+            Err(what) => {
+                let none = || "-".to_owned();
+                let place = place(entry.lies).to_owned();
+                vec![entry.name.clone(), "no backup".to_owned(), place, none(), none(), what.clone()]
+            }
         })
         .collect();
-    terminal::print(&terminal::table(&["BACKUP", "STATE", "BYTES", "UNPACKED", "FILES"], &rows))?;
-    Ok(Exit::Ok)
+    terminal::table(&["BACKUP", "STATE", "LIES", "BYTES", "UNPACKED", "FILES"], &rows)
+}
+
+fn place(lies: Lies) -> &'static str {
+    match lies {
+        Lies::Here => "here",
+        Lies::There => "there",
+        Lies::Both => "both",
+    }
 }
 
 fn shown(job: &str, entry: &Entry) -> Value {
@@ -98,12 +132,13 @@ fn shown(job: &str, entry: &Entry) -> Value {
         "job": job,
         "name": entry.name,
         "time": clock::iso(entry.time),
+        "lies": place(entry.lies),
         "manifest": entry.manifest.as_ref().ok(),
         "wrong": entry.manifest.as_ref().err(),
     })
 }
 
-fn verify(what: Option<&str>, context: &Context) -> anyhow::Result<Exit> {
+fn verify(what: Option<&str>, from_target: bool, context: &Context) -> anyhow::Result<Exit> {
     if let Some(file) = what.map(Path::new).filter(|path| path.is_file()) {
         let found = look_at_file(file, &Stop::default()).map_err(refused)?;
         match context.json {
@@ -121,9 +156,15 @@ fn verify(what: Option<&str>, context: &Context) -> anyhow::Result<Exit> {
     let is_job = what.is_none_or(|what| loaded.config.jobs.iter().any(|job| job.name == what));
     let mut told = Vec::new();
     for (name, backups) in jobs(&loaded, what.filter(|_| is_job))? {
-        let entries = backups.entries().map_err(refused)?;
-        for entry in entries.iter().filter(|entry| is_job || Some(entry.name.as_str()) == what) {
-            let result = backups.look_through(entry, &Stop::default());
+        let entries = seen(backups)?;
+        let is_meant = |entry: &&Entry| {
+            let is_named = is_job || Some(entry.name.as_str()) == what;
+            is_named && (!from_target || entry.lies != Lies::Here)
+        };
+        for entry in entries.iter().filter(is_meant) {
+            let stop = Stop::default();
+            let at_hand = backups.at_hand(entry, from_target, &stop);
+            let result = at_hand.and_then(|at_hand| backups.look_through(&at_hand.entry, &stop));
             match &result {
                 Ok(()) | Err(maintenance::Failure::Data(_)) => {}
                 Err(failure) => return Err(refused(failure.clone())),
@@ -156,7 +197,7 @@ pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<Exit> {
     controls::obey_environment();
     let loaded = context.load()?;
     let (_, backups) = only(&loaded, args.job.as_deref())?;
-    let entry = choose(backups, args.at.as_deref())?;
+    let entry = choose(backups, args.at.as_deref(), args.from_target)?;
     let manifest = entry.manifest.as_ref().map_err(|what| refused(maintenance::Failure::Data(what.clone())))?;
     let wanted: Vec<&Copied> =
         manifest.files.iter().filter(|file| args.file.as_ref().is_none_or(|name| *name == file.name)).collect();
@@ -170,13 +211,14 @@ pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<Exit> {
         return Err(Failure::new(Exit::Usage, reason, "name a folder, or one of the files with --file").into());
     }
     let mut restored = Vec::new();
+    let at_hand = backups.at_hand(&entry, args.from_target, &Stop::default()).map_err(refused)?;
     for copied in wanted {
         let to = match &args.to {
             Some(to) if to.is_dir() => to.join(&copied.name),
             Some(to) => to.clone(),
             None => copied.path.with_file_name(format!("{}.restored", copied.name)),
         };
-        restore::restore(&entry, copied, &to, &Stop::default()).map_err(refused)?;
+        restore::restore(&at_hand.entry, copied, &to, &Stop::default()).map_err(refused)?;
         restored.push((copied, to));
     }
     match context.json {
@@ -219,15 +261,16 @@ fn told(entry: &Entry, copied: &Copied, to: &Path) -> String {
     )
 }
 
-fn choose(backups: &Backups, at: Option<&str>) -> anyhow::Result<Entry> {
+fn choose(backups: &Backups, at: Option<&str>, from_target: bool) -> anyhow::Result<Entry> {
     let until = match at {
         None => i64::MAX,
         Some(text) => clock::parse_micros(text).ok_or_else(|| {
             Failure::new(Exit::Usage, format!("{text:?} is no time"), "write it as 2026-11-21T03:00:00Z")
         })?,
     };
-    let mut entries = backups.entries().map_err(refused)?;
+    let mut entries = seen(backups)?;
     entries.retain(|entry| entry.time <= until && entry.manifest.is_ok());
+    entries.retain(|entry| !from_target || entry.lies != Lies::Here);
     entries.pop().ok_or_else(|| {
         let reason = match at {
             None => "there is no backup".to_owned(),
@@ -235,6 +278,18 @@ fn choose(backups: &Backups, at: Option<&str>) -> anyhow::Result<Entry> {
         };
         Failure::new(Exit::Data, reason, "`outboxd backup list` shows those that there are").into()
     })
+}
+
+/// What there is; where a target cannot be asked, that is said, and what lies here is taken.
+fn seen(backups: &Backups) -> anyhow::Result<Vec<Entry>> {
+    let Everywhere { entries, unseen } = backups.everywhere(&Stop::default()).map_err(refused)?;
+    if let Some(failure) = unseen {
+        if entries.is_empty() {
+            return Err(refused(failure));
+        }
+        eprintln!("outboxd: what lies at the target is not seen: {failure}");
+    }
+    Ok(entries)
 }
 
 /// The jobs that make backups, or the one that is named.

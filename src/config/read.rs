@@ -131,14 +131,8 @@ impl Reader<'_> {
         if let Some(known) = maintenance::types().find(|known| known.name == said) {
             return self.section_of(path, value, &known.section, known.read);
         }
-        let (reason, remedy) = match maintenance::is_planned(said) {
-            true => (format!("jobs of type {said:?} are not in this version"), "leave the section out".to_owned()),
-            false => (
-                "there is no such type of job".to_owned(),
-                nearest(said, names()).map_or_else(write, |name| format!("did you mean `{name}`?")),
-            ),
-        };
-        self.complain(path.join("type"), reason, Some(remedy));
+        let remedy = nearest(said, names()).map_or_else(write, |name| format!("did you mean `{name}`?"));
+        self.complain(path.join("type"), "there is no such type of job".to_owned(), Some(remedy));
         None
     }
 

@@ -13,6 +13,7 @@
 mod archive;
 pub mod backup;
 pub mod crew;
+mod drill;
 mod faults;
 mod integrity;
 pub mod keys;
@@ -38,7 +39,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 
-pub use registry::{Keys, Sources, Type, is_planned, types};
+pub use drill::with_drills;
+pub use registry::{Keys, Sources, Type, types};
 pub use snapshot::look_at;
 
 use self::backup::Backups;
@@ -81,6 +83,9 @@ pub trait Job: Debug + Send + Sync {
     fn tidy(&self) -> io::Result<Vec<PathBuf>> {
         Ok(Vec::new())
     }
+
+    /// Publishes at a start what is known from before; `success` is when it last ended well, in microseconds since 1970.
+    fn announce(&self, _success: Option<i64>) {}
 
     /// The backups that it makes, where it makes some.
     fn backups(&self) -> Option<&Backups> {

@@ -25,6 +25,7 @@ macro_rules! jobs {
 jobs! {
     archive: "archive", Keys;
     backup: "backup", Keys;
+    drill: "drill", Keys;
     integrity: "integrity", Keys;
     optimize: "optimize", Optimize;
     retention: "retention", Keys;
@@ -33,9 +34,6 @@ jobs! {
     // It stands in no document: no release has it.
     #[cfg(feature = "controls")] trial: "trial", Trial;
 }
-
-/// What the documents promise, and this version does not have.
-const PLANNED: [&str; 1] = ["drill"];
 
 /// A value of `jobs.X.type`.
 pub struct Type {
@@ -56,6 +54,16 @@ pub trait Keys: Debug {
     /// The files that it backs up.
     fn backed_up(&self) -> &[String] {
         &[]
+    }
+
+    /// The same for a job that works on what another makes; `jobs` are those that could be resolved.
+    fn resolve_upon(&self, _name: &str, _jobs: &[Settings], _checker: &mut Checker<'_>) -> Option<Settings> {
+        None
+    }
+
+    /// Whose backups it drills.
+    fn drills(&self) -> Option<&str> {
+        None
     }
 }
 
@@ -79,11 +87,6 @@ impl Type {
     pub fn is_for_users(&self) -> bool {
         self.name != "trial"
     }
-}
-
-/// Whether there will be such a type.
-pub fn is_planned(name: &str) -> bool {
-    PLANNED.contains(&name)
 }
 
 fn read<K: Keys + Default + for<'de> Deserialize<'de> + 'static>(

@@ -31,7 +31,12 @@ pub async fn take_over(settings: &Settings, writer: &Writer) -> Result<(Run, Opt
         writer.perform(move |state| Ok((job_run::take_over(state, &job, now)?, job_run::success(state, &job)?)));
     let ((newest, killed), success) = found.await?;
     let tidied = settings.job.clone();
-    let left = tokio::task::spawn_blocking(move || tidied.tidy()).await.expect("tidying does not panic");
+    let known = success.as_ref().and_then(|run| run.ended);
+    let tidied = tokio::task::spawn_blocking(move || {
+        tidied.announce(known);
+        tidied.tidy()
+    });
+    let left = tidied.await.expect("tidying does not panic");
     let left = match left {
         Ok(left) => left.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
         Err(error) => format!("cannot be removed: {error}"),

@@ -57,6 +57,9 @@ metrics_table! {
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
+    BACKUP_VERIFIED_TIMESTAMP_SECONDS = "outboxd_backup_verified_timestamp_seconds", "gauge", ["job"], "When the newest backup in the job's folder had been opened and checked; 0 when there is none.";
+    BACKUP_AT_TARGET_TIMESTAMP_SECONDS = "outboxd_backup_at_target_timestamp_seconds", "gauge", ["job"], "When the newest backup was begun that lies at the job's target off this host; after a start, until a run has looked: when the last run ended that went well; 0 when there was none.";
+    DRILL_TIMESTAMP_SECONDS = "outboxd_drill_timestamp_seconds", "gauge", ["job"], "When the drill last took a backup back and found it sound; 0 when it never has.";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
@@ -98,6 +101,18 @@ pub fn job_is_known(job: &str, success: Option<i64>) {
         counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(0);
     }
     gauge!(JOB_LAST_SUCCESS_TIMESTAMP_SECONDS, vec![label("job", job)]).set(success.unwrap_or(0) as f64 / 1e6);
+}
+
+pub fn backup_verified(job: &str, micros: i64) {
+    gauge!(BACKUP_VERIFIED_TIMESTAMP_SECONDS, vec![label("job", job)]).set(micros as f64 / 1e6);
+}
+
+pub fn backup_at_target(job: &str, micros: i64) {
+    gauge!(BACKUP_AT_TARGET_TIMESTAMP_SECONDS, vec![label("job", job)]).set(micros as f64 / 1e6);
+}
+
+pub fn drilled(job: &str, micros: i64) {
+    gauge!(DRILL_TIMESTAMP_SECONDS, vec![label("job", job)]).set(micros as f64 / 1e6);
 }
 
 pub fn snapshots_written(job: &str, count: u64) {

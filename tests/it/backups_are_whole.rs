@@ -329,7 +329,8 @@ fn what_is_wrong_in_the_section_is_told_with_its_place() {
     let trials = [
         ("files = []", "files", "it names no file"),
         ("files = [\"app.db\", \"x/app.db\"]", "files", "by which it could stand in the backup"),
-        ("target = \"s3://bucket/x\"", "target", "knows no s3://"),
+        ("target = \"ftp://bucket/x\"", "target", "knows no ftp://"),
+        ("target = \"s3://bucket/x\"", "folder", "made and checked on this host"),
         ("target = \"file://kept\"", "target", "three slashes"),
         ("keep = { daily = 99999 }", "keep.daily", "out of bounds"),
         ("keep = { hourly = 1 }", "keep.hourly", "no such key"),

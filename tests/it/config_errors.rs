@@ -238,19 +238,6 @@ fn later_versions() {
         errors(
             &(format!(
                 "{SMALL}{}",
-                r#"[jobs.j]
-type = "drill"
-"#
-            ))
-        ),
-        r#"error: jobs.j.type  (outboxd.toml, line 15)
-       jobs of type "drill" are not in this version
-  fix: leave the section out"#
-    );
-    assert_eq!(
-        errors(
-            &(format!(
-                "{SMALL}{}",
                 r#"[daemon]
 token_file = "t"
 "#

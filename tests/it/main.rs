@@ -8,6 +8,8 @@ mod an_upgrade_goes_on;
 mod archives_pass_nobody;
 mod audits;
 mod backups_are_whole;
+#[cfg(feature = "s3")]
+mod backups_leave_the_host;
 mod bad_input_by_name;
 mod barrier_comes_before_sending;
 mod brokers_are_killed_under_load;

@@ -48,6 +48,7 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
     let resolve =
         |(name, raw): (&String, &Option<Box<dyn maintenance::Keys>>)| raw.as_ref()?.resolve(name, &known, &mut checker);
     let jobs = raw.jobs.iter().filter_map(resolve).collect();
+    let jobs = maintenance::with_drills(&raw.jobs, jobs, &mut checker);
     Config { daemon, sources, sinks, relays, projections, jobs }
 }
 

@@ -8,15 +8,16 @@ use chrono_tz::Tz;
 
 use super::calendar::Policy;
 use super::shelf::Shelf;
+use super::target::{self, S3, Said, Target};
 use super::{Backups, Database};
 use crate::maintenance::keys::job_section;
 use crate::maintenance::schedule::Times;
 use crate::maintenance::{Settings, Sources, registry};
 use crate::setting::Checker;
-use crate::setting::key::Fallback::{Required, Value};
+use crate::setting::key::Fallback::{Absent, Required, Value};
 use crate::setting::key::section;
 use crate::setting::problem::KeyPath;
-use crate::setting::value::{FilePath, List};
+use crate::setting::value::{FilePath, List, Size, Span};
 use crate::sqlite::place;
 
 /// Of a tier, more are not kept.
@@ -29,8 +30,20 @@ job_section! {
     Backup, "[jobs.<name>] with type = \"backup\"" {
         /// The database files. Those of consumers (read models, state beside a source) are copied before those of sources, whatever their order here.
         files: List, Required, r#"["shop.db", "shop-outboxd.db"]"#;
-        /// The folder that backups stand in, one folder each. It belongs to outboxd's user, and nobody else may write it; it is made when it is not there.
-        target: String, Required, r#""file:///var/backups/shop""#;
+        /// The folder that backups are made in and stand in, one folder each. It belongs to outboxd's user, and nobody else may write it; it is
+        /// made when it is not there.
+        folder: FilePath, Absent("`target`, where that is a folder"), r#""/var/backups/shop""#;
+        /// Without `folder`: the folder. Beside it: where each backup is sent when it stands there, off this host: `file://` (a mounted folder) or `s3://`.
+        /// Nothing that is there is overwritten, and one that cannot be reached keeps no backup from being made. One target for one job of one host.
+        target: String, Absent("backups stand in `folder` alone"), r#""s3://bucket/shop""#;
+        /// How an `s3://` target is reached.
+        s3: S3, Absent("needed by `s3://`"), r#"{ endpoint = "https://s3.example.net", access_key_id = "key", secret_access_key_file = "s3.key" }"#;
+        /// What is larger goes to the target in pieces of this size. A piece is held in memory, and is not sent twice.
+        target_piece: Size, Value(r#""16MiB""#), r#""64MiB""#;
+        /// How long one request to the target may take, with its repetitions; the bound on a piece.
+        target_timeout: Span, Value(r#""60s""#), r#""5m""#;
+        /// Takes the newest backup back every week to see that it can be restored, where no job of `type = "drill"` does.
+        drill: bool, Value("true"), "false";
         /// Which backups stay. What is not said here is none; the newest always stays.
         keep: Keep, Value("{ daily = 7, weekly = 4, monthly = 12 }"), "{ daily = 14, monthly = 24 }";
     }
@@ -55,10 +68,9 @@ impl registry::Keys for Backup {
         let key = |part: &str| KeyPath::of(["jobs", name, part]);
         let schedule = self.timing().resolve(name, None, checker);
         let files = self.databases(&key("files"), sources, checker);
-        let target = checker.require(&key("target"), self.target.as_ref());
-        let folder = target.and_then(|target| folder(&target, &key("target"), checker));
+        let places = self.places(name, checker);
         let policy = self.keep.as_ref().map_or(USUAL, |keep| policy(keep, &key("keep"), checker));
-        let (schedule, files, folder) = (schedule?, files?, folder?);
+        let (schedule, files, (folder, target)) = (schedule?, files?, places?);
         let sources_of = |path: &Path| {
             let mut all = sources.resolved.values();
             all.find(|source| place::is_same(&source.path, path) || place::is_same(&source.state_path(), path))
@@ -76,7 +88,7 @@ impl registry::Keys for Backup {
             Times::Every(_) => Tz::UTC,
         };
         let shelf = Shelf { folder, job: name.to_owned() };
-        let job = Backups { files, shelf, policy, zone };
+        let job = Backups { files, shelf, policy, zone, target, is_drilled: self.drill.unwrap_or(true) };
         Some(Settings { name: name.to_owned(), kind: "backup", schedule, home: home.clone(), job: Arc::new(job) })
     }
 
@@ -86,6 +98,41 @@ impl registry::Keys for Backup {
 }
 
 impl Backup {
+    /// Where backups stand, and where they are sent.
+    fn places(&self, name: &str, checker: &mut Checker<'_>) -> Option<(PathBuf, Option<Target>)> {
+        let key = |part: &str| KeyPath::of(["jobs", name, part]);
+        let Some(folder) = &self.folder else {
+            let said = checker.require(&key("target"), self.target.as_ref())?;
+            if said.starts_with("s3://") {
+                let reason = "backups are made and checked on this host, and sent there then";
+                checker.refuse(key("folder"), reason, "say where they stand here: folder = \"/var/backups/shop\"");
+                return None;
+            }
+            let of_a_target = [
+                ("s3", self.s3.is_some()),
+                ("target_piece", self.target_piece.is_some()),
+                ("target_timeout", self.target_timeout.is_some()),
+            ];
+            for (part, _) in of_a_target.iter().filter(|(_, is_said)| *is_said) {
+                checker.refuse(
+                    key(part),
+                    "there is no target off this host",
+                    "say `folder` and `target`, or leave it out",
+                );
+            }
+            return Some((target::folder(&said, &key("target"), checker)?, None));
+        };
+        let folder = checker.path(folder);
+        let Some(said) = &self.target else { return Some((folder, None)) };
+        let said = Said { target: said, s3: self.s3.as_ref(), piece: self.target_piece, timeout: self.target_timeout };
+        let target = target::resolve(name, &said, checker)?;
+        if target.is_folder(&folder) {
+            checker.refuse(key("target"), "this is `folder` itself", "name another, off this host, or leave it out");
+            return None;
+        }
+        Some((folder, Some(target)))
+    }
+
     /// Consumers' files first: no restored checkpoint is ahead of its source.
     fn databases(&self, key: &KeyPath, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Vec<Database>> {
         let said = checker.require(key, self.files.as_ref())?.0;
@@ -120,22 +167,6 @@ impl Backup {
         files.sort_by_key(|file| file.is_source);
         Some(files)
     }
-}
-
-fn folder(target: &str, key: &KeyPath, checker: &mut Checker<'_>) -> Option<PathBuf> {
-    let path = match target.split_once("://") {
-        None => target,
-        Some(("file", path)) if path.starts_with('/') => path,
-        Some((scheme, _)) => {
-            let reason = match scheme {
-                "file" => "a file URL has three slashes, before a path from the root on".to_owned(),
-                scheme => format!("this version keeps backups in a folder only, and knows no {scheme}://"),
-            };
-            checker.refuse(key.clone(), reason, "for example: target = \"file:///var/backups/shop\"");
-            return None;
-        }
-    };
-    Some(checker.path(&FilePath(path.to_owned())))
 }
 
 fn policy(keep: &Keep, key: &KeyPath, checker: &mut Checker<'_>) -> Policy {

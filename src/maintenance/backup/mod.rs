@@ -7,14 +7,18 @@
 //!    (`a_backup_under_load_is_what_was_committed_up_to_a_moment`).
 //! 3. Nothing is removed by a run that failed, and never the newest (`calendar`, `a_run_that_fails_removes_nothing`).
 //!
+//! Copies at a target off the host: `off_host`, with invariants of its own.
+//!
 //! Where to start reading: [`Backups::run`](Job::run), then `copy`.
 
 mod calendar;
 pub(super) mod copy;
 mod keys;
 pub mod manifest;
+mod off_host;
 pub mod restore;
 mod shelf;
+mod target;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,13 +29,17 @@ use chrono_tz::Tz;
 use self::calendar::Policy;
 pub use self::keys::Backup as Keys;
 use self::manifest::{Copied, FORMAT, Manifest};
-pub use self::shelf::Entry;
+use self::off_host::Sent;
+pub use self::off_host::{AtHand, Everywhere};
 use self::shelf::Shelf;
+pub use self::shelf::{Entry, Lies};
+use self::target::Target;
 use super::{Context, Failure, Job, Report, Stop};
 use crate::clock;
 use crate::controls::{self, Seam};
 use crate::sqlite::open;
 use crate::sqlite::premises::{self, Finding, Use};
+use crate::telemetry::metric;
 
 /// Beside what the copies need at most.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -44,6 +52,10 @@ pub struct Backups {
     shelf: Shelf,
     policy: Policy,
     zone: Tz,
+    /// Off this host.
+    target: Option<Target>,
+    /// A drill of its own, where no section says one.
+    pub is_drilled: bool,
 }
 
 #[derive(Debug)]
@@ -125,6 +137,42 @@ impl Backups {
         Ok((removed, broken.into_iter().filter_map(|entry| entry.manifest.err()).collect()))
     }
 
+    fn tell_verified(&self, manifest: &Manifest) {
+        metric::backup_verified(&self.shelf.job, clock::parse_micros(&manifest.verified).unwrap_or(0));
+    }
+
+    /// How a run ends whose backup stands here.
+    fn conclude(&self, told: String, broken: &[String], sent: Result<Sent, Failure>) -> Result<Report, Failure> {
+        let mut told = told;
+        let mut wrong = Vec::new();
+        if let Some(what) = broken.first() {
+            let remedy = "Remedy: remove them, or restore what they lost";
+            wrong.push(format!("{} folders bear the name of a backup and are none: {what}. {remedy}", broken.len()));
+        }
+        match (sent, self.target_url()) {
+            (Ok(sent), Some(url)) => {
+                told += &format!("; {} sent to {url}, {} older ones removed there", sent.backups, sent.removed);
+                if let Some(what) = sent.wrong.first() {
+                    let remedy = "Remedy: one job of one host for each target; what is no backup is removed by hand";
+                    wrong.push(format!(
+                        "at {url} {} bear the name of a backup and are none of ours: {what}. {remedy}",
+                        sent.wrong.len()
+                    ));
+                }
+            }
+            (Ok(_), None) => {}
+            (Err(Failure::Unavailable(what)), _) if wrong.is_empty() => {
+                return Err(Failure::Unavailable(format!("{told}; but it lies here alone: {what}")));
+            }
+            (Err(Failure::Aborted), _) => return Err(Failure::Aborted),
+            (Err(failure), _) => wrong.push(failure.to_string()),
+        }
+        match wrong.is_empty() {
+            true => Ok(Report(told)),
+            false => Err(Failure::Data(format!("{told}; but {}", wrong.join("; and ")))),
+        }
+    }
+
     /// The oldest first, with those that only bear the name of one.
     pub fn entries(&self) -> Result<Vec<Entry>, Failure> {
         self.shelf.entries().map_err(|error| self.unread(&error))
@@ -193,6 +241,7 @@ impl Job for Backups {
         };
         let name = making.finish().map_err(|error| self.unread(&error))?;
         controls::reach(Seam::Backup);
+        self.tell_verified(&manifest);
         let (removed, broken) = self.prune()?;
         let mut told = format!(
             "{name}: {} files, {} bytes, {} compressed, opened and checked; {removed} older ones removed",
@@ -206,12 +255,22 @@ impl Job for Backups {
                 copied.found.foreign_key_violations, copied.name
             );
         }
-        match broken.first() {
-            None => Ok(Report(told)),
-            Some(what) => Err(Failure::Data(format!(
-                "{told}; but {} folders bear the name of a backup and are none: {what}. Remedy: remove them, or restore what they lost",
-                broken.len()
-            ))),
+        self.conclude(told, &broken, self.send(context.stop()))
+    }
+
+    fn announce(&self, success: Option<i64>) {
+        let newest = self
+            .shelf
+            .entries()
+            .ok()
+            .and_then(|entries| entries.into_iter().filter_map(|entry| entry.manifest.ok()).next_back());
+        match newest {
+            Some(manifest) => self.tell_verified(&manifest),
+            None => metric::backup_verified(&self.shelf.job, 0),
+        }
+        // A run that went well left nothing to be sent.
+        if self.target.is_some() {
+            metric::backup_at_target(&self.shelf.job, success.unwrap_or(0));
         }
     }
 

@@ -15,8 +15,9 @@ use super::manifest::{self, Manifest};
 const PARTIAL: &str = ".partial";
 const SCRATCH: &str = ".scratch";
 const REMOVED: &str = ".removed";
+const BROUGHT: &str = ".brought";
 /// What ends so is no backup.
-const ENDS: [&str; 3] = [PARTIAL, SCRATCH, REMOVED];
+const ENDS: [&str; 4] = [PARTIAL, SCRATCH, REMOVED, BROUGHT];
 const STAMP: &str = "%Y%m%dT%H%M%S%.3fZ";
 
 /// A job's backups.
@@ -35,6 +36,16 @@ pub struct Entry {
     pub time: i64,
     /// What it says of itself, or what is wrong with that.
     pub manifest: Result<Manifest, String>,
+    pub lies: Lies,
+}
+
+/// Where a backup lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lies {
+    Here,
+    /// At the target alone.
+    There,
+    Both,
 }
 
 impl Shelf {
@@ -75,6 +86,24 @@ impl Shelf {
         self.make(time, SCRATCH)
     }
 
+    /// A folder for what is brought here from a target.
+    pub fn brought(&self, time: i64) -> io::Result<Making> {
+        self.make(time, BROUGHT)
+    }
+
+    /// When a backup of ours was begun that bears this name.
+    pub fn time_in(&self, name: &str) -> Option<i64> {
+        name.strip_prefix(&format!("{}-", self.job)).and_then(time_of)
+    }
+
+    /// Refuses what is another job's.
+    pub fn own(&self, manifest: Manifest) -> Result<Manifest, String> {
+        match manifest.job == self.job {
+            true => Ok(manifest),
+            false => Err(format!("it is a backup of the job {:?}", manifest.job)),
+        }
+    }
+
     fn make(&self, time: i64, end: &str) -> io::Result<Making> {
         let name = format!("{}-{}", self.job, stamp(time));
         let partial = self.folder.join(format!(".{name}{end}"));
@@ -89,16 +118,13 @@ impl Shelf {
         let mut entries = Vec::new();
         for found in read_dir(&self.folder)? {
             let Some(name) = found?.file_name().to_str().map(str::to_owned) else { continue };
-            let Some(time) = name.strip_prefix(&format!("{}-", self.job)).and_then(time_of) else { continue };
+            let Some(time) = self.time_in(&name) else { continue };
             let path = self.folder.join(&name);
             if !fs::symlink_metadata(&path)?.is_dir() {
                 continue;
             }
-            let manifest = read_manifest(&path).and_then(|manifest| match manifest.job == self.job {
-                true => Ok(manifest),
-                false => Err(format!("it is a backup of the job {:?}", manifest.job)),
-            });
-            entries.push(Entry { name, path, time, manifest });
+            let manifest = read_manifest(&path).and_then(|manifest| self.own(manifest));
+            entries.push(Entry { name, path, time, manifest, lies: Lies::Here });
         }
         entries.sort_by_key(|entry| entry.time);
         Ok(entries)

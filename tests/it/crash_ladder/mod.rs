@@ -199,8 +199,9 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 }
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
-/// `retention_takes_nothing_needed`, `free_pages_go_back`, `damage_is_found`, `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
-const ELSEWHERE: [Seam; 13] = [
+/// `retention_takes_nothing_needed`, `free_pages_go_back`, `damage_is_found`, `backups_are_whole`, `backups_leave_the_host`, `projection_ladder` and `rebuilds`
+/// climb over them.
+const ELSEWHERE: [Seam; 17] = [
     Seam::Reload,
     Seam::JobRun,
     Seam::JobWork,
@@ -211,6 +212,10 @@ const ELSEWHERE: [Seam; 13] = [
     Seam::Integrity,
     Seam::ArchiveFile,
     Seam::Backup,
+    Seam::Upload,
+    Seam::Withdraw,
+    Seam::Bring,
+    Seam::Drill,
     Seam::Define,
     Seam::Apply,
     Seam::Swap,

@@ -19,6 +19,8 @@ pub mod proxy;
 pub mod readers;
 pub mod relays;
 pub mod rig;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod topology;
 pub mod trial;
 pub mod wait;

@@ -88,6 +88,9 @@ listed! {
         Archive,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
+        /// A restore in place: what lay beside the old file is moved away, the new one stands ready, the two have changed their names, the old one has
+        /// the name under which it is kept.
+        Restore,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.
@@ -165,6 +168,10 @@ listed! {
         NewestStays,
         /// An event leaves the log only when the archive has it as it was.
         Copied,
+        /// A file that somebody has open is not replaced.
+        InUse,
+        /// Nothing that lay beside the file that was replaced lies beside the restored one.
+        OldWal,
     }
 }
 

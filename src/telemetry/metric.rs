@@ -53,6 +53,7 @@ metrics_table! {
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
+    JOB_PROGRESS_RATIO = "outboxd_job_progress_ratio", "gauge", ["job"], "Which part of the run under way is done, 0 to 1, of jobs that say so (backups); 0 when none is under way.";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
@@ -92,6 +93,10 @@ pub fn job_is_known(job: &str, success: Option<i64>) {
         counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(0);
     }
     gauge!(JOB_LAST_SUCCESS_TIMESTAMP_SECONDS, vec![label("job", job)]).set(success.unwrap_or(0) as f64 / 1e6);
+}
+
+pub fn job_progress(job: &str, done: f64) {
+    gauge!(JOB_PROGRESS_RATIO, vec![label("job", job)]).set(done);
 }
 
 pub fn snapshots_written(job: &str, count: u64) {

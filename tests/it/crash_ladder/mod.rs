@@ -199,14 +199,15 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 }
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
-/// `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
-const ELSEWHERE: [Seam; 9] = [
+/// `backups_are_whole`, `restores_in_place`, `projection_ladder` and `rebuilds` climb over them.
+const ELSEWHERE: [Seam; 10] = [
     Seam::Reload,
     Seam::JobRun,
     Seam::JobWork,
     Seam::Snapshot,
     Seam::Archive,
     Seam::Backup,
+    Seam::Restore,
     Seam::Define,
     Seam::Apply,
     Seam::Swap,

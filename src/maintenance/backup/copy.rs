@@ -319,3 +319,30 @@ impl<T: Write> Write for Hashing<T> {
         self.inner.flush()
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an application opens its file")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_tells_how_far_it_is_and_what_it_took() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, to) = (folder.path().join("app.db"), folder.path().join("made"));
+        fs::create_dir(&to).unwrap();
+        let application = Connection::open(&path).unwrap();
+        application.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (7)").unwrap();
+        let stop = Stop::default();
+        assert_eq!(stop.done(), None);
+        // The second half of a run.
+        let (copied, took) = into_backup(&path, &to, Share { before: 0.5, own: 0.5 }, &stop).unwrap();
+        assert_eq!((stop.done(), copied.found.tables["t"]), (Some(1.0), 1));
+        assert!(took.to_string().starts_with("copied in 0.") && took.copying > Duration::ZERO, "{took}");
+        Share { before: 0.0, own: 0.5 }.tell(&stop, Share::COPYING);
+        assert_eq!(stop.done(), Some(0.2));
+        stop.ask();
+        fs::remove_file(to.join(copied.artefact())).unwrap();
+        let ended = into_backup(&path, &to, Share { before: 0.0, own: 1.0 }, &stop).map(drop);
+        assert_eq!(ended, Err(Failure::Aborted));
+    }
+}

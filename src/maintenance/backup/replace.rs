@@ -14,6 +14,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags};
 
@@ -30,6 +32,10 @@ use crate::sqlite::sole::{Sole, SoleError};
 const ENDS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Of the restored file, shortly before it gets its name, and of the replaced one, shortly after.
 const SWAP: &str = ".swap";
+
+/// Whoever holds a file is looked for so often, and so long apart.
+const LOOKS: u32 = 5;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A restored file that is whole and checked, beside the one that it is to replace.
 #[derive(Debug)]
@@ -72,9 +78,15 @@ pub fn prepare<'a>(entry: &Entry, copied: &'a Copied, path: &Path, stop: &Stop) 
         LockError::Held { .. } => Failure::Locked(format!("{error}. Remedy: stop it first")),
         LockError::Io { .. } => Failure::Unavailable(error.to_string()),
     })?;
-    has_one_name(&place)?;
-    is_free(&place)?;
-    let partial = restore::make(entry, copied, &place, stop)?;
+    let made =
+        has_one_name(&place).and_then(|()| is_free(&place)).and_then(|()| restore::make(entry, copied, &place, stop));
+    let partial = match made {
+        Ok(partial) => partial,
+        Err(failure) => {
+            lock.remove();
+            return Err(failure);
+        }
+    };
     let ready = Ready { copied, place, partial, lock };
     match ready.belongs() {
         Ok(()) => Ok(ready),
@@ -236,8 +248,19 @@ fn has_one_name(place: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Who is about to let go of it is waited for, for a moment.
 fn is_free(place: &Path) -> Result<(), Failure> {
-    let holders = if controls::is_off(Protection::InUse) { Vec::new() } else { holders::of(place) };
+    if controls::is_off(Protection::InUse) {
+        return Ok(());
+    }
+    let mut holders = holders::of(place);
+    for _ in 0..LOOKS {
+        if holders.is_empty() {
+            return Ok(());
+        }
+        thread::sleep(LOOK_EVERY);
+        holders = holders::of(place);
+    }
     if holders.is_empty() { Ok(()) } else { Err(in_use(place, &holders)) }
 }
 

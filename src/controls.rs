@@ -105,6 +105,9 @@ listed! {
         Bring,
         /// A backup was taken back and found sound; nobody was told.
         Drill,
+        /// A restore in place: what lay beside the old file is moved away, the new one stands ready, the two have changed their names, the old one has
+        /// the name under which it is kept.
+        Restore,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
         Reload,
         /// A projection's tables have been made; their transaction is open.
@@ -192,6 +195,10 @@ listed! {
         CopyFirst,
         /// What comes out of a backup, or from a target, is what was put in.
         Hashes,
+        /// A file that somebody has open is not replaced.
+        InUse,
+        /// Nothing that lay beside the file that was replaced lies beside the restored one.
+        OldWal,
     }
 }
 

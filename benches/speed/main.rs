@@ -8,6 +8,7 @@
 
 mod append;
 mod application;
+mod backup;
 mod bare_amqp;
 mod bare_kafka;
 mod child;
@@ -50,6 +51,9 @@ struct Arguments {
     /// Events of a rebuild, and of snapshots.
     #[arg(long, default_value_t = 1_000_000)]
     fold_events: usize,
+    /// The size of the file that is backed up, in MiB.
+    #[arg(long, default_value_t = 1024)]
+    backup_mib: usize,
     /// The sides take turns so often; the table shows medians.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -87,6 +91,8 @@ enum Part {
     Snapshots,
     /// An application's commits beside snapshots.
     Neighbour,
+    /// A backup, and an application's commits beside it.
+    Backup,
 }
 
 impl Arguments {
@@ -97,7 +103,7 @@ impl Arguments {
     fn made_quick(mut self) -> Self {
         if self.quick {
             (self.kafka_events, self.rabbitmq_events, self.rounds, self.pace_seconds) = (100_000, 40_000, 1, 3);
-            (self.store_events, self.fold_events) = (20_000, 50_000);
+            (self.store_events, self.fold_events, self.backup_mib) = (20_000, 50_000, 64);
         }
         self
     }
@@ -152,6 +158,9 @@ fn run(arguments: &Arguments) {
     }
     if arguments.wants(Part::Neighbour) {
         snapshots::measure_neighbour(fold_events, rounds, &mut table);
+    }
+    if arguments.wants(Part::Backup) {
+        backup::measure(arguments.backup_mib, rounds, &mut table);
     }
     println!("{table}");
 }

@@ -46,6 +46,21 @@ impl Table {
         ]);
     }
 
+    /// How much of something there is: seconds, bytes.
+    pub fn amount(&mut self, what: &str, unit: &str, bare: f64, ours: f64) {
+        let dash = || "-".to_owned();
+        let ratio = if bare > 0.0 { format!("{:.2}", ours / bare) } else { dash() };
+        self.rows.push([
+            what.to_owned(),
+            format!("{bare:.2} {unit}"),
+            format!("{ours:.2} {unit}"),
+            ratio,
+            dash(),
+            dash(),
+            dash(),
+        ]);
+    }
+
     /// How long something takes: alone or by the bare client, and with outboxd.
     pub fn pace(&mut self, what: &str, bare: &Pace, ours: &Pace) {
         for (name, figure) in [("p50", (|p| p.p50_ms) as fn(&Pace) -> f64), ("p99", |p| p.p99_ms)] {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Context, Exit, Failure, job, terminal};
+use super::{Context, Exit, Failure, in_place, job, terminal};
 use crate::admin::answer::Refusal;
 use crate::clock;
 use crate::config::Loaded;
 use crate::controls;
-use crate::maintenance::backup::manifest::Copied;
+use crate::maintenance::backup::manifest::{Copied, Manifest};
 use crate::maintenance::backup::{Backups, Entry, Everywhere, Lies, look_at_file, restore};
 use crate::maintenance::{self, Stop};
 
@@ -49,10 +49,10 @@ pub enum Command {
 pub struct RestoreArgs {
     /// The job whose backups are meant, where there are several
     #[arg(value_name = "JOB")]
-    job: Option<String>,
+    pub job: Option<String>,
     /// The newest backup that was begun by then, in ISO 8601; else the newest of all
     #[arg(long, value_name = "TIME")]
-    at: Option<String>,
+    pub at: Option<String>,
     /// This file of the backup alone, by its name
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
@@ -61,7 +61,13 @@ pub struct RestoreArgs {
     to: Option<PathBuf>,
     /// Bring it from the target, also where it lies here
     #[arg(long)]
-    from_target: bool,
+    pub from_target: bool,
+    /// In place: the file that stands there is kept under another name. Only when no process has it open
+    #[arg(long, conflicts_with = "to")]
+    pub force: bool,
+    /// Set consumers that are ahead of the restored file to where they stood when the backup was made; alone, no file is restored
+    #[arg(long, conflicts_with_all = ["to", "file"])]
+    pub reset_positions: bool,
 }
 
 pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
@@ -70,7 +76,7 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Now { job } => {
             let loaded = context.load()?;
             let (name, _) = only(&loaded, job.as_deref())?;
-            job::execute(&job::Command::Run { name: name.to_owned(), dry_run: false }, context)
+            job::run(name, context)
         }
         Command::List { job } => list(job.as_deref(), context),
         Command::Verify { what, from_target } => verify(what.as_deref(), *from_target, context),
@@ -195,17 +201,14 @@ fn verify(what: Option<&str>, from_target: bool, context: &Context) -> anyhow::R
 
 pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<Exit> {
     controls::obey_environment();
+    if args.force || args.reset_positions {
+        return in_place::execute(args, context);
+    }
     let loaded = context.load()?;
     let (_, backups) = only(&loaded, args.job.as_deref())?;
     let entry = choose(backups, args.at.as_deref(), args.from_target)?;
     let manifest = entry.manifest.as_ref().map_err(|what| refused(maintenance::Failure::Data(what.clone())))?;
-    let wanted: Vec<&Copied> =
-        manifest.files.iter().filter(|file| args.file.as_ref().is_none_or(|name| *name == file.name)).collect();
-    if wanted.is_empty() {
-        let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
-        let reason = format!("{} holds no file {:?}", entry.name, args.file.as_deref().unwrap_or_default());
-        return Err(Failure::new(Exit::Usage, reason, format!("it holds {}", names.join(", "))).into());
-    }
+    let wanted = wanted(args, &entry, manifest)?;
     if wanted.len() > 1 && args.to.as_ref().is_some_and(|to| !to.is_dir()) {
         let reason = format!("{} holds {} files, and --to is no folder", entry.name, wanted.len());
         return Err(Failure::new(Exit::Usage, reason, "name a folder, or one of the files with --file").into());
@@ -238,6 +241,18 @@ pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// The files of a backup that are asked for, in its order.
+pub fn wanted<'a>(args: &RestoreArgs, entry: &Entry, manifest: &'a Manifest) -> anyhow::Result<Vec<&'a Copied>> {
+    let wanted: Vec<&Copied> =
+        manifest.files.iter().filter(|file| args.file.as_ref().is_none_or(|name| *name == file.name)).collect();
+    if wanted.is_empty() {
+        let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
+        let reason = format!("{} holds no file {:?}", entry.name, args.file.as_deref().unwrap_or_default());
+        return Err(Failure::new(Exit::Usage, reason, format!("it holds {}", names.join(", "))).into());
+    }
+    Ok(wanted)
+}
+
 /// What a restored file means for who reads it.
 fn told(entry: &Entry, copied: &Copied, to: &Path) -> String {
     let rows: u64 = copied.found.tables.values().sum();
@@ -261,7 +276,7 @@ fn told(entry: &Entry, copied: &Copied, to: &Path) -> String {
     )
 }
 
-fn choose(backups: &Backups, at: Option<&str>, from_target: bool) -> anyhow::Result<Entry> {
+pub fn choose(backups: &Backups, at: Option<&str>, from_target: bool) -> anyhow::Result<Entry> {
     let until = match at {
         None => i64::MAX,
         Some(text) => clock::parse_micros(text).ok_or_else(|| {
@@ -312,7 +327,7 @@ fn jobs<'a>(loaded: &'a Loaded, job: Option<&str>) -> anyhow::Result<Vec<(&'a st
     Ok(found)
 }
 
-fn only<'a>(loaded: &'a Loaded, job: Option<&str>) -> anyhow::Result<(&'a str, &'a Backups)> {
+pub fn only<'a>(loaded: &'a Loaded, job: Option<&str>) -> anyhow::Result<(&'a str, &'a Backups)> {
     let found = jobs(loaded, job)?;
     match found.as_slice() {
         [one] => Ok(*one),
@@ -324,7 +339,7 @@ fn only<'a>(loaded: &'a Loaded, job: Option<&str>) -> anyhow::Result<(&'a str, &
     }
 }
 
-fn refused(failure: maintenance::Failure) -> anyhow::Error {
+pub fn refused(failure: maintenance::Failure) -> anyhow::Error {
     let refusal = Refusal::from(failure);
     let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
     Failure { exit, reason: refusal.error, remedy: None }.into()

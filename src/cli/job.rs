@@ -1,13 +1,21 @@
 //! `outboxd job`.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use clap::Subcommand;
 use serde::Deserialize;
 
-use super::control_client::{self, Request};
-use super::{Context, Exit, Failure, terminal};
+use super::bar::Bar;
+use super::control_client::{self, Answer, Request};
+use super::{Context, Exit, Failure, offline, terminal};
 use crate::admin::answer::Refusal;
 use crate::controls;
 use crate::maintenance::{self, Report, Stop};
+
+/// How often the bar is drawn.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -69,23 +77,62 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     let request = match command {
         Command::List => control_client::Job::List,
         Command::Run { name, dry_run: true } => return look(name, context, |job| job.dry_run(&Stop::default())),
-        Command::Run { name, .. } => control_client::Job::Run { job: name.clone() },
+        Command::Run { name, .. } => return run(name, context),
         Command::Verify { name } => return look(name, context, |job| job.verify(&Stop::default())),
     };
     let answer = context.ask(&Request::Job(request))?;
-    match (context.json, command) {
-        (true, _) => terminal::print_json(&answer)?,
-        (false, Command::List | Command::Verify { .. }) => {
-            terminal::print(&table(serde_json::from_value::<Listed>(answer)?.jobs))?
-        }
-        (false, Command::Run { name, .. }) => {
-            let Ran { run } = serde_json::from_value(answer)?;
-            let [name, detail] = [name, &run.detail].map(|text| terminal::visible(text));
-            let took = run.duration_seconds.map_or("-".to_owned(), duration);
-            terminal::print(&format!("{name} is done, in {took}: {detail}\n"))?;
-        }
+    match context.json {
+        true => terminal::print_json(&answer)?,
+        false => terminal::print(&table(serde_json::from_value::<Listed>(answer)?.jobs))?,
     }
     Ok(Exit::Ok)
+}
+
+/// By the daemon when it runs, else here; a terminal is shown how far it is, where the job says so.
+pub fn run(name: &str, context: &Context) -> anyhow::Result<Exit> {
+    let loaded = context.load()?;
+    let socket = &loaded.config.daemon.control;
+    let (stop, mut bar, is_done) = (Stop::default(), Bar::new(context), AtomicBool::new(false));
+    let is_shown = bar.is_shown();
+    let answer = std::thread::scope(|scope| {
+        let look = || {
+            while !is_done.load(Ordering::Relaxed) {
+                std::thread::park_timeout(LOOK_EVERY);
+                if let Some(done) = stop.done().or_else(|| progress(socket, name)) {
+                    bar.draw((done * 100.0) as usize, terminal::visible(name).as_ref());
+                }
+            }
+            bar.clear();
+        };
+        let looker = is_shown.then(|| scope.spawn(look));
+        let request = Request::Job(control_client::Job::Run { job: name.to_owned() });
+        let answer = control_client::ask(socket, &request).and_then(|answer| match answer {
+            Answer::Given(answer) => Ok(answer),
+            Answer::NotRunning => offline::run_job(&loaded, name, &stop),
+        });
+        is_done.store(true, Ordering::Relaxed);
+        if let Some(looker) = looker {
+            looker.thread().unpark();
+        }
+        answer
+    })?;
+    if context.json {
+        terminal::print_json(&answer)?;
+        return Ok(Exit::Ok);
+    }
+    let Ran { run } = serde_json::from_value(answer)?;
+    let [name, detail] = [name, &run.detail].map(terminal::visible);
+    let took = run.duration_seconds.map_or("-".to_owned(), duration);
+    terminal::print(&format!("{name} is done, in {took}: {detail}\n"))?;
+    Ok(Exit::Ok)
+}
+
+/// Of a run that the daemon does.
+fn progress(socket: &Path, name: &str) -> Option<f64> {
+    let Ok(Answer::Given(answer)) = control_client::ask(socket, &Request::Job(control_client::Job::List)) else {
+        return None;
+    };
+    answer["jobs"].as_array()?.iter().find(|job| job["name"] == name)?["progress"].as_f64()
 }
 
 /// It only reads: whether a daemon runs does not matter.

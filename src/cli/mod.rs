@@ -6,6 +6,7 @@
 
 mod audit;
 mod backup;
+mod bar;
 mod check;
 mod completions;
 mod config;
@@ -16,8 +17,10 @@ mod demo;
 mod events;
 pub mod exit;
 mod health;
+mod in_place;
 mod init;
 mod job;
+mod meaning;
 mod offline;
 mod pause;
 mod position;
@@ -105,10 +108,11 @@ pub enum Command {
     /// Make, list and verify backups
     #[command(subcommand)]
     Backup(backup::Command),
-    /// Take files out of a backup, to a new place, and say what they mean for each consumer; overwrite nothing
+    /// Take files out of a backup, to a new place or in place, and say what they mean for each consumer; overwrite nothing
     ///
     /// Each is unpacked, compared with the manifest and looked through before it appears under its name, in WAL mode, with the
-    /// permissions of the original
+    /// permissions of the original. With --force it takes the place of the file that stands there, which is kept beside it; the application and
+    /// the daemon have to be stopped: a file that any process has open is not replaced, exit code 75
     Restore(backup::RestoreArgs),
     /// Send events once more that were delivered already, marked as such
     Replay(replay::Args),

@@ -34,8 +34,18 @@ const LOOK_WAIT: Duration = Duration::from_secs(5);
 /// Answers a request as the daemon would, in the same shapes.
 pub fn answer(loaded: &Loaded, request: &Request) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let desk = Offline { config: &loaded.config };
+    let desk = Offline { config: &loaded.config, stop: Stop::default() };
     runtime.block_on(answer::answer(&desk, request)).map_err(|refusal| {
+        let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
+        Failure { exit, reason: refusal.error, remedy: None }.into()
+    })
+}
+
+/// Runs a job in this process; `stop` tells how far it is.
+pub fn run_job(loaded: &Loaded, job: &str, stop: &Stop) -> anyhow::Result<Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let desk = Offline { config: &loaded.config, stop: stop.clone() };
+    runtime.block_on(desk.run_job(job)).map_err(|refusal| {
         let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
         Failure { exit, reason: refusal.error, remedy: None }.into()
     })
@@ -44,7 +54,7 @@ pub fn answer(loaded: &Loaded, request: &Request) -> anyhow::Result<Value> {
 /// Carries a replay in this process; a consumer's relay does not run meanwhile, so that its own file is free. `draw` is told how far it is.
 pub fn replay(loaded: &Loaded, consumer: &str, wanted: Wanted, draw: &mut dyn FnMut(&Value)) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let desk = Offline { config: &loaded.config };
+    let desk = Offline { config: &loaded.config, stop: Stop::default() };
     let replayed = runtime.block_on(desk.replay(consumer, wanted, draw));
     replayed.map_err(|refusal| {
         let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
@@ -54,6 +64,8 @@ pub fn replay(loaded: &Loaded, consumer: &str, wanted: Wanted, draw: &mut dyn Fn
 
 struct Offline<'a> {
     config: &'a Config,
+    /// Of a job that runs here.
+    stop: Stop,
 }
 
 impl Offline<'_> {
@@ -167,7 +179,7 @@ impl Desk for Offline<'_> {
         let files = Files::default();
         let writer = files.writer(&settings.home).await.map_err(unopened)?;
         work::take_over(settings, &writer).await?;
-        job_answer(job, work::perform(settings, &writer, &files, &Stop::default(), Turn::default()).await?)
+        job_answer(job, work::perform(settings, &writer, &files, &self.stop, Turn::default()).await?)
     }
 
     async fn reload(&self) -> Result<Value, Refusal> {

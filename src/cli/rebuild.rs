@@ -1,11 +1,11 @@
 //! `outboxd rebuild`, `outboxd verify`, `outboxd plan`.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::bar::Bar;
 use super::control_client::{self, Answer, Rebuild, Request};
 use super::{Context, Exit, Failure, offline, terminal};
 use crate::config::Loaded;
@@ -20,8 +20,6 @@ use crate::source::scan::{Scan, Which};
 use crate::sqlite::lockfile::LockError;
 use crate::sqlite::open;
 use crate::state::checkpoint;
-
-const BAR_WIDTH: usize = 30;
 
 #[derive(Debug, clap::Args)]
 pub struct RebuildArgs {
@@ -278,7 +276,7 @@ async fn make(
     until: Option<Position>,
     bar: &mut Bar,
 ) -> anyhow::Result<()> {
-    scratch.make(source, until, &mut |status| bar.draw(status, until)).await.map_err(failure)
+    scratch.make(source, until, &mut |status| draw(bar, status, until)).await.map_err(failure)
 }
 
 async fn run_up_to(
@@ -288,7 +286,7 @@ async fn run_up_to(
     bar: &mut Bar,
 ) -> anyhow::Result<()> {
     let until = Some(until);
-    rebuild::run_up_to(source, settings, until, &mut |status| bar.draw(status, until)).await.map_err(failure)
+    rebuild::run_up_to(source, settings, until, &mut |status| draw(bar, status, until)).await.map_err(failure)
 }
 
 fn failure(failed: Failed) -> anyhow::Error {
@@ -299,39 +297,8 @@ fn failure(failed: Failed) -> anyhow::Error {
     Failure { exit, reason, remedy: None }.into()
 }
 
-/// One line on the terminal that is drawn over itself.
-struct Bar {
-    is_shown: bool,
-    is_drawn: bool,
-}
-
-impl Bar {
-    fn new(context: &Context) -> Self {
-        Self { is_shown: !context.json && std::io::stderr().is_terminal(), is_drawn: false }
-    }
-
-    fn draw(&mut self, status: &Status, until: Option<Position>) {
-        let whole = until.map(|until| until.0).or(status.head).unwrap_or(0).max(1);
-        if self.is_shown {
-            let percent = (status.position.clamp(0, whole) * 100 / whole) as usize;
-            let filled = BAR_WIDTH * percent / 100;
-            let (done, left) = ("#".repeat(filled), "-".repeat(BAR_WIDTH - filled));
-            self.say(&format!("[{done}{left}] {percent:>3} %  at {} of {whole} ", status.position));
-        }
-    }
-
-    fn say(&mut self, line: &str) {
-        if self.is_shown {
-            eprint!("\r{line:<79}");
-            let _ = std::io::stderr().flush();
-            self.is_drawn = true;
-        }
-    }
-
-    fn clear(&mut self) {
-        if self.is_drawn {
-            eprint!("\r{}\r", " ".repeat(79));
-            self.is_drawn = false;
-        }
-    }
+fn draw(bar: &mut Bar, status: &Status, until: Option<Position>) {
+    let whole = until.map(|until| until.0).or(status.head).unwrap_or(0).max(1);
+    let percent = (status.position.clamp(0, whole) * 100 / whole) as usize;
+    bar.draw(percent, &format!("at {} of {whole}", status.position));
 }

@@ -1,17 +1,16 @@
 //! `outboxd replay`.
 
-use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use super::bar::Bar;
 use super::control_client::{self, Answer, Request};
 use super::{Context, Exit, Failure, offline, terminal};
 use crate::clock;
 use crate::consumer::replay::{Limit, Wanted};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-const BAR_WIDTH: usize = 30;
 
 /// Send events once more that were delivered already, marked with the header `outboxd-replay`
 ///
@@ -74,10 +73,10 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Err(Failure::new(Exit::Usage, reason, format!("name one of: {}", known.join(", "))).into());
     }
     let start = control_client::Replay::Start { consumer: args.consumer.clone(), wanted: wanted.clone() };
-    let mut bar = Bar { is_shown: std::io::stderr().is_terminal() && !context.json, width: 0 };
+    let mut bar = Bar::new(context);
     let replay = match control_client::ask(&loaded.config.daemon.control, &Request::Replay(start))? {
         Answer::Given(begun) => watch(args, context, begun["number"].as_i64().unwrap_or(0), &mut bar)?,
-        Answer::NotRunning => offline::replay(&loaded, &args.consumer, wanted, &mut |replay| bar.draw(replay))?,
+        Answer::NotRunning => offline::replay(&loaded, &args.consumer, wanted, &mut |replay| draw(&mut bar, replay))?,
     };
     bar.clear();
     let state = replay["state"].as_str().unwrap_or_default();
@@ -116,7 +115,7 @@ fn watch(args: &Args, context: &Context, number: i64, bar: &mut Bar) -> anyhow::
             if replay["state"] != "running" {
                 return Ok(replay);
             }
-            bar.draw(&replay);
+            draw(bar, &replay);
         } else if status["consumers"].as_array().is_some_and(|all| all.iter().all(|one| one["state"] == "stopped")) {
             let reason = "the daemon has ended; the replay goes on when it runs again";
             return Err(Failure { exit: Exit::Unavailable, reason: reason.into(), remedy: None }.into());
@@ -153,53 +152,29 @@ fn limit(text: &str) -> Result<Limit, String> {
     time.ok_or_else(|| "write a position, or a time as in 2026-11-21T08:00:00Z".to_owned())
 }
 
-/// One line on the terminal that is drawn over itself.
-struct Bar {
-    is_shown: bool,
-    width: usize,
+/// Draws it.
+fn draw(bar: &mut Bar, replay: &Value) {
+    let (percent, told) = progress(replay);
+    bar.draw(percent, &told);
 }
 
-impl Bar {
-    fn draw(&mut self, replay: &Value) {
-        if self.is_shown {
-            let line = line(replay);
-            let width = line.chars().count();
-            eprint!("\r{line}{}", " ".repeat(self.width.saturating_sub(width)));
-            let _ = std::io::stderr().flush();
-            self.width = width;
-        }
-    }
-
-    fn clear(&mut self) {
-        if self.width > 0 {
-            eprint!("\r{}\r", " ".repeat(self.width));
-            self.width = 0;
-        }
-    }
-}
-
-fn line(replay: &Value) -> String {
+fn progress(replay: &Value) -> (usize, String) {
     let place = |field: &str| replay[field].as_i64().unwrap_or(0);
     let (first, place, upto) = (place("first"), place("place"), place("upto"));
     let whole = i128::from(upto) - i128::from(first);
     let part = (i128::from(place) - i128::from(first)).clamp(0, whole.max(0));
     let percent = if whole > 0 { (part * 100 / whole) as usize } else { 100 };
-    let filled = BAR_WIDTH * percent / 100;
     let waits_for = match replay["detail"].as_str().unwrap_or_default() {
         "" => String::new(),
         detail => format!("  waits: {:.80}", terminal::visible(detail)),
     };
-    format!(
-        "[{}{}] {percent:>3} %  {} sent, at {place} of {upto}{waits_for}",
-        "#".repeat(filled),
-        "-".repeat(BAR_WIDTH - filled),
-        replay["sent"]
-    )
+    (percent, format!("{} sent, at {place} of {upto}{waits_for}", replay["sent"]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::bar;
     use serde_json::json;
 
     #[test]
@@ -213,6 +188,10 @@ mod tests {
     fn a_bar_shows_how_far_it_has_come() {
         let replay = json!({"first": 100, "place": 150, "upto": 200, "sent": 40, "detail": "away\u{1b}[2J"});
         let expected = "[###############---------------]  50 %  40 sent, at 150 of 200  waits: away\\u{1b}[2J";
+        let line = |replay: &Value| {
+            let (percent, told) = progress(replay);
+            bar::line(percent, &told)
+        };
         assert_eq!(line(&replay), expected);
         let nothing = json!({"first": 7, "place": 7, "upto": 7, "sent": 0, "detail": ""});
         assert!(line(&nothing).contains("] 100 %"));

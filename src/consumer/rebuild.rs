@@ -4,7 +4,7 @@
 //! ended goes on where it was. Invariants (tests in `tests/it/rebuilds.rs`):
 //! 1. A reader of the read model sees the old tables or the new ones, never none and never half of them; views stay valid.
 //! 2. Tables, held events and checkpoint are swapped in one transaction.
-//! 3. The tables never go back behind the live checkpoint.
+//! 3. The tables never go back behind the live checkpoint, unless the source itself went back.
 //! 4. One maker at a time has the file ([`Scratch`]), and removes it.
 //! 5. What others have in the read model's file stays: no table, index or trigger of theirs goes without a word ([`swap`]).
 
@@ -59,12 +59,13 @@ pub async fn put_in_place(
     definition_of(settings)?;
     let refused = |why: &dyn std::fmt::Display| JobError::Refused(why.to_string());
     let scratch = Scratch::claim(settings, Purpose::Rebuild).map_err(|error| refused(&error))?;
+    let may_go_back = is_of_another_source(writer, reader, settings).await?;
     loop {
         let (settings, path, definition) = (settings.clone(), scratch.path().to_owned(), definition.clone());
         let (guard, owner) = (writer.guard.clone(), writer.owner);
         let swap = move |connection: &Connection| {
             let (settings, scratch, definition) = (&settings, &*path, &*definition);
-            Swap { settings, scratch, definition, with_dead_letters, owner }.perform(connection, &guard)
+            Swap { settings, scratch, definition, with_dead_letters, may_go_back, owner }.perform(connection, &guard)
         };
         match writer.perform(swap).await? {
             Swapped::Done(value) => {
@@ -77,6 +78,16 @@ pub async fn put_in_place(
             },
         }
     }
+}
+
+/// Whether the live tables hold what their source does not know any more: it was restored, or made anew. Then nothing brings new ones up to them.
+async fn is_of_another_source(writer: &Writer, reader: &Reader, settings: &Settings) -> Result<bool, JobError> {
+    let name = settings.name.clone();
+    let Some(live) = writer.perform(move |connection| checkpoint::load(connection, &name)).await? else {
+        return Ok(false);
+    };
+    let marks = std::iter::once(&live.mark).chain(live.witnesses.marks()).cloned().collect();
+    Ok(live.source == settings.source && reader.verify(marks).await.is_err_and(|halt| !halt.is_final))
 }
 
 /// Drops the tables that rebuilds have kept, and what an ended one has left.

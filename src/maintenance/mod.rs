@@ -34,7 +34,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rusqlite::Connection;
 use tokio::runtime::Handle;
@@ -159,17 +159,35 @@ pub struct Context {
     runtime: Handle,
 }
 
-/// Tells a run to end.
+/// Between a run and whoever waits for it: tells the one to end, and the other how far it is.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<Line>);
+
+#[derive(Debug, Default)]
+struct Line {
+    is_asked: AtomicBool,
+    /// In thousandths; 0 = nothing was told.
+    done: AtomicU32,
+}
 
 impl Stop {
     pub fn ask(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_asked.store(true, Ordering::Relaxed);
     }
 
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_asked.load(Ordering::Relaxed)
+    }
+
+    /// Says which part of the work is done, from 0 to 1.
+    pub fn tell(&self, done: f64) {
+        self.0.done.store((done.clamp(0.0, 1.0) * 1_000.0) as u32, Ordering::Relaxed);
+    }
+
+    /// What was told last.
+    pub fn done(&self) -> Option<f64> {
+        let done = self.0.done.load(Ordering::Relaxed);
+        (done > 0).then(|| f64::from(done) / 1_000.0)
     }
 }
 

@@ -26,6 +26,8 @@ use crate::telemetry::metric;
 const TICK: Duration = Duration::from_secs(60);
 /// What a stop waits for a run.
 const ABORT_MAX: Duration = Duration::from_millis(800);
+/// How far a run is is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Who waits for less is not worth a word.
 const SHOWN_AFTER: Duration = Duration::from_millis(200);
 
@@ -207,9 +209,14 @@ impl Runner {
             show(State::Running);
             Some(work::perform(settings, writer, files, &stop, turn).await)
         });
+        let mut look = tokio::time::interval(LOOK_EVERY);
         let (ended, is_last) = loop {
             tokio::select! {
                 ended = &mut work => break (ended, false),
+                _ = look.tick() => if let Some(done) = stop.done() {
+                    metric::job_progress(&settings.name, done);
+                    status.send_modify(|status| status.progress = Some(done));
+                },
                 Some(another) = requests.recv() => {
                     let busy = format!("{} runs already, or waits for its turn: two runs of a job never overlap", settings.name);
                     drop(another.send(Err(Failure::Locked(busy))));
@@ -220,6 +227,10 @@ impl Runner {
                 }
             }
         };
+        if status.borrow().progress.is_some() {
+            metric::job_progress(&settings.name, 0.0);
+            status.send_modify(|status| status.progress = None);
+        }
         let now = clock::now_micros();
         let (answer, last) = match ended {
             None => (Err(Failure::Aborted), None),

@@ -31,6 +31,8 @@ pub struct Status {
     pub last: Option<Run>,
     /// Microseconds since 1970 UTC.
     pub next: Option<i64>,
+    /// Which part of the run under way is done, from 0 to 1, where it says so.
+    pub progress: Option<f64>,
 }
 
 impl State {
@@ -55,6 +57,7 @@ impl Status {
             detail: String::new(),
             last: None,
             next: None,
+            progress: None,
         }
     }
 
@@ -69,6 +72,7 @@ impl Status {
             "detail": self.detail,
             "last": runs.map(run_json),
             "next": self.next.map(clock::iso),
+            "progress": self.progress,
         })
     }
 }

@@ -4,10 +4,13 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
 use super::archive_file;
+use super::checkpointed::Checkpointed;
 use super::declared::Declared;
+use super::feed::Care;
 use super::fit::{self, Misfit, quoted};
 use super::inspection;
 use super::mapping::Mapping;
+use super::reader::{Mark, ReadFault};
 use crate::event::{Batch, BatchBuilder, Position};
 use crate::sqlite::open;
 
@@ -39,6 +42,15 @@ impl From<archive_file::Fault> for ScanError {
         match fault {
             archive_file::Fault::Sqlite(error) => ScanError::Sqlite(error),
             archive_file::Fault::Unfit(what) => ScanError::Unusable(what),
+        }
+    }
+}
+
+impl From<ReadFault> for ScanError {
+    fn from(fault: ReadFault) -> Self {
+        match fault {
+            ReadFault::Halt(halt) => ScanError::Unusable(halt.detail),
+            ReadFault::Sqlite(error) => ScanError::Sqlite(error),
         }
     }
 }
@@ -85,6 +97,11 @@ impl Scan {
         Ok(scan)
     }
 
+    /// A file that nobody writes, as it lies there; nothing is made beside it.
+    pub fn still(settings: &Settings) -> Result<Self, ScanError> {
+        Self::of_connection(open::still(&settings.path)?, settings, EVENT_BYTES_MAX)
+    }
+
     fn within(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
         if let Some(refusal) = inspection::refusal(settings) {
             return Err(ScanError::Unusable(refusal.to_string()));
@@ -93,6 +110,10 @@ impl Scan {
         if let Some(refusal) = inspection::journal(&connection, &settings.path)? {
             return Err(ScanError::Unusable(refusal.to_string()));
         }
+        Self::of_connection(connection, settings, event_bytes_max)
+    }
+
+    fn of_connection(connection: Connection, settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
         if settings.reads_archive() {
             archive_file::attach(&connection, &settings.path)?;
         }
@@ -107,6 +128,24 @@ impl Scan {
 
     pub fn is_by_row(&self) -> bool {
         self.mapping.rows.is_some()
+    }
+
+    /// The newest position ever given out. Not of a table read by row.
+    pub fn head(&self) -> Result<Position, ScanError> {
+        Ok(self.checkpointed().head(&self.connection)?)
+    }
+
+    /// Whether what a checkpoint remembers stands here, as a start asks it; else why not. Not of a table read by row.
+    pub fn knows(&self, marks: &[Mark]) -> Result<Result<(), String>, ScanError> {
+        match self.checkpointed().verify(&self.connection, marks) {
+            Ok(()) => Ok(Ok(())),
+            Err(ReadFault::Halt(halt)) => Ok(Err(halt.detail)),
+            Err(ReadFault::Sqlite(error)) => Err(error.into()),
+        }
+    }
+
+    fn checkpointed(&self) -> Checkpointed {
+        Checkpointed::new(self.mapping.clone(), Care::Newest)
     }
 
     /// What places depend on, where they are rowids that VACUUM gives out anew (it counts as a change of the schema): the schema's version.

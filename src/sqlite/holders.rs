@@ -1,17 +1,97 @@
-//! Who holds the write lock of a file in WAL mode: the kernel tells by `/proc/locks`, and nothing is opened for that.
+//! Who else has a database file open: by the locks that the kernel tells of (`/proc/locks`), and by the descriptors that processes hold
+//! (`/proc/<pid>/fd`). Files are known by their inode, whatever they are called; none is opened here.
+//!
+//! In WAL mode a connection that has read holds a lock for as long as it is open. One in another mode, or that has read nothing yet, shows by
+//! its descriptor alone; and that is seen of processes that this one may look into. A process in another container shows by nothing but the lock
+//! itself, which [`super::sole`] cannot get then.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::place;
+use super::place::beside;
+
+/// Of a command so much is told.
+const COMMAND_MAX: usize = 160;
+
+/// A process that has a file open.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder {
+    pub pid: u32,
+    /// As it was started, where that may be seen.
+    pub command: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.command.is_empty() {
+            true => write!(f, "process {}", self.pid),
+            false => write!(f, "process {} ({})", self.pid, self.command),
+        }
+    }
+}
+
+type Inode = (u64, u64);
+
+/// Other processes that have the database, its `-wal` or its `-shm` open, by their numbers.
+pub fn of(database: &Path) -> Vec<Holder> {
+    let inode = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let wanted: Vec<Inode> = ["", "-wal", "-shm"].iter().filter_map(|end| inode(&beside(database, end))).collect();
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let mut found: BTreeMap<u32, Holder> = BTreeMap::new();
+    let descriptors = processes().filter(|pid| has_open(*pid, &wanted));
+    for pid in locked_by(&locks, &wanted).into_iter().chain(descriptors).filter(|pid| *pid != std::process::id()) {
+        found.entry(pid).or_insert_with(|| Holder { pid, command: command(pid) });
+    }
+    found.into_values().collect()
+}
+
+/// Of lines as `1: POSIX  ADVISORY  READ 4711 fe:01:1234 1073741826 1073742335`. Locks without a process have a number below zero there.
+fn locked_by(locks: &str, wanted: &[Inode]) -> Vec<u32> {
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (at, place) = fields.iter().enumerate().find(|(_, field)| field.matches(':').count() == 2)?;
+        let (device, inode) = place.rsplit_once(':')?;
+        let (major, minor) = device.split_once(':')?;
+        let number = |hex: &str| u32::from_str_radix(hex, 16).ok();
+        let device = rustix::fs::makedev(number(major)?, number(minor)?);
+        let is_wanted = wanted.contains(&(device, inode.parse().ok()?));
+        fields.get(at.checked_sub(1)?)?.parse::<u32>().ok().filter(|_| is_wanted)
+    };
+    locks.lines().filter_map(of_line).collect()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn has_open(pid: u32, wanted: &[Inode]) -> bool {
+    // Where the folder cannot be read, nothing is known by it.
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut inodes = descriptors.filter_map(|entry| fs::metadata(entry.path()).ok());
+    inodes.any(|found| wanted.contains(&(found.dev(), found.ino())))
+}
+
+/// In one line, and not longer than one can read.
+fn command(pid: u32) -> String {
+    let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let line = |bytes: Vec<u8>| {
+        let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(COMMAND_MAX).collect::<String>()
+    };
+    let words = line(read("cmdline"));
+    if words.is_empty() { line(read("comm")) } else { words }
+}
 
 /// The byte of the `-shm` whose lock a writer holds (WAL_WRITE_LOCK in SQLite's wal.c, from byte 120 on).
 const WRITE_BYTE: u64 = 120;
 
 /// A process, where it can be seen from here: not out of another PID namespace.
 pub fn of_write_lock(path: &Path) -> Option<u32> {
-    let shm = fs::metadata(place::beside(path, "-shm")).ok()?;
+    let shm = fs::metadata(beside(path, "-shm")).ok()?;
     holder(&fs::read_to_string("/proc/locks").ok()?, shm.dev(), shm.ino())
 }
 
@@ -34,6 +114,36 @@ fn holder(locks: &str, dev: u64, inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locks_are_told_by_device_and_inode() {
+        let locks = "\
+1: POSIX  ADVISORY  READ 4711 fe:01:1234 1073741826 1073742335
+1: -> POSIX  ADVISORY  WRITE 12 fe:01:1234 0 EOF
+2: OFDLCK ADVISORY  READ -1 fe:01:1234 128 128
+3: FLOCK  ADVISORY  WRITE 99 fe:01:1235 0 EOF
+4: POSIX  ADVISORY  WRITE 77 00:2a:1234 0 EOF
+";
+        let device = rustix::fs::makedev(0xfe, 1);
+        assert_eq!(locked_by(locks, &[(device, 1234)]), [4711, 12]);
+        assert_eq!(locked_by("nonsense\n: :\n1: a:b:c\n", &[(device, 1234)]), [0; 0]);
+    }
+
+    #[test]
+    fn who_has_it_open_is_found_without_a_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("a.db");
+        fs::write(&database, "").unwrap();
+        assert_eq!(of(&database), []);
+        let mut reader = std::process::Command::new("sleep");
+        let reader = reader.arg("60").stdin(fs::File::open(&database).unwrap()).spawn();
+        let mut reader = reader.unwrap();
+        let found = of(&database);
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+        let told = found.iter().find(|holder| holder.pid == reader.id()).map(Holder::to_string);
+        assert_eq!(told, Some(format!("process {} (sleep 60)", reader.id())));
+    }
 
     const LOCKS: &str = "1: POSIX  ADVISORY  READ  100 fe:00:131 128 128\n2: FLOCK  ADVISORY  WRITE 101 fe:00:131 0 EOF\n\
                          2: -> POSIX  ADVISORY  WRITE 102 fe:00:131 120 120\n3: POSIX  ADVISORY  WRITE 103 fe:00:132 120 120\n\

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. A file is opened through SQLite alone; of its side files only `-wal` is opened, to be made durable ([`barrier`]).
-//!    Closing any other descriptor on it would drop this process's locks (`howtocorrupt`, §2.2).
+//!    Closing any other descriptor on it would drop this process's locks (`howtocorrupt`, §2.2). A file that SQLite cannot read, and that is
+//!    about to be replaced, is the exception ([`sole`]).
 //! 2. Every write begins with `BEGIN IMMEDIATE`, on the file's one [`writer`] thread.
 //! 3. No connection checkpoints at close, changes the journal mode of an application's file, or keeps a statement open between calls.
 //!
@@ -14,7 +15,7 @@ pub mod authorizer;
 pub mod barrier;
 pub mod fault;
 pub mod guard;
-mod holders;
+pub mod holders;
 pub mod litestream;
 pub mod lockfile;
 pub mod open;
@@ -22,4 +23,5 @@ pub mod place;
 pub mod pool;
 pub mod premises;
 pub mod sizes;
+pub mod sole;
 pub mod writer;

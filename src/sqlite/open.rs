@@ -49,6 +49,18 @@ pub fn still(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// The only connection to a file that is about to be replaced: nobody else reads or writes it while this one is open.
+pub fn sole(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(Duration::from_secs(1))?;
+    // Before anything is read: then the lock is the whole file's.
+    connection.query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))?;
+    connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    synchronous(&connection, Durable::Full)?;
+    Ok(connection)
+}
+
 /// Bytes of the database, as this connection sees it.
 pub fn size(connection: &Connection) -> rusqlite::Result<u64> {
     let sql = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";

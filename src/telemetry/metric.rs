@@ -60,6 +60,7 @@ metrics_table! {
     BACKUP_VERIFIED_TIMESTAMP_SECONDS = "outboxd_backup_verified_timestamp_seconds", "gauge", ["job"], "When the newest backup in the job's folder had been opened and checked; 0 when there is none.";
     BACKUP_AT_TARGET_TIMESTAMP_SECONDS = "outboxd_backup_at_target_timestamp_seconds", "gauge", ["job"], "When the newest backup was begun that lies at the job's target off this host; after a start, until a run has looked: when the last run ended that went well; 0 when there was none.";
     DRILL_TIMESTAMP_SECONDS = "outboxd_drill_timestamp_seconds", "gauge", ["job"], "When the drill last took a backup back and found it sound; 0 when it never has.";
+    JOB_PROGRESS_RATIO = "outboxd_job_progress_ratio", "gauge", ["job"], "Which part of the run under way is done, 0 to 1, of jobs that say so (backups); 0 when none is under way.";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
@@ -113,6 +114,10 @@ pub fn backup_at_target(job: &str, micros: i64) {
 
 pub fn drilled(job: &str, micros: i64) {
     gauge!(DRILL_TIMESTAMP_SECONDS, vec![label("job", job)]).set(micros as f64 / 1e6);
+}
+
+pub fn job_progress(job: &str, done: f64) {
+    gauge!(JOB_PROGRESS_RATIO, vec![label("job", job)]).set(done);
 }
 
 pub fn snapshots_written(job: &str, count: u64) {

@@ -10,6 +10,7 @@ mod audits;
 mod backups_are_whole;
 #[cfg(feature = "s3")]
 mod backups_leave_the_host;
+mod backups_of_large_and_busy_files;
 mod bad_input_by_name;
 mod barrier_comes_before_sending;
 mod brokers_are_killed_under_load;
@@ -76,6 +77,8 @@ mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;
 mod replays_and_copies_reach_the_brokers;
 mod replays_stand_beside_the_live_flow;
+#[cfg(feature = "controls")]
+mod restores_in_place;
 mod retention_takes_nothing_needed;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;

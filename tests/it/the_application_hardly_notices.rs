@@ -23,21 +23,21 @@ use crate::support::relays::{file, relay};
 use crate::support::{daemon, rig};
 
 const PER_SECOND: u32 = 500;
-const ADDED_MAX: Duration = Duration::from_millis(2);
+pub const ADDED_MAX: Duration = Duration::from_millis(2);
 /// SQLite begins to checkpoint at 4 MB (1,000 pages), and again at each commit until it may.
 const WAL_MAX: u64 = 16 << 20;
 /// Where rows are marked, what we write ourselves comes on top: half a megabyte for a thousand rows.
 const WAL_MARKED_MAX: u64 = 64 << 20;
 
 /// What an application went through.
-struct Commits {
-    took: Vec<Duration>,
-    refused: u32,
-    wal_bytes: u64,
+pub struct Commits {
+    pub took: Vec<Duration>,
+    pub refused: u32,
+    pub wal_bytes: u64,
 }
 
 impl Commits {
-    fn p(&self, hundredth: usize) -> Duration {
+    pub fn p(&self, hundredth: usize) -> Duration {
         self.took[self.took.len() * hundredth / 100]
     }
 }
@@ -48,13 +48,13 @@ fn outbox(path: &Path) -> Connection {
     connection
 }
 
-const OURS: &str = "INSERT INTO outbox (key, type, payload) VALUES ('k' || ?1 % 50, 'T', '{\"total\": 7}')";
+pub const OURS: &str = "INSERT INTO outbox (key, type, payload) VALUES ('k' || ?1 % 50, 'T', '{\"total\": 7}')";
 const ROW: &str =
     "INSERT INTO event_outbox (id, event_id, event_type, aggregate_id, aggregate_type, event_data, created_at)
      VALUES ('n' || ?1, 'e' || ?1, 'T', 'k' || ?1 % 50, 'A', '{\"payload\": {\"n\": 1}}', '2026-11-21T03:15:20+00:00')";
 
 /// Commits one row at a time, as many a second, in transactions that begin IMMEDIATE, as long as `goes_on`.
-fn commits(path: &Path, sql: &str, mut goes_on: impl FnMut() -> bool) -> Commits {
+pub fn commits(path: &Path, sql: &str, mut goes_on: impl FnMut() -> bool) -> Commits {
     let connection = outbox(path);
     let mut insert = connection.prepare(sql).unwrap();
     let wal = PathBuf::from(format!("{}-wal", path.display()));
@@ -83,10 +83,10 @@ fn commits(path: &Path, sql: &str, mut goes_on: impl FnMut() -> bool) -> Commits
 }
 
 /// Processes that burn so much of a processor, in slices of some milliseconds, and touch nothing.
-struct Burner(Vec<Child>);
+pub struct Burner(Vec<Child>);
 
 impl Burner {
-    fn of(processors: f64) -> Self {
+    pub fn of(processors: f64) -> Self {
         let count = processors.ceil().max(1.0);
         let share = processors / count;
         let script = format!(
@@ -107,7 +107,7 @@ impl Drop for Burner {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -4,7 +4,7 @@ use super::{Engine, Stop, blocked, halted};
 use crate::consumer::{OnReject, Start, session};
 use crate::projection::{OnChange, tables};
 use crate::source::StatePlace;
-use crate::source::reader::{Look, Mark};
+use crate::source::reader::{Halt, Look, Mark};
 use crate::sqlite::open;
 use crate::sqlite::writer::{JobError, Writer};
 use crate::state::checkpoint::{self, Checkpoint, Sent, Witnesses};
@@ -90,7 +90,15 @@ impl Engine {
         }
         let reader = self.reader.clone();
         let verified = self.during(|| None, async move { reader.verify(marks).await }).await?;
-        verified.map_err(|halt| Stop::Halted(halt.detail))
+        let name = &self.settings.name;
+        let told = |halt: Halt| match self.settings.destination.tables() {
+            Some(_) => format!(
+                "{}. What its tables hold of the events that went is not undone by that: `outboxd rebuild {name}` makes them anew from what is there",
+                halt.detail
+            ),
+            None => halt.detail,
+        };
+        verified.map_err(|halt| Stop::Halted(told(halt)))
     }
 
     pub(super) fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {

@@ -27,6 +27,8 @@ pub(super) struct Swap<'a> {
     /// What the checkpoint has to carry.
     pub definition: &'a str,
     pub with_dead_letters: bool,
+    /// The live tables are ahead of their source.
+    pub may_go_back: bool,
     pub owner: Owner,
 }
 
@@ -62,7 +64,9 @@ impl Swap<'_> {
             )));
         }
         let old = checkpoint::load(connection, name)?;
-        if old.as_ref().is_some_and(|old| old.source == new.source && old.mark.position > new.mark.position) {
+        let is_ahead =
+            old.as_ref().is_some_and(|old| old.source == new.source && old.mark.position > new.mark.position);
+        if is_ahead && !self.may_go_back {
             return Ok(Swapped::Behind);
         }
         let counts = held::counts(&snapshot, name).map_err(|error| unread(&error))?;

@@ -1,9 +1,12 @@
 //! One file's way into a backup: copied, opened, checked, counted, hashed, compressed; and its way out again.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
+use std::ops::AddAssign;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use sha2::{Digest, Sha256};
@@ -23,12 +26,57 @@ const STEPS: i32 = 10_000;
 /// Of what is wrong with a copy, so much is told.
 const NAMED_MAX: usize = 10;
 
+/// Which part of a run a file is, from 0 to 1: where it begins, and how much it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub before: f64,
+    pub own: f64,
+}
+
+impl Share {
+    /// Of the work on a file, copying is about as much as compressing; opening and checking it lies in between.
+    const COPYING: f64 = 0.4;
+    const CHECKED: f64 = 0.6;
+
+    fn tell(self, stop: &Stop, done: f64) {
+        stop.tell(self.before + self.own * done.clamp(0.0, 1.0));
+    }
+}
+
+/// How long the parts of the work took.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Took {
+    pub copying: Duration,
+    pub checking: Duration,
+    pub compressing: Duration,
+}
+
+impl AddAssign for Took {
+    fn add_assign(&mut self, other: Self) {
+        self.copying += other.copying;
+        self.checking += other.checking;
+        self.compressing += other.compressing;
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [copying, checking, compressing] =
+            [self.copying, self.checking, self.compressing].map(|took| took.as_secs_f64());
+        write!(f, "copied in {copying:.2} s, checked in {checking:.2} s, compressed in {compressing:.2} s")
+    }
+}
+
 /// Copies a database into a folder of ours, and makes sure of the copy. Nothing is locked: the application writes on.
-pub fn into_backup(path: &Path, folder: &Path, stop: &Stop) -> Result<Copied, Failure> {
+pub fn into_backup(path: &Path, folder: &Path, share: Share, stop: &Stop) -> Result<(Copied, Took), Failure> {
     let name = path.file_name().and_then(|name| name.to_str()).expect("the config has looked").to_owned();
     let meta = fs::metadata(path).map_err(|error| Failure::Unavailable(format!("{}: {error}", path.display())))?;
     let raw = folder.join(&name);
-    vacuum_into(path, &raw, stop)?;
+    let mut took = Took::default();
+    let began = Instant::now();
+    vacuum_into(path, &raw, share, stop)?;
+    took.copying = began.elapsed();
+    share.tell(stop, Share::COPYING);
     let found = inspect(&raw, stop).map_err(|failure| match failure {
         Failure::Data(what) => Failure::Data(format!(
             "the copy of {} is not sound, and no backup is made of it: {what}. Remedy: see `PRAGMA integrity_check` in the file itself; an index \
@@ -37,6 +85,7 @@ pub fn into_backup(path: &Path, folder: &Path, stop: &Stop) -> Result<Copied, Fa
         )),
         other => other,
     })?;
+    took.checking = began.elapsed() - took.copying;
     let mut copied = Copied {
         name,
         path: path.to_owned(),
@@ -49,13 +98,14 @@ pub fn into_backup(path: &Path, folder: &Path, stop: &Stop) -> Result<Copied, Fa
         gid: meta.gid(),
         found,
     };
-    compress(&raw, &folder.join(copied.artefact()), &mut copied, stop)?;
+    compress(&raw, &folder.join(copied.artefact()), &mut copied, share, stop)?;
     fs::remove_file(&raw).map_err(|error| unwritten(&raw, &error))?;
-    Ok(copied)
+    took.compressing = began.elapsed() - took.checking - took.copying;
+    Ok((copied, took))
 }
 
 /// A copy of what is committed at a moment.
-pub fn vacuum_into(path: &Path, raw: &Path, stop: &Stop) -> Result<(), Failure> {
+pub fn vacuum_into(path: &Path, raw: &Path, share: Share, stop: &Stop) -> Result<(), Failure> {
     let told = |error: rusqlite::Error| match &error {
         _ if stop.is_asked() => Failure::Aborted,
         rusqlite::Error::SqliteFailure(code, _)
@@ -67,7 +117,14 @@ pub fn vacuum_into(path: &Path, raw: &Path, stop: &Stop) -> Result<(), Failure> 
         _ => Failure::Unavailable(format!("{} cannot be copied to {}: {error}", path.display(), raw.display())),
     };
     let connection = open::copier(path).map_err(told)?;
-    listen(&connection, stop).map_err(told)?;
+    let whole = open::size(&connection).map_err(told)?.max(1) as f64;
+    let (grows, listens) = (raw.to_owned(), stop.clone());
+    let look = move || {
+        let bytes = fs::metadata(&grows).map_or(0, |meta| meta.len());
+        share.tell(&listens, Share::COPYING * (bytes as f64 / whole).min(1.0));
+        listens.is_asked()
+    };
+    connection.progress_handler(STEPS, Some(look)).map_err(told)?;
     let to = raw.to_str().expect("the config has looked");
     connection.execute("VACUUM INTO ?1", [to]).map_err(told)?;
     Ok(())
@@ -147,10 +204,11 @@ pub fn consumers(connection: &Connection) -> Result<std::collections::BTreeMap<S
     Ok(all.into_iter().map(stands).collect())
 }
 
-fn compress(raw: &Path, to: &Path, copied: &mut Copied, stop: &Stop) -> Result<(), Failure> {
+fn compress(raw: &Path, to: &Path, copied: &mut Copied, share: Share, stop: &Stop) -> Result<(), Failure> {
     let read = |error: io::Error| Failure::Unavailable(format!("{}: {error}", raw.display()));
     let written = |error: io::Error| unwritten(to, &error);
     let mut from = File::open(raw).map_err(read)?;
+    let whole = from.metadata().map_err(read)?.len().max(1) as f64;
     let file = File::options().write(true).create_new(true).mode(0o600).open(to).map_err(written)?;
     let (mut plain, mut buffer) = (Sha256::new(), vec![0; CHUNK]);
     let mut encoder = zstd::Encoder::new(Hashing::new(file), LEVEL).map_err(written)?;
@@ -165,6 +223,7 @@ fn compress(raw: &Path, to: &Path, copied: &mut Copied, stop: &Stop) -> Result<(
         }
         plain.update(&buffer[..length]);
         copied.bytes += length as u64;
+        share.tell(stop, Share::CHECKED + (1.0 - Share::CHECKED) * copied.bytes as f64 / whole);
         encoder.write_all(&buffer[..length]).map_err(written)?;
     }
     let hashing = encoder.finish().map_err(written)?;
@@ -261,5 +320,32 @@ impl<T: Write> Write for Hashing<T> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an application opens its file")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_tells_how_far_it_is_and_what_it_took() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, to) = (folder.path().join("app.db"), folder.path().join("made"));
+        fs::create_dir(&to).unwrap();
+        let application = Connection::open(&path).unwrap();
+        application.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (7)").unwrap();
+        let stop = Stop::default();
+        assert_eq!(stop.done(), None);
+        // The second half of a run.
+        let (copied, took) = into_backup(&path, &to, Share { before: 0.5, own: 0.5 }, &stop).unwrap();
+        assert_eq!((stop.done(), copied.found.tables["t"]), (Some(1.0), 1));
+        assert!(took.to_string().starts_with("copied in 0.") && took.copying > Duration::ZERO, "{took}");
+        Share { before: 0.0, own: 0.5 }.tell(&stop, Share::COPYING);
+        assert_eq!(stop.done(), Some(0.2));
+        stop.ask();
+        fs::remove_file(to.join(copied.artefact())).unwrap();
+        let ended = into_backup(&path, &to, Share { before: 0.0, own: 1.0 }, &stop).map(drop);
+        assert_eq!(ended, Err(Failure::Aborted));
     }
 }

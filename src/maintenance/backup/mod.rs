@@ -16,6 +16,7 @@ pub(super) mod copy;
 mod keys;
 pub mod manifest;
 mod off_host;
+pub mod replace;
 pub mod restore;
 mod shelf;
 mod target;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use chrono_tz::Tz;
 
 use self::calendar::Policy;
+use self::copy::Took;
 pub use self::keys::Backup as Keys;
 use self::manifest::{Copied, FORMAT, Manifest};
 use self::off_host::Sent;
@@ -92,11 +94,16 @@ impl Backups {
         Failure::Unavailable(format!("{}: {error}", self.shelf.folder.display()))
     }
 
-    fn fill(&self, making: &shelf::Making, began: i64, stop: &Stop) -> Result<Manifest, Failure> {
-        let mut files: Vec<Copied> = Vec::new();
+    fn fill(&self, making: &shelf::Making, began: i64, stop: &Stop) -> Result<(Manifest, Took), Failure> {
+        let (mut files, mut took): (Vec<Copied>, Took) = Default::default();
+        let bytes = |file: &Database| std::fs::metadata(&file.path).map_or(0, |meta| meta.len()) as f64;
+        let whole = self.files.iter().map(bytes).sum::<f64>().max(1.0);
+        let mut share = copy::Share { before: 0.0, own: 0.0 };
         for file in &self.files {
+            share = copy::Share { before: share.before + share.own, own: bytes(file) / whole };
             let elsewhere = file.elsewhere()?;
-            let mut copied = copy::into_backup(&file.path, &making.partial, stop)?;
+            let (mut copied, of_file) = copy::into_backup(&file.path, &making.partial, share, stop)?;
+            took += of_file;
             copied.found.elsewhere = elsewhere;
             files.push(copied);
             controls::reach(Seam::Backup);
@@ -120,7 +127,7 @@ impl Backups {
         };
         write().map_err(|error| Failure::Unavailable(format!("{} cannot be written: {error}", path.display())))?;
         controls::reach(Seam::Backup);
-        Ok(manifest)
+        Ok((manifest, took))
     }
 
     /// Says how many were removed, and what is no backup although it bears the name of one.
@@ -231,8 +238,8 @@ impl Job for Backups {
         self.is_there_room()?;
         let began = clock::now_micros();
         let making = self.shelf.begin(began).map_err(|error| self.unread(&error))?;
-        let manifest = match self.fill(&making, began, context.stop()) {
-            Ok(manifest) => manifest,
+        let (manifest, took) = match self.fill(&making, began, context.stop()) {
+            Ok(filled) => filled,
             Err(failure) => {
                 // What is left begins with a dot: the next run removes it.
                 drop(making.give_up());
@@ -244,7 +251,7 @@ impl Job for Backups {
         self.tell_verified(&manifest);
         let (removed, broken) = self.prune()?;
         let mut told = format!(
-            "{name}: {} files, {} bytes, {} compressed, opened and checked; {removed} older ones removed",
+            "{name}: {} files, {} bytes, {} compressed, opened and checked; {removed} older ones removed; {took}",
             manifest.files.len(),
             manifest.bytes(),
             manifest.compressed_bytes()

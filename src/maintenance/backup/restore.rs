@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Gid, RenameFlags, Uid};
 
@@ -25,6 +25,17 @@ pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result
             )));
         }
     }
+    let partial = make(entry, copied, to, stop)?;
+    controls::reach(Seam::Backup);
+    // Somebody may have put something there meanwhile.
+    rustix::fs::renameat_with(CWD, &partial, CWD, to, RenameFlags::NOREPLACE)
+        .map_err(|error| unwritten(error.into()))?;
+    File::open(folder_of(to)).and_then(|folder| folder.sync_all()).map_err(unwritten)
+}
+
+/// Unpacks it beside the place where it is to be, and makes sure of it: all but its name.
+pub fn make(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result<PathBuf, Failure> {
+    let unwritten = |error: io::Error| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
     let partial = beside(to, ".partial");
     if fs::symlink_metadata(&partial).is_ok() {
         fs::remove_file(&partial).map_err(unwritten)?;
@@ -33,16 +44,16 @@ pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result
         .and_then(|()| counted(entry, copied, &partial, stop))
         .and_then(|()| dress(copied, &partial, to));
     if made.is_err() {
-        for left in [partial.clone(), beside(&partial, "-wal"), beside(&partial, "-shm")] {
-            drop(fs::remove_file(left));
-        }
-        return made;
+        give_up(&partial);
     }
-    controls::reach(Seam::Backup);
-    // Somebody may have put something there meanwhile.
-    rustix::fs::renameat_with(CWD, &partial, CWD, to, RenameFlags::NOREPLACE)
-        .map_err(|error| unwritten(error.into()))?;
-    File::open(folder_of(to)).and_then(|folder| folder.sync_all()).map_err(unwritten)
+    made.map(|()| partial)
+}
+
+/// Nothing is left of what was made.
+pub fn give_up(partial: &Path) {
+    for left in [partial.to_owned(), beside(partial, "-wal"), beside(partial, "-shm")] {
+        drop(fs::remove_file(left));
+    }
 }
 
 /// Whether it holds what the manifest says that it held.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 pub use self::keys::Integrity as Keys;
-use super::backup::copy;
+use super::backup::copy::{self, Share};
 use super::{Context, Failure, Job, Report, Stop};
 use crate::clock;
 use crate::controls::{self, Seam};
@@ -125,7 +125,7 @@ impl Integrity {
         made.map_err(|error| self.unread(&error))?;
         controls::reach(Seam::Integrity);
         let began = Instant::now();
-        let found = copy::vacuum_into(path, &scratch, stop).and_then(|()| {
+        let found = copy::vacuum_into(path, &scratch, Share { before: 0.0, own: 1.0 }, stop).and_then(|()| {
             controls::reach(Seam::Integrity);
             self.look(stop)
         });

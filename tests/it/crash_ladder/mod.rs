@@ -200,8 +200,8 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
 /// `retention_takes_nothing_needed`, `free_pages_go_back`, `damage_is_found`, `backups_are_whole`, `backups_leave_the_host`, `projection_ladder` and `rebuilds`
-/// climb over them.
-const ELSEWHERE: [Seam; 17] = [
+/// climb over them, `restores_in_place` too.
+const ELSEWHERE: [Seam; 18] = [
     Seam::Reload,
     Seam::JobRun,
     Seam::JobWork,
@@ -216,6 +216,7 @@ const ELSEWHERE: [Seam; 17] = [
     Seam::Withdraw,
     Seam::Bring,
     Seam::Drill,
+    Seam::Restore,
     Seam::Define,
     Seam::Apply,
     Seam::Swap,

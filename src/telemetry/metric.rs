@@ -53,6 +53,7 @@ metrics_table! {
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
+    JOB_INFO = "outboxd_job_info", "gauge", ["job", "type"], "1, with the type of the job, as `[jobs.NAME]` says it.";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
@@ -85,6 +86,10 @@ pub fn config_read(taken: Option<i64>) {
 }
 
 const JOB_RESULTS: [&str; 4] = ["done", "failed", "aborted", "killed"];
+
+pub fn job_info(job: &str, kind: &'static str) {
+    gauge!(JOB_INFO, vec![label("job", job), label("type", kind)]).set(1.0);
+}
 
 /// A job is known: its series stand from the start. `success` is when it last ended well, in microseconds since 1970.
 pub fn job_is_known(job: &str, success: Option<i64>) {

@@ -165,6 +165,12 @@ type = "snapshot"
 source = "log"
 every = "1s"
 reducers = { Order = "merge-patch" }
+
+[jobs.nightly]
+type = "backup"
+files = ["app.db"]
+target = "file://BACKUPS"
+every = "1h"
 "#;
 
 fn append(application: &Connection, stream: &str, event: &str) {
@@ -177,7 +183,9 @@ fn append(application: &Connection, stream: &str, event: &str) {
 #[test]
 fn every_query_of_the_dashboard_has_an_answer_and_a_dead_letter_is_an_alert() {
     let _machine = shared_machine();
-    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), READ_MODEL].concat());
+    let backups = tempfile::tempdir().unwrap();
+    let more = READ_MODEL.replace("BACKUPS", &backups.path().display().to_string());
+    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), &more].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(30));
     daemon.until_state("totals", "running", Duration::from_secs(30));

@@ -78,7 +78,7 @@ fn every_alert_has_cases_in_which_it_fires_resolves_and_stays_quiet() {
             fires.is_some_and(|at| case.expected[at..].iter().any(|(_, fires)| !fires))
         };
         let names: Vec<_> = of_it.iter().map(|case| case.name).collect();
-        assert!(of_it.iter().any(|case| resolves(case)), "{alert} fires and resolves in none of {names:?}");
+        assert!(of_it.iter().any(resolves), "{alert} fires and resolves in none of {names:?}");
         assert!(
             of_it.iter().any(|case| case.expected.iter().all(|(_, fires)| !fires)),
             "{alert} stays quiet in none of {names:?}"

@@ -86,6 +86,12 @@ listed! {
         Snapshot,
         /// An event was copied to the archive, and stands in the log as well; its transaction is open.
         Archive,
+        /// A row was deleted because its time is over; its transaction is open.
+        Retention,
+        /// Pages are given back (their transaction is open), or a file is about to be written anew, or was.
+        Vacuum,
+        /// A copy that is looked through is about to be made, or was.
+        Integrity,
         /// A backup: a file was copied, its manifest written, it got its name, an older one went.
         Backup,
         /// A reload is about to stop consumers, one of them has ended, or all is done.
@@ -165,6 +171,12 @@ listed! {
         NewestStays,
         /// An event leaves the log only when the archive has it as it was.
         Copied,
+        /// Nothing is deleted that a consumer, a held key, a dead letter or a replay still needs.
+        Needed,
+        /// Of a table that may give out a number again the newest row is not deleted.
+        Tail,
+        /// Where Litestream owns the checkpoints no file is written anew, and nobody else checkpoints.
+        CheckpointOwner,
     }
 }
 

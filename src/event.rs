@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 
 use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -206,6 +207,15 @@ struct Span {
 
 impl Span {
     const ABSENT: Span = Span { start: u32::MAX, len: 0 };
+
+    fn of(start: usize, len: usize) -> Span {
+        assert!(start + len < u32::MAX as usize, "a batch is bounded far below 4 GiB by its reader");
+        Span { start: start as u32, len: len as u32 }
+    }
+
+    fn range(self) -> Option<Range<usize>> {
+        (self.start != u32::MAX).then(|| self.start as usize..(self.start + self.len) as usize)
+    }
 }
 
 #[derive(Debug)]
@@ -226,7 +236,10 @@ struct Row {
 /// A bounded run of events in the source's order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    arena: Vec<u8>,
+    /// Columns that are text: looked at once, when they are pushed.
+    text: String,
+    /// Keys and payloads.
+    bytes: Vec<u8>,
     rows: Vec<Row>,
     /// For sources read by row: one key a row; empty otherwise.
     row_keys: Vec<RowKey>,
@@ -255,7 +268,7 @@ impl Batch {
 
     /// The bytes that the batch holds in memory for its columns.
     pub fn bytes(&self) -> usize {
-        self.arena.len()
+        self.text.len() + self.bytes.len()
     }
 
     pub fn event(&self, index: usize) -> Event<'_> {
@@ -304,7 +317,7 @@ impl Batch {
     pub fn rekey(&mut self, key: impl Fn(&Event<'_>) -> Option<Vec<u8>>) {
         for index in 0..self.len() {
             let key = key(&self.event(index));
-            self.rows[index].key = span(&mut self.arena, key.as_deref());
+            self.rows[index].key = bytes_span(&mut self.bytes, key.as_deref());
         }
     }
 
@@ -337,11 +350,11 @@ impl Batch {
     }
 
     fn slice(&self, span: Span) -> Option<&[u8]> {
-        (span.start != u32::MAX).then(|| &self.arena[span.start as usize..(span.start + span.len) as usize])
+        span.range().map(|range| &self.bytes[range])
     }
 
     fn text(&self, span: Span) -> Option<&str> {
-        self.slice(span).map(|bytes| std::str::from_utf8(bytes).expect("BatchBuilder takes these columns as text"))
+        span.range().map(|range| &self.text[range])
     }
 }
 
@@ -353,7 +366,8 @@ pub struct BatchBuilder {
 
 impl BatchBuilder {
     pub fn with_capacity(events: usize, bytes: usize) -> Self {
-        Self { batch: Batch { arena: Vec::with_capacity(bytes), rows: Vec::with_capacity(events), ..Batch::default() } }
+        let (text, bytes) = (String::with_capacity(bytes / 2), Vec::with_capacity(bytes));
+        Self { batch: Batch { text, bytes, rows: Vec::with_capacity(events), ..Batch::default() } }
     }
 
     pub fn len(&self) -> usize {
@@ -365,7 +379,7 @@ impl BatchBuilder {
     }
 
     pub fn bytes(&self) -> usize {
-        self.batch.arena.len()
+        self.batch.bytes()
     }
 
     /// Where the last event stands, and its id.
@@ -377,14 +391,14 @@ impl BatchBuilder {
     pub fn push(&mut self, event: Columns<'_>) {
         let row = Row {
             position: event.position,
-            id: self.span(Some(event.id.as_bytes())),
-            key: self.span(event.key),
-            stream_id: self.span(event.stream_id.map(str::as_bytes)),
-            stream_type: self.span(event.stream_type.map(str::as_bytes)),
-            kind: self.span(Some(event.kind.as_bytes())),
-            payload: self.span(event.payload),
-            headers: self.span(event.headers.map(str::as_bytes)),
-            time: self.span(event.time.map(str::as_bytes)),
+            id: self.text_span(Some(event.id)),
+            key: bytes_span(&mut self.batch.bytes, event.key),
+            stream_id: self.text_span(event.stream_id),
+            stream_type: self.text_span(event.stream_type),
+            kind: self.text_span(Some(event.kind)),
+            payload: bytes_span(&mut self.batch.bytes, event.payload),
+            headers: self.text_span(event.headers),
+            time: self.text_span(event.time),
             version: event.version,
             time_micros: event.time_micros,
         };
@@ -413,17 +427,19 @@ impl BatchBuilder {
         self.batch
     }
 
-    fn span(&mut self, bytes: Option<&[u8]>) -> Span {
-        span(&mut self.batch.arena, bytes)
+    fn text_span(&mut self, text: Option<&str>) -> Span {
+        let Some(text) = text else { return Span::ABSENT };
+        let span = Span::of(self.batch.text.len(), text.len());
+        self.batch.text.push_str(text);
+        span
     }
 }
 
-fn span(arena: &mut Vec<u8>, bytes: Option<&[u8]>) -> Span {
+fn bytes_span(arena: &mut Vec<u8>, bytes: Option<&[u8]>) -> Span {
     let Some(bytes) = bytes else { return Span::ABSENT };
-    let start = arena.len();
+    let span = Span::of(arena.len(), bytes.len());
     arena.extend_from_slice(bytes);
-    assert!(arena.len() < u32::MAX as usize, "a batch is bounded far below 4 GiB by its reader");
-    Span { start: start as u32, len: bytes.len() as u32 }
+    span
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Now { job } => {
             let loaded = context.load()?;
             let (name, _) = only(&loaded, job.as_deref())?;
-            job::execute(&job::Command::Run { name: name.to_owned() }, context)
+            job::execute(&job::Command::Run { name: name.to_owned(), dry_run: false }, context)
         }
         Command::List { job } => list(job.as_deref(), context),
         Command::Verify { what } => verify(what.as_deref(), context),

@@ -7,7 +7,7 @@ use super::control_client::{self, Request};
 use super::{Context, Exit, Failure, terminal};
 use crate::admin::answer::Refusal;
 use crate::controls;
-use crate::maintenance::Stop;
+use crate::maintenance::{self, Report, Stop};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -20,6 +20,9 @@ pub enum Command {
         /// The job's name
         #[arg(value_name = "NAME")]
         name: String,
+        /// Say what it would do, and do nothing; of types that can say it beforehand
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Work out anew what a job's runs have made, and compare; change nothing
     ///
@@ -65,8 +68,9 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     controls::obey_environment();
     let request = match command {
         Command::List => control_client::Job::List,
-        Command::Run { name } => control_client::Job::Run { job: name.clone() },
-        Command::Verify { name } => return verify(name, context),
+        Command::Run { name, dry_run: true } => return look(name, context, |job| job.dry_run(&Stop::default())),
+        Command::Run { name, .. } => control_client::Job::Run { job: name.clone() },
+        Command::Verify { name } => return look(name, context, |job| job.verify(&Stop::default())),
     };
     let answer = context.ask(&Request::Job(request))?;
     match (context.json, command) {
@@ -74,7 +78,7 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         (false, Command::List | Command::Verify { .. }) => {
             terminal::print(&table(serde_json::from_value::<Listed>(answer)?.jobs))?
         }
-        (false, Command::Run { name }) => {
+        (false, Command::Run { name, .. }) => {
             let Ran { run } = serde_json::from_value(answer)?;
             let [name, detail] = [name, &run.detail].map(|text| terminal::visible(text));
             let took = run.duration_seconds.map_or("-".to_owned(), duration);
@@ -85,15 +89,19 @@ pub fn execute(command: &Command, context: &Context) -> anyhow::Result<Exit> {
 }
 
 /// It only reads: whether a daemon runs does not matter.
-fn verify(name: &str, context: &Context) -> anyhow::Result<Exit> {
+fn look(
+    name: &str,
+    context: &Context,
+    look: impl FnOnce(&dyn maintenance::Job) -> Result<Report, maintenance::Failure>,
+) -> anyhow::Result<Exit> {
     let jobs = context.load()?.config.jobs;
     let names = || jobs.iter().map(|job| job.name.clone());
     let job = jobs.iter().find(|job| job.name == name);
-    let verified = match job {
-        Some(job) => job.job.verify(&Stop::default()).map_err(Refusal::from),
+    let seen = match job {
+        Some(job) => look(&*job.job).map_err(Refusal::from),
         None => Err(Refusal::no_job(name, names())),
     };
-    let report = verified.map_err(|refusal| {
+    let report = seen.map_err(|refusal| {
         let exit = Exit::of_code(u64::from(refusal.exit)).unwrap_or(Exit::Unavailable);
         Failure { exit, reason: refusal.error, remedy: None }
     })?;

@@ -192,7 +192,7 @@ section! {
         /// How long a statement may run for one event. What runs for longer is stopped, and its event refused.
         statement_time_max: Span, Value(r#""5s""#), r#""5s""#;
         /// How many events are read at once: the most that one transaction takes.
-        batch_events: u64, Value("1000"), "1000";
+        batch_events: u64, Value("4000"), "4000";
         /// The same in bytes.
         batch_bytes: Size, Value(r#""4MiB""#), r#""4MiB""#;
         /// A larger event becomes a dead letter, unread.

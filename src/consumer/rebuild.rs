@@ -41,8 +41,6 @@ use crate::state::checkpoint;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the source, or the file, may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Rows that are copied in one look.
-const SLICE: usize = 5_000;
 
 fn definition_of(settings: &Settings) -> Result<&Arc<Definition>, JobError> {
     let not = || JobError::Refused(format!("{} is a relay: only projections have tables", settings.name));
@@ -118,19 +116,6 @@ fn copy_where(from: &Connection, to: &Connection, table: &str, consumer: &str) -
     copy_rows(from, to, (table, table), &columns(from, table)?, "WHERE consumer = ?1", &[&consumer])
 }
 
-/// Copies some rows from this rowid on, and says where the next ones begin, if there are more; `None` where there are no rowids.
-fn copy_slice(from: &Connection, to: &Connection, table: &str, rowid: i64) -> Result<Option<Option<i64>>, JobError> {
-    let columns = columns(from, table)?;
-    let is_named = open::columns(from, table)?.iter().any(|(name, _)| name.eq_ignore_ascii_case("rowid"));
-    if is_named || columns.first().is_none_or(|first| first != "rowid") {
-        return Ok(None);
-    }
-    let which = format!("WHERE rowid >= ?1 ORDER BY rowid LIMIT {SLICE}");
-    let copied = copy_rows(from, to, (table, table), &columns, &which, &[&rowid])?;
-    let is_all = copied < SLICE as u64;
-    Ok(Some(to.last_insert_rowid().checked_add(1).filter(|_| !is_all)))
-}
-
 fn copy_rows(
     from: &Connection,
     to: &Connection,
@@ -139,8 +124,7 @@ fn copy_rows(
     which: &str,
     values: &[&dyn ToSql],
 ) -> Result<u64, JobError> {
-    let names: Vec<String> =
-        columns.iter().map(|name| if name == "rowid" { name.clone() } else { quoted(name) }).collect();
+    let names: Vec<String> = columns.iter().map(|name| quoted(name)).collect();
     let (names, places) = (names.join(", "), vec!["?"; columns.len()].join(", "));
     let mut select = from.prepare(&format!("SELECT {names} FROM {} {which}", quoted(table)))?;
     let mut insert = to.prepare(&format!("INSERT INTO {} ({names}) VALUES ({places})", quoted(into)))?;

@@ -118,6 +118,11 @@ impl Window {
         Some(lot.batch.event(index).time_micros.unwrap_or(lot.batch.read_micros))
     }
 
+    pub fn lot(&self, seq: u64) -> Option<&Lot> {
+        let first = self.lots.front()?.seq;
+        self.lots.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
     fn lot_mut(&mut self, seq: u64) -> Option<&mut Lot> {
         let first = self.lots.front()?.seq;
         self.lots.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)

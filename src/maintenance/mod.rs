@@ -14,14 +14,19 @@ mod archive;
 pub mod backup;
 pub mod crew;
 mod faults;
+mod integrity;
 pub mod keys;
+mod optimize;
+mod readers;
 mod registry;
+mod retention;
 mod runner;
 pub mod schedule;
 mod snapshot;
 pub mod status;
 #[cfg(feature = "controls")]
 mod trial;
+mod vacuum;
 pub mod work;
 
 use std::fmt::Debug;
@@ -55,6 +60,11 @@ pub trait Job: Debug + Send + Sync {
     /// Works out anew what its runs have made, and compares; changes nothing.
     fn verify(&self, _: &Stop) -> Result<Report, Failure> {
         Err(Failure::Unavailable("a job of this type makes nothing that could be compared".into()))
+    }
+
+    /// Says what a run would do now; changes nothing.
+    fn dry_run(&self, _: &Stop) -> Result<Report, Failure> {
+        Err(Failure::Unavailable("a job of this type cannot say beforehand what it would do".into()))
     }
 
     /// What a stream's state is made of, and what it comes to; changes nothing. `None`: a job of this type folds nothing.
@@ -172,6 +182,11 @@ impl Context {
             let writer = self.files.writer(&self.home).await?;
             writer.perform(apply).await.map_err(|error| Failure::Unavailable(error.to_string()))
         })
+    }
+
+    /// The one writer of the file in which runs are recorded.
+    fn home(&self) -> Result<Writer, Failure> {
+        Ok(self.runtime.block_on(self.files.writer(&self.home))?)
     }
 
     /// The one writer of an application's file.

@@ -25,13 +25,17 @@ macro_rules! jobs {
 jobs! {
     archive: "archive", Keys;
     backup: "backup", Keys;
+    integrity: "integrity", Keys;
+    optimize: "optimize", Optimize;
+    retention: "retention", Keys;
     snapshot: "snapshot", Keys;
+    vacuum: "vacuum", Keys;
     // It stands in no document: no release has it.
     #[cfg(feature = "controls")] trial: "trial", Trial;
 }
 
 /// What the documents promise, and this version does not have.
-const PLANNED: [&str; 4] = ["retention", "vacuum", "integrity", "drill"];
+const PLANNED: [&str; 1] = ["drill"];
 
 /// A value of `jobs.X.type`.
 pub struct Type {
@@ -48,6 +52,11 @@ pub type Read = fn(&Value) -> Result<Box<dyn Keys>, Box<figment::Error>>;
 pub trait Keys: Debug {
     /// Checks it, and notes everything that is wrong.
     fn resolve(&self, name: &str, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Option<Settings>;
+
+    /// The files that it backs up.
+    fn backed_up(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// The `[sources.X]` sections: those that could be resolved, and the names of all; and who reads them.
@@ -56,6 +65,8 @@ pub struct Sources<'a> {
     pub named: Vec<String>,
     /// Each consumer's name, and its source with the place of its state.
     pub consumers: Vec<(String, source::Settings)>,
+    /// Each backup job's name, and the files that it says.
+    pub backups: Vec<(String, Vec<String>)>,
 }
 
 /// Those of this build.

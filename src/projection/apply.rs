@@ -1,7 +1,8 @@
 //! Runs a projection's statements for the events of a flight, in a transaction that is the caller's.
 //!
-//! On the good path there is no savepoint an event: when one fails, all is rolled back and done once more with one each. Statements run one by
-//! one, so that the event that failed is known, and nothing has to be searched for.
+//! On the good path there is no savepoint, whose journal takes a copy of every page that is changed: when an event fails, the transaction is rolled
+//! back, and all is done once more with a savepoint an event. Statements run one by one, so that the event that failed is known, and nothing has
+//! to be searched for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -45,8 +46,19 @@ pub enum Waits {
     All,
 }
 
+/// What is done about an event that fails.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Care {
+    /// Nothing: whatever fails takes all of the flight with it.
+    Quick,
+    /// It alone leaves no trace. These events ended the transaction before.
+    Guarded(HashMap<usize, Rejection>),
+}
+
 /// Why a flight was not applied.
 pub enum Stopped {
+    /// An event failed: the transaction has to be rolled back, and all of it done again with care.
+    Half,
     /// The file is away.
     Sqlite(rusqlite::Error),
     /// The statements do not fit the tables any more.
@@ -85,38 +97,21 @@ impl Applier {
         Self { definition, rules, ignored, statements, by_type, otherwise }
     }
 
-    /// Applies what can be applied; everything else has left no trace. `refused` are those whose SQL ended the transaction before.
+    /// Applies what can be applied; with care, everything else has left no trace.
     pub fn apply(
         &self,
         connection: &Connection,
         guard: &Guard,
         flight: &Flight,
-        refused: &HashMap<usize, Rejection>,
+        care: &Care,
         waits: Waits,
     ) -> Result<Applied, Stopped> {
         let mut run = Run { applier: self, connection, guard, ready: Vec::new(), unhandled: BTreeMap::new() };
         run.ready.resize_with(self.statements.len(), || None);
-        if refused.is_empty() {
-            connection.prepare_cached("SAVEPOINT flight")?.execute([])?;
-            let all = guard.under(connection, &self.rules, || {
-                (0..flight.len()).try_for_each(|slot| run.event(&flight.event(slot)).map_err(|failed| (slot, failed)))
-            })?;
-            match all {
-                Ok(()) => {
-                    connection.prepare_cached("RELEASE flight")?.execute([])?;
-                    let outcomes = vec![Outcome::Delivered; flight.len()];
-                    return Ok(Applied { outcomes, unhandled: run.unhandled });
-                }
-                Err((_, Failed::All(stopped))) => return Err(stopped),
-                Err((slot, Failed::Event(rejection))) if connection.is_autocommit() => {
-                    return Err(Stopped::Ended(slot, rejection));
-                }
-                Err((_, Failed::Event(_))) => {}
-            }
-            run.unhandled.clear();
-            connection.execute_batch("ROLLBACK TO flight; RELEASE flight")?;
+        match care {
+            Care::Quick => run.at_once(flight),
+            Care::Guarded(refused) => run.one_by_one(flight, refused, waits),
         }
-        run.one_by_one(flight, refused, waits)
     }
 }
 
@@ -129,6 +124,19 @@ struct Run<'c, 'a> {
 }
 
 impl Run<'_, '_> {
+    fn at_once(mut self, flight: &Flight) -> Result<Applied, Stopped> {
+        let (rules, guard, connection) = (self.applier.rules.clone(), self.guard, self.connection);
+        let all = guard.under(connection, &rules, || {
+            (0..flight.len()).try_for_each(|slot| self.event(&flight.event(slot)).map_err(|failed| (slot, failed)))
+        })?;
+        match all {
+            Ok(()) => Ok(Applied { outcomes: vec![Outcome::Delivered; flight.len()], unhandled: self.unhandled }),
+            Err((_, Failed::All(stopped))) => Err(stopped),
+            Err((slot, Failed::Event(rejection))) if connection.is_autocommit() => Err(Stopped::Ended(slot, rejection)),
+            Err((_, Failed::Event(_))) => Err(Stopped::Half),
+        }
+    }
+
     fn one_by_one(
         mut self,
         flight: &Flight,

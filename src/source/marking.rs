@@ -162,7 +162,7 @@ fn value_sql(value: &Literal, column: &str, now: &str) -> String {
 }
 
 /// The constants that a mark leaves in the row: by them a row is known as rejected.
-fn left_by(mark: &Mark, own: &dyn Fn(&str) -> String) -> Option<String> {
+pub fn left_by(mark: &Mark, own: &dyn Fn(&str) -> String) -> Option<String> {
     let Mark::Set(columns) = mark else { return None };
     let constants: Vec<String> = columns
         .iter()

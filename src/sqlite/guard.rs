@@ -42,9 +42,16 @@ const FUNCTIONS_DENIED: [&str; 4] = ["load_extension", "fts3_tokenizer", "random
 pub struct Guard {
     // The connection's thread takes it when a statement is prepared, and nobody else while one is: never contended.
     acting: Arc<Mutex<Acting>>,
-    base: Instant,
-    /// When the statement that runs has to be done, in microseconds since `base`; 0 = there is no limit.
-    until_micros: Arc<AtomicU64>,
+    running: Arc<Running>,
+}
+
+/// What the progress handler looks at.
+#[derive(Debug, Default)]
+struct Running {
+    /// Counts the statements that were begun.
+    statement: AtomicU64,
+    /// How long it may run, in microseconds; 0 = there is no limit.
+    most_micros: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +69,7 @@ impl Guard {
 
     /// From now on the connection is guarded.
     pub fn install(connection: &Connection) -> rusqlite::Result<Self> {
-        let guard = Self { acting: Arc::default(), base: Instant::now(), until_micros: Arc::default() };
+        let guard = Self { acting: Arc::default(), running: Arc::default() };
         // Their first use makes them, which asks to write the schema.
         for table in JSON_TABLES {
             connection.prepare(&format!("SELECT count(*) FROM {table}('[]')"))?;
@@ -74,10 +81,14 @@ impl Guard {
         connection.set_limit(Limit::SQLITE_LIMIT_EXPR_DEPTH, 500)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)?;
         guard.watch(connection)?;
-        let (base, until) = (guard.base, guard.until_micros.clone());
-        let is_over = move || match until.load(Relaxed) {
-            0 => false,
-            until => base.elapsed().as_micros() as u64 > until,
+        // Most statements end before it is asked: only of those that do not is the time noted.
+        let (running, mut seen, mut since) = (guard.running.clone(), 0, Instant::now());
+        let is_over = move || {
+            let (statement, most) = (running.statement.load(Relaxed), running.most_micros.load(Relaxed));
+            if statement != seen {
+                (seen, since) = (statement, Instant::now());
+            }
+            most > 0 && since.elapsed() > Duration::from_micros(most)
         };
         connection.progress_handler(Self::STEPS, Some(is_over))?;
         Ok(guard)
@@ -119,13 +130,14 @@ impl Guard {
         lock(&self.acting).rules = Some(rules.clone());
         let done = work();
         lock(&self.acting).rules = None;
-        self.until_micros.store(0, Relaxed);
+        self.running.most_micros.store(0, Relaxed);
         Ok(done)
     }
 
     /// A statement begins, which may run for so long.
     pub fn begin(&self, time_max: Duration) {
-        self.until_micros.store((self.base.elapsed() + time_max).as_micros() as u64, Relaxed);
+        self.running.statement.fetch_add(1, Relaxed);
+        self.running.most_micros.store(time_max.as_micros() as u64, Relaxed);
     }
 
     /// Whether what was prepared last under rules asked to write rows: some statements that do other things ask nothing.

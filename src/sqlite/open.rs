@@ -108,8 +108,10 @@ fn allowed(is_allowed: bool) -> Authorization {
 }
 
 fn reads(action: &AuthAction<'_>) -> bool {
-    const PRAGMAS: [&str; 8] = [
+    const PRAGMAS: [&str; 10] = [
         "data_version",
+        "freelist_count",
+        "page_size",
         "journal_mode",
         "schema_version",
         "table_info",
@@ -122,7 +124,8 @@ fn reads(action: &AuthAction<'_>) -> bool {
         AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => true,
         AuthAction::Function { function_name } => function_name != "load_extension",
         AuthAction::Pragma { pragma_name, pragma_value } => {
-            PRAGMAS.contains(&pragma_name) && (pragma_name != "journal_mode" || pragma_value.is_none())
+            PRAGMAS.contains(&pragma_name)
+                && (!["journal_mode", "page_size"].contains(&pragma_name) || pragma_value.is_none())
         }
         _ => false,
     }

@@ -20,6 +20,8 @@ use tokio::sync::watch;
 
 use super::fault::{self, Kind};
 use super::guard::Guard;
+use super::holders;
+use super::litestream;
 use super::lockfile::LockFile;
 use super::open::{self, Durable};
 use crate::controls::{self, Seam};
@@ -131,7 +133,16 @@ impl Writer {
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         metric::file_is_written(&name);
-        let desk = Desk { connection, queue, state: state_tx, owner, file: name, carried: None, _lock: lock };
+        let desk = Desk {
+            connection,
+            queue,
+            state: state_tx,
+            owner,
+            file: name,
+            path: path.to_owned(),
+            carried: None,
+            _lock: lock,
+        };
         thread::Builder::new()
             .name("writer".into())
             .spawn(move || desk.run())
@@ -210,6 +221,7 @@ struct Desk {
     queue: Receiver<Task>,
     owner: Owner,
     file: String,
+    path: PathBuf,
     /// Taken from the queue, and left for the next transaction.
     carried: Option<Task>,
     // Dropped behind the connection.
@@ -253,6 +265,7 @@ impl Desk {
         let first_asked = Instant::now();
         // Since when it waits for nothing but the lock.
         let mut asked = first_asked;
+        let mut told = None;
         loop {
             let attempt = self.attempt(&mut jobs);
             match attempt {
@@ -288,8 +301,15 @@ impl Desk {
                         }
                         return Duration::ZERO;
                     }
-                    if kind != Kind::Busy || first_asked.elapsed() >= WAITING_SHOWN_AFTER {
-                        let why = format!("{}: {error} (SQLite code {code})", self.file);
+                    let is_told = told.is_some_and(|at: Instant| at.elapsed() < WAITING_SHOWN_AFTER);
+                    if kind != Kind::Busy || first_asked.elapsed() >= WAITING_SHOWN_AFTER && !is_told {
+                        told = Some(Instant::now());
+                        let holder = Some(kind)
+                            .filter(|kind| *kind == Kind::Busy)
+                            .and_then(|_| holders::of_write_lock(&self.path));
+                        let holder =
+                            holder.map_or(String::new(), |pid| format!("; process {pid} holds the write lock"));
+                        let why = format!("{}: {error} (SQLite code {code}){holder}", self.file);
                         self.state.send_replace(WriterState::Waiting(why));
                     }
                     if kind == Kind::Busy {
@@ -304,7 +324,8 @@ impl Desk {
     }
 
     /// In an application's file SQLite's own checkpoint is off: it would run inside our COMMIT, behind which others seem to wait.
-    /// PASSIVE takes no lock that a writer or reader wants, and what it leaves is done at the next commit, ours or another's.
+    /// PASSIVE takes no lock that a writer or reader wants, and what it leaves is done at the next commit, ours or another's. Where Litestream is at
+    /// work, the checkpoints are its own.
     fn checkpoint(&self) {
         let pages = |mode: &str| {
             let sql = format!("PRAGMA wal_checkpoint({mode})");
@@ -312,7 +333,12 @@ impl Desk {
                 .prepare_cached(&sql)?
                 .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
         };
-        let due = pages("NOOP").is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log);
+        let looked = pages("NOOP");
+        if let Ok((log, done)) = looked {
+            metric::checkpoint_backlog(&self.file, (log - done).max(0));
+        }
+        let due = looked.is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log)
+            && !litestream::is_there(&self.connection, &self.path).unwrap_or(true);
         if due && let Err(error) = pages("PASSIVE") {
             metric::busy(&self.file, fault::classify(&error).1);
         }

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::clock;
 use crate::controls::{self, Seam};
+use crate::sqlite::open;
 use crate::sqlite::writer::JobError;
 
 pub(super) const TABLE: &str = "
@@ -57,6 +58,17 @@ pub struct Replay {
     /// Events that fitted and are held, or were given up.
     pub left_out: u64,
     pub detail: String,
+}
+
+/// Replays that go on, or may: the consumer, and the place behind which everything is still to be read.
+pub fn unfinished(connection: &Connection) -> Result<Vec<(String, i64)>, JobError> {
+    if open::columns(connection, "outboxd_replay")?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT consumer, place FROM outboxd_replay WHERE state IN ('running', 'stopped')";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(found.collect::<Result<_, _>>()?)
 }
 
 pub fn load(connection: &Connection, consumer: &str) -> Result<Option<Replay>, JobError> {

@@ -50,6 +50,10 @@ metrics_table! {
     TRANSACTIONS_TOTAL = "outboxd_transactions_total", "counter", ["file", "result"], "Transactions of ours by result: committed, retried, failed.";
     BARRIER_SECONDS = "outboxd_barrier_seconds", "histogram", ["source"], "How long it took to make what was read durable.";
     FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
+    FREELIST_BYTES = "outboxd_freelist_bytes", "gauge", ["file"], "Bytes of pages that are free in the file, and are used again.";
+    DISK_FREE_BYTES = "outboxd_disk_free_bytes", "gauge", ["file"], "Bytes that are free on the file's file system.";
+    FILE_GROWTH_BYTES_PER_DAY = "outboxd_file_growth_bytes_per_day", "gauge", ["file"], "How fast the file grows, from the daemon's start on; told after ten minutes.";
+    CHECKPOINT_BACKLOG_PAGES = "outboxd_checkpoint_backlog_pages", "gauge", ["file"], "Pages of the write-ahead log that stood in it alone when the daemon last wrote into the application's file.";
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";
@@ -57,6 +61,8 @@ metrics_table! {
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
+    RETENTION_DELETED_ROWS_TOTAL = "outboxd_retention_deleted_rows_total", "counter", ["job"], "Rows that the job has deleted because their time was over.";
+    RETENTION_HELD_BACK_ROWS = "outboxd_retention_held_back_rows", "gauge", ["job", "reason"], "Rows whose time was over and that the last run left, by reason: consumer, held, outbox.";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "outboxd_config_last_reload_successful", "gauge", [], "1 when the configuration was taken when it was last read, 0 when it was refused and the one before is still in force.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "outboxd_config_last_reload_success_timestamp_seconds", "gauge", [], "When a configuration was last taken, at the start or by a reload.";
     SOURCE_READY = "outboxd_source_ready", "gauge", ["source"], "1 while the source can be read.";
@@ -109,6 +115,14 @@ pub fn events_archived(job: &str, count: u64) {
 
 pub fn archive_held_back(job: &str, reason: &'static str, count: u64) {
     gauge!(ARCHIVE_HELD_BACK_EVENTS, vec![label("job", job), label("reason", reason)]).set(count as f64);
+}
+
+pub fn rows_deleted(job: &str, count: u64) {
+    counter!(RETENTION_DELETED_ROWS_TOTAL, vec![label("job", job)]).increment(count);
+}
+
+pub fn retention_held_back(job: &str, reason: &'static str, count: u64) {
+    gauge!(RETENTION_HELD_BACK_ROWS, vec![label("job", job), label("reason", reason)]).set(count as f64);
 }
 
 /// A run has ended; `success` says when, where it was done.
@@ -170,6 +184,22 @@ pub fn barrier(source: &str, took: Duration) {
 
 pub fn file_bytes(file: &str, part: &'static str, bytes: u64) {
     gauge!(FILE_BYTES, vec![label("file", file), label("part", part)]).set(bytes as f64);
+}
+
+pub fn freelist_bytes(file: &str, bytes: u64) {
+    gauge!(FREELIST_BYTES, vec![label("file", file)]).set(bytes as f64);
+}
+
+pub fn disk_free_bytes(file: &str, bytes: u64) {
+    gauge!(DISK_FREE_BYTES, vec![label("file", file)]).set(bytes as f64);
+}
+
+pub fn growth_per_day(file: &str, bytes: f64) {
+    gauge!(FILE_GROWTH_BYTES_PER_DAY, vec![label("file", file)]).set(bytes);
+}
+
+pub fn checkpoint_backlog(file: &str, pages: i64) {
+    gauge!(CHECKPOINT_BACKLOG_PAGES, vec![label("file", file)]).set(pages as f64);
 }
 
 pub fn source_ready(source: &str, ready: bool) {

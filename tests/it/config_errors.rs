@@ -239,12 +239,12 @@ fn later_versions() {
             &(format!(
                 "{SMALL}{}",
                 r#"[jobs.j]
-type = "vacuum"
+type = "drill"
 "#
             ))
         ),
         r#"error: jobs.j.type  (outboxd.toml, line 15)
-       jobs of type "vacuum" are not in this version
+       jobs of type "drill" are not in this version
   fix: leave the section out"#
     );
     assert_eq!(

@@ -25,6 +25,7 @@ mod config_secrets;
 mod connections_are_protected;
 #[cfg(feature = "controls")]
 mod crash_ladder;
+mod damage_is_found;
 mod dead_letters_are_copied;
 mod dead_letters_are_operated;
 mod demo;
@@ -37,9 +38,11 @@ mod eventsource_tables_are_read;
 mod example;
 mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
+mod files_are_measured;
 mod files_are_rotated;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
+mod free_pages_go_back;
 mod good_neighbour;
 mod guilty_only_alone;
 mod held_keys_slow_nobody;
@@ -72,6 +75,7 @@ mod reloads_change_only_what_changed;
 mod reloads_lose_nothing;
 mod replays_and_copies_reach_the_brokers;
 mod replays_stand_beside_the_live_flow;
+mod retention_takes_nothing_needed;
 mod secrets_and_payloads_are_never_told;
 mod sink_contract;
 #[cfg(feature = "controls")]

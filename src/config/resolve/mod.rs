@@ -38,7 +38,13 @@ pub fn resolve(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Confi
     let placed =
         |consumer: &consumer::Settings| Some((consumer.name.clone(), consumer.placed(sources.get(&consumer.source)?)));
     let consumers = relays.iter().chain(&projections).filter_map(placed).collect();
-    let known = maintenance::Sources { resolved: &sources, named: raw.sources.keys().cloned().collect(), consumers };
+    let backed_up = |(name, keys): (&String, &Option<Box<dyn maintenance::Keys>>)| {
+        let files = keys.as_ref()?.backed_up();
+        (!files.is_empty()).then(|| (name.clone(), files.to_vec()))
+    };
+    let backups = raw.jobs.iter().filter_map(backed_up).collect();
+    let named = raw.sources.keys().cloned().collect();
+    let known = maintenance::Sources { resolved: &sources, named, consumers, backups };
     let resolve =
         |(name, raw): (&String, &Option<Box<dyn maintenance::Keys>>)| raw.as_ref()?.resolve(name, &known, &mut checker);
     let jobs = raw.jobs.iter().filter_map(resolve).collect();

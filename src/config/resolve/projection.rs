@@ -125,6 +125,9 @@ fn one(name: &str, said: &file::Projection, raw: &Raw, checker: &mut Checker<'_>
     })
 }
 
+/// Four times a relay's: a transaction's two steps and its commit are of a fixed cost, and there is one at a time.
+const BATCH_EVENTS: usize = 4_000;
+
 fn bounds(name: &str, said: &file::Projection, checker: &mut Checker<'_>) -> Bounds {
     let key = |part: &str| KeyPath::of(["projections", name, part]);
     let usual = Bounds::default();
@@ -133,7 +136,7 @@ fn bounds(name: &str, said: &file::Projection, checker: &mut Checker<'_>) -> Bou
         None => usual,
     };
     let attempts_max = events("attempts_max", said.attempts_max, ATTEMPTS_MAX, usual.attempts_max as usize) as u32;
-    let batch_events = events("batch_events", said.batch_events, EVENTS_MAX, usual.batch_events);
+    let batch_events = events("batch_events", said.batch_events, EVENTS_MAX, BATCH_EVENTS);
     let mut bytes = |part: &str, said: Option<Size>, usual: usize| match said {
         Some(said) => {
             checker.within(&key(part), Bytes(said), Bytes(Size(BYTES_MIN)), Bytes(Size(BYTES_MAX))).0.0 as usize

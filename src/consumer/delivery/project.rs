@@ -17,8 +17,7 @@ use tokio::sync::watch;
 use super::{Cargo, Delivery, Done, Ledger};
 use crate::consumer::status::Status;
 use crate::controls::{self, Protection};
-use crate::event::Rejection;
-use crate::projection::apply::{Applied, Applier, Stopped, Waits};
+use crate::projection::apply::{Applied, Applier, Care, Stopped, Waits};
 use crate::projection::{Definition, statement};
 use crate::sink::{BoxFuture, Fault, Flight, Outcome};
 use crate::sqlite::writer::{Entered, Entry, JobError, Owner, Second, Writer};
@@ -110,7 +109,7 @@ impl Delivery for Project {
                 Cargo::Live if self.announces => Waits::OfItsKey,
                 Cargo::Live => Waits::None,
             },
-            refused: HashMap::new(),
+            care: Care::Quick,
             open: self.open.clone(),
             status: self.status.clone(),
         };
@@ -163,8 +162,7 @@ struct Apply {
     writer: Writer,
     flight: Arc<Flight>,
     waits: Waits,
-    /// Those whose SQL ended the transaction.
-    refused: HashMap<usize, Rejection>,
+    care: Care,
     open: Arc<Open>,
     status: watch::Sender<Status>,
 }
@@ -172,7 +170,7 @@ struct Apply {
 impl Entry for Apply {
     fn enter(&mut self, connection: &Connection) -> rusqlite::Result<Entered> {
         let began = Instant::now();
-        match self.applier.apply(connection, &self.writer.guard, &self.flight, &self.refused, self.waits) {
+        match self.applier.apply(connection, &self.writer.guard, &self.flight, &self.care, self.waits) {
             Ok(applied) => {
                 self.learn(began.elapsed());
                 if controls::is_off(Protection::Together) {
@@ -185,8 +183,15 @@ impl Entry for Apply {
                 self.flight.fill_rest(&Outcome::Unavailable(fault));
                 Ok(Entered::Nothing)
             }
+            Err(Stopped::Half) => {
+                self.care = Care::Guarded(HashMap::new());
+                Ok(Entered::Again)
+            }
             Err(Stopped::Ended(slot, rejection)) => {
-                self.refused.insert(slot, rejection);
+                match &mut self.care {
+                    Care::Guarded(ended) => drop(ended.insert(slot, rejection)),
+                    Care::Quick => self.care = Care::Guarded([(slot, rejection)].into()),
+                }
                 Ok(Entered::Again)
             }
         }

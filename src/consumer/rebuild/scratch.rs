@@ -1,10 +1,13 @@
 //! The file beside the read model in which tables are made anew. One maker at a time has it, and nobody else removes it.
 
+use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Failed, copy, copy_slice, quoted, run_up_to};
+use rusqlite::Connection;
+
+use super::{Failed, copy_rows, quoted, run_up_to};
 use crate::consumer::status::Status;
 use crate::consumer::{Destination, OnReject, Settings};
 use crate::event::Position;
@@ -14,6 +17,9 @@ use crate::sqlite::lockfile::{LockError, LockFile};
 use crate::sqlite::writer::JobError;
 use crate::sqlite::{open, place};
 use crate::state::{checkpoint, held, schema_version};
+
+/// Rows that are copied in one look.
+const SLICE: usize = 5_000;
 
 /// What a scratch file is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +125,8 @@ impl Scratch {
         look: &mut (dyn FnMut(&Status) + Send),
     ) -> Result<(), Failed> {
         let (live, definition) = (self.live.clone(), self.definition.clone());
-        let brought = tokio::task::spawn_blocking(move || bring_reads(&live, &definition)).await;
+        let brought =
+            tokio::task::spawn_blocking(move || bring_reads(&live, &definition.path, &definition.reads)).await;
         let brought = brought.expect("it does not panic");
         brought.map_err(|error| Failed::Halted(format!("what it reads of others cannot be had: {error}")))?;
         run_up_to(source, &self.settings, until, look).await
@@ -127,34 +134,121 @@ impl Scratch {
 }
 
 /// Brings what the statements read, as it is now, into the file in which they are going to run.
-fn bring_reads(live: &Path, definition: &Definition) -> Result<(), JobError> {
-    if definition.reads.is_empty() || !live.exists() {
+fn bring_reads(live: &Path, path: &Path, reads: &[String]) -> Result<(), JobError> {
+    if reads.is_empty() || !live.exists() {
         return Ok(());
     }
-    let (from, to) = (open::visitor(live)?, open::state_file(&definition.path)?);
+    let (from, to) = (open::visitor(live)?, open::state_file(path)?);
     to.execute_batch("BEGIN IMMEDIATE")?;
-    for table in &definition.reads {
-        let columns = open::columns(&from, table)?;
+    for table in reads {
+        let columns = readable(&from, table)?;
         if columns.is_empty() || !open::columns(&to, table)?.is_empty() {
             continue;
         }
-        let typed: Vec<String> = columns.iter().map(|(name, kind)| format!("{} {kind}", quoted(name))).collect();
+        let typed: Vec<String> =
+            columns.iter().map(|column| format!("{} {}", quoted(&column.name), column.says)).collect();
         let strict = "SELECT EXISTS (SELECT 1 FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE AND strict)";
         let is_strict: bool = from.query_row(strict, [table], |row| row.get(0))?;
         let strict = if is_strict { " STRICT" } else { "" };
         to.execute_batch(&format!("CREATE TABLE {} ({}){strict}", quoted(table), typed.join(", ")))?;
-        // Whoever writes there is not kept from checkpoints for long: each slice is a look of its own.
-        let mut next = Some(i64::MIN);
-        while let Some(rowid) = next {
-            next = match copy_slice(&from, &to, table, rowid)? {
-                Some(next) => next,
-                None => {
-                    copy(&from, &to, table, table)?;
-                    None
+        let names: Vec<String> = columns.into_iter().map(|column| column.name).collect();
+        match rowid_of(&from, table, &names)? {
+            // Whoever writes there is not kept from checkpoints for long: each slice is a look of its own.
+            Some(rowid) => {
+                let names = [vec![rowid.to_owned()], names].concat();
+                let which = format!("WHERE {rowid} >= ?1 ORDER BY {rowid} LIMIT {SLICE}");
+                let mut next = Some(i64::MIN);
+                while let Some(first) = next {
+                    let copied = copy_rows(&from, &to, (table, table), &names, &which, &[&first])?;
+                    next = to.last_insert_rowid().checked_add(1).filter(|_| copied == SLICE as u64);
                 }
-            };
+            }
+            None => drop(copy_rows(&from, &to, (table, table), &names, "", &[])?),
         }
+        index_like(&from, &to, table)?;
     }
     to.execute_batch("COMMIT")?;
     Ok(())
+}
+
+struct Column {
+    name: String,
+    /// Its type and collation.
+    says: String,
+}
+
+/// The columns that a statement may read, generated ones among them.
+fn readable(from: &Connection, table: &str) -> Result<Vec<Column>, JobError> {
+    let sql = "SELECT name, upper(type) FROM pragma_table_xinfo(?1) WHERE hidden <> 1";
+    let mut columns = from.prepare(sql)?;
+    let column = |row: &rusqlite::Row<'_>| {
+        let (name, kind): (String, String) = (row.get(0)?, row.get(1)?);
+        // A view's columns have none.
+        let metadata = from.column_metadata(None, table, name.as_str()).ok();
+        let collation = metadata.and_then(|known| known.1).map_or("BINARY".into(), CStr::to_string_lossy);
+        Ok(Column { says: format!("{kind} COLLATE {}", quoted(&collation)), name })
+    };
+    Ok(columns.query_map([table], column)?.collect::<Result<_, _>>()?)
+}
+
+/// The name by which a table's rowid is known, where it has one.
+fn rowid_of(from: &Connection, table: &str, columns: &[String]) -> Result<Option<&'static str>, JobError> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE AND type = 'table' AND NOT wr)";
+    let has_one: bool = from.query_row(sql, [table], |row| row.get(0))?;
+    let is_free = |name: &&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(name));
+    Ok(["rowid", "_rowid_", "oid"].into_iter().find(is_free).filter(|_| has_one))
+}
+
+/// What is found by an index there is found by one here: a statement that looks something up for each event would read the whole table each time.
+/// Unique or not is the other file's affair.
+fn index_like(from: &Connection, to: &Connection, table: &str) -> Result<(), JobError> {
+    // The columns of each index, a rowid by its name among them; where one is an expression, or rows are left out, no copy is made.
+    // Another collation than SQLite's own is the application's.
+    let sql = "SELECT group_concat('\"' || replace(name, '\"', '\"\"') || '\" COLLATE ' || coll, ', ') FROM \
+               (SELECT l.seq AS number, i.name, i.coll FROM pragma_index_list(?1) l, pragma_index_xinfo(l.name) i \
+                WHERE i.key AND NOT l.partial ORDER BY l.seq, i.seqno) \
+               GROUP BY number HAVING count(*) = count(name) AND NOT max(coll COLLATE NOCASE NOT IN ('BINARY', 'NOCASE', 'RTRIM')) \
+               UNION SELECT '\"' || replace(name, '\"', '\"\"') || '\"' FROM pragma_table_info(?1) WHERE pk = 1";
+    let mut indexes = from.prepare(sql)?;
+    let columns = indexes.query_map([table], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    for (number, columns) in columns.iter().enumerate() {
+        let name = quoted(&format!("outboxd_read_{table}_{number}"));
+        to.execute_batch(&format!("CREATE INDEX {name} ON {} ({columns})", quoted(table)))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::open;
+
+    #[test]
+    fn what_an_index_finds_there_is_found_by_one_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let live = open::state_file(&folder.path().join("live.db")).unwrap();
+        live.execute_batch(
+            "CREATE TABLE a (n INTEGER PRIMARY KEY, \"the name\" TEXT COLLATE NOCASE UNIQUE, b, c, g AS (b * 10));
+             CREATE INDEX bc ON a (b, c);
+             CREATE INDEX lower ON a (lower(c)); CREATE INDEX some ON a (c) WHERE c > 1;
+             CREATE TABLE w (k TEXT, l, PRIMARY KEY (k, l)) WITHOUT ROWID; CREATE VIEW v AS SELECT * FROM a;
+             INSERT INTO a VALUES (7, 'Ann', 1, 2); INSERT INTO w VALUES ('x', 1)",
+        )
+        .unwrap();
+        let path = folder.path().join("scratch.db");
+        bring_reads(&folder.path().join("live.db"), &path, &["a", "w", "v"].map(String::from)).unwrap();
+        let here = Connection::open(&path).unwrap();
+        let plan = |what: &str| -> String {
+            here.query_row(&format!("EXPLAIN QUERY PLAN SELECT * FROM {what}"), [], |row| row.get("detail")).unwrap()
+        };
+        for what in
+            ["a WHERE n = 7", "a WHERE \"the name\" = 'ann'", "a WHERE b = 1 AND c = 2", "w WHERE k = 'x' AND l = 1"]
+        {
+            assert!(plan(what).starts_with("SEARCH"), "{what}: {}", plan(what));
+        }
+        let ann = "SELECT count(*) FROM a WHERE \"the name\" = 'ANN'";
+        assert_eq!(here.query_row(ann, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+        assert_eq!(here.query_row("SELECT g FROM v", [], |row| row.get::<_, i64>(0)).unwrap(), 10);
+    }
 }

@@ -1,14 +1,13 @@
 //! Settling: what has come back becomes one settlement, recorded by the writer; one is under way at a time, and grows meanwhile.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::release::After;
 use super::{Answer, End, Session, Surroundings};
 use crate::clock::{self, Moment};
 use crate::consumer::holds::Key;
-use crate::consumer::order::OrderCheck;
 use crate::consumer::verdict::{self, Fate, Verdict};
-use crate::consumer::window::Lot;
 use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection, RowKey};
 use crate::retry;
@@ -43,6 +42,8 @@ pub(super) struct Settling {
     /// Held rows were changed.
     holds_changed: bool,
     tally: Tally,
+    /// Deliveries of which the order is to be checked: lots, and runs of their events.
+    unchecked: Vec<(u64, Range<usize>)>,
     violations: u64,
     halts: Option<String>,
 }
@@ -94,16 +95,33 @@ impl Session {
         }
         settling.holds_changed = !settlement.held.is_empty();
         settlement.delivered = settling.tally.delivered;
-        self.settling = Some(settling);
         let answers = self.answers_tx.clone();
         if settlement.is_empty() {
             // Nothing to record: by row, what waits stays pending in the application's table; a release may have come to nothing.
             let _ = answers.send(Answer::Settled(Ok(())));
-            return;
+        } else {
+            controls::reach(Seam::Settle);
+            let done = Box::new(move |result| drop(answers.send(Answer::Settled(result))));
+            self.ledger.record(settlement, done);
         }
-        controls::reach(Seam::Settle);
-        let done = Box::new(move |result| drop(answers.send(Answer::Settled(result))));
-        self.ledger.record(settlement, done);
+        // The writer works meanwhile.
+        settling.violations += self.violations_in(std::mem::take(&mut settling.unchecked));
+        self.settling = Some(settling);
+    }
+
+    fn violations_in(&mut self, runs: Vec<(u64, Range<usize>)>) -> u64 {
+        let mut violations = 0;
+        for (seq, run) in runs {
+            let lot = self.window.lot(seq).expect("a lot stays in the window until its settlement is recorded");
+            for index in run {
+                let event = lot.batch.event(index);
+                // An event without a key is a key of its own.
+                let is_late =
+                    event.key.is_some_and(|key| self.order.delivered(key, event.position, lot.carriers[index]));
+                violations += u64::from(is_late);
+            }
+        }
+        violations
     }
 
     fn take_release_changes(&mut self, settlement: &mut Settlement, settling: &mut Settling) {
@@ -128,9 +146,7 @@ impl Session {
             if self.holds.is_empty() && !by_row && lot.rejections.is_empty() {
                 // The good path: nothing is held, nothing was refused; the events are only counted.
                 let run = lot.fates[began..].iter().take_while(|fate| **fate == Fate::Delivered).count();
-                for index in began..began + run {
-                    settling.violations += violates(&mut self.order, lot, index);
-                }
+                settling.unchecked.push((lot.seq, began..began + run));
                 lot.submitted += run;
                 settling.tally.delivered += run as u64;
             } else {
@@ -147,7 +163,7 @@ impl Session {
                     settling.rows.extend(row_key.clone());
                     match verdict {
                         Verdict::Delivered => {
-                            settling.violations += violates(&mut self.order, lot, index);
+                            settling.unchecked.push((lot.seq, index..index + 1));
                             settling.tally.delivered += 1;
                             settlement.rows.extend(row_key.map(|row| (row, RowMark::Delivered)));
                         }
@@ -286,13 +302,6 @@ impl Session {
             self.update.free(key.into());
         }
     }
-}
-
-/// 1 when the delivered event comes after a later one of its key, else 0.
-fn violates(order: &mut OrderCheck, lot: &Lot, index: usize) -> u64 {
-    let event = lot.batch.event(index);
-    // An event without a key is a key of its own.
-    event.key.map_or(0, |key| u64::from(order.delivered(key, event.position, lot.carriers[index])))
 }
 
 /// What stands at the place up to which `submitted` events of the batch are settled.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Archive as Job;
-use super::readers::{Reader, Readers};
 use super::tables::ARCHIVE;
 use crate::maintenance::keys::{self, job_section};
+use crate::maintenance::readers::{Reader, Readers};
 use crate::maintenance::snapshot::keys::{Numbers, schema};
 use crate::maintenance::snapshot::tables::Schema;
 use crate::maintenance::{Settings, Sources, registry};
@@ -104,9 +104,9 @@ fn reads_archive(table: &Declared) -> bool {
 }
 
 /// Everybody who reads the same file. One that would not find what was moved is refused.
-fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Readers {
+pub fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, checker: &mut Checker<'_>) -> Readers {
     let file = place::real(&source.path);
-    let mut readers = Readers { file: source.path.clone(), ..Readers::default() };
+    let mut readers = Readers { file: source.path.clone(), table: "events".into(), ..Readers::default() };
     for section in sources.resolved.values().filter(|section| place::real(&section.path) == file) {
         let name = &section.name;
         let reads_by_sql = |table: &Declared| match &table.from {
@@ -140,13 +140,4 @@ fn readers(source: &source::Settings, key: &KeyPath, sources: &Sources<'_>, chec
     }
     readers.named = sources.consumers.iter().map(|(consumer, _)| consumer.clone()).collect();
     readers
-}
-
-impl Readers {
-    fn add_state(&mut self, state: std::path::PathBuf) {
-        let state = if place::real(&state) == place::real(&self.file) { self.file.clone() } else { state };
-        if !self.states.contains(&state) {
-            self.states.push(state);
-        }
-    }
 }

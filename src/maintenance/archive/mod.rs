@@ -2,7 +2,7 @@
 //!
 //! Invariants, named by tests in `tests/it/archives_pass_nobody`:
 //! 1. An event stands in the log or in the archive, in one of them, as it was, wherever a run ends (`a_crash_anywhere_moves_events_whole_or_not`).
-//! 2. Nothing moves that somebody still has to read ([`readers`]), that an outbox row refers to which is not published, that no snapshot holds, or
+//! 2. Nothing moves that somebody still has to read ([`super::readers`]), that an outbox row refers to which is not published, that no snapshot holds, or
 //!    that is its stream's newest: asked in the transaction that moves it (`each_limit_holds_back_and_is_told`).
 //! 3. What is archived of a stream is its beginning, without a hole; a stream with a fault is left alone, by name
 //!    (`what_is_wrong_is_told_and_the_others_go_on`).
@@ -13,7 +13,6 @@
 
 mod keys;
 mod mover;
-mod readers;
 mod tables;
 
 use std::collections::{BTreeMap, HashSet};
@@ -24,10 +23,11 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 pub use self::keys::Archive as Keys;
+pub(super) use self::keys::readers;
 use self::mover::{Due, End, Moved, Mover};
-use self::readers::{Limit, Look, Readers, Why};
-use self::tables::{ARCHIVE, Tables};
+pub(super) use self::tables::{ARCHIVE, Tables};
 use super::faults::Faults;
+use super::readers::{Limit, Look, Readers, Why};
 use super::snapshot::tables::{After, Schema, Stream, Unreadable};
 use super::{Context, Failure, Job, Report};
 use crate::clock;
@@ -151,7 +151,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn look(&self) -> Result<Look, Failure> {
-        let mut look = self.job.readers.look(self.connection, &self.tables)?;
+        let mut look = self.job.readers.look(self.connection, |app| self.tables.foreign_limit(app))?;
         look.limit = look.limit.or(self.unpublished.clone());
         Ok(look)
     }
@@ -232,7 +232,7 @@ impl Job for Archive {
         let writer = context.application(&self.source)?;
         metric::events_archived(&self.name, 0);
         let tables = Arc::new(tables);
-        let look = self.readers.look(&connection, &tables)?;
+        let look = self.readers.look(&connection, |app| tables.foreign_limit(app))?;
         let unpublished = tables.unpublished(&connection, look.outbox).map_err(|error| self.unread(&error))?;
         let age =
             |age: Duration| clock::now_micros().saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));

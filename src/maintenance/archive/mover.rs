@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::readers::{Limit, Look, Readers, Why};
 use super::tables::{ARCHIVE, HEADS, Head, Tables};
 use crate::clock;
 use crate::controls::{self, Protection, Seam};
+use crate::maintenance::readers::{Limit, Look, Readers, Why};
 use crate::maintenance::snapshot::tables::Stream;
 use crate::sqlite::writer::JobError;
 
@@ -75,7 +75,8 @@ impl Mover {
     /// Runs in the writer's transaction, and may be called again when that is undone.
     pub fn slice(&self, connection: &Connection) -> Result<Moved, JobError> {
         let began = Instant::now();
-        let (limit, outbox) = self.look.lowered(&self.readers, connection, &self.tables)?;
+        let (limit, outbox) =
+            self.look.lowered(&self.readers, connection, self.tables.projections_limit(connection)?)?;
         let bounds = Bounds { limit, outbox, now: clock::iso(clock::now_micros()), began };
         let mut moved = Moved { next: self.at, ..Moved::default() };
         while let Some(due) = self.queue.get(moved.next) {

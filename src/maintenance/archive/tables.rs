@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::de::IgnoredAny;
 
-use super::readers::{Limit, Why};
 use crate::controls::{self, Protection};
+use crate::maintenance::readers::{Limit, Why};
 use crate::maintenance::snapshot::tables::{Schema, Stored, Stream};
 use crate::source::fit::quoted;
 use crate::sqlite::open;

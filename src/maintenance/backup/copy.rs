@@ -53,7 +53,8 @@ pub fn into_backup(path: &Path, folder: &Path, stop: &Stop) -> Result<Copied, Fa
     Ok(copied)
 }
 
-fn vacuum_into(path: &Path, raw: &Path, stop: &Stop) -> Result<(), Failure> {
+/// A copy of what is committed at a moment.
+pub fn vacuum_into(path: &Path, raw: &Path, stop: &Stop) -> Result<(), Failure> {
     let told = |error: rusqlite::Error| match &error {
         _ if stop.is_asked() => Failure::Aborted,
         rusqlite::Error::SqliteFailure(code, _)

@@ -79,6 +79,10 @@ impl registry::Keys for Backup {
         let job = Backups { files, shelf, policy, zone };
         Some(Settings { name: name.to_owned(), kind: "backup", schedule, home: home.clone(), job: Arc::new(job) })
     }
+
+    fn backed_up(&self) -> &[String] {
+        self.files.as_ref().map_or(&[], |files| &files.0)
+    }
 }
 
 impl Backup {

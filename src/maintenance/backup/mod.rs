@@ -10,7 +10,7 @@
 //! Where to start reading: [`Backups::run`](Job::run), then `copy`.
 
 mod calendar;
-mod copy;
+pub(super) mod copy;
 mod keys;
 pub mod manifest;
 pub mod restore;

@@ -3,8 +3,6 @@
 mod opening;
 
 use std::collections::VecDeque;
-use std::fs;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +24,7 @@ use crate::source::{Durability, Settings};
 use crate::sqlite::barrier::Barrier;
 use crate::sqlite::fault;
 use crate::sqlite::open::{self, TimeLimit};
+use crate::sqlite::sizes::Sizes;
 use crate::telemetry::metric;
 
 /// The poll after activity, doubling to the longest.
@@ -89,7 +88,7 @@ pub(super) struct Desk {
     counted: Option<(Instant, Duration)>,
     parked: VecDeque<Request>,
     poll: Duration,
-    looked_at_sizes: Option<Instant>,
+    sizes: Sizes,
 }
 
 impl Desk {
@@ -114,7 +113,7 @@ impl Desk {
             halted: None,
             parked: VecDeque::new(),
             poll: POLL_MIN,
-            looked_at_sizes: None,
+            sizes: Sizes::default(),
         }
     }
 
@@ -337,21 +336,10 @@ impl Desk {
             *state = ready;
             changed
         });
-        self.note_sizes();
-        Ok(())
-    }
-
-    fn note_sizes(&mut self) {
-        if self.looked_at_sizes.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            return;
-        }
-        self.looked_at_sizes = Some(Instant::now());
         let name = self.file_name();
-        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-        metric::file_bytes(&name, "main", size(&self.settings.path));
-        let mut wal = self.settings.path.clone().into_os_string();
-        wal.push("-wal");
-        metric::file_bytes(&name, "wal", size(Path::new(&wal)));
+        let open = self.open.as_ref().expect("it was open a moment ago");
+        self.sizes.look(&open.connection, &self.settings.path, &name);
+        Ok(())
     }
 
     /// `Ok(None)`: answered; `Ok(Some)`: has to wait for the next commit.

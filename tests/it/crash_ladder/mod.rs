@@ -199,13 +199,16 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 }
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
-/// `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
-const ELSEWHERE: [Seam; 9] = [
+/// `retention_takes_nothing_needed`, `free_pages_go_back`, `damage_is_found`, `backups_are_whole`, `projection_ladder` and `rebuilds` climb over them.
+const ELSEWHERE: [Seam; 12] = [
     Seam::Reload,
     Seam::JobRun,
     Seam::JobWork,
     Seam::Snapshot,
     Seam::Archive,
+    Seam::Retention,
+    Seam::Vacuum,
+    Seam::Integrity,
     Seam::Backup,
     Seam::Define,
     Seam::Apply,

@@ -15,7 +15,7 @@ use crate::source::inspection;
 use crate::source::plan::Plan;
 use crate::source::rows::Rows;
 use crate::sqlite::open::{self, TimeLimit};
-use crate::sqlite::{fault, premises};
+use crate::sqlite::{fault, premises, sizes};
 use crate::telemetry::metric;
 
 impl Desk {
@@ -115,6 +115,7 @@ impl Desk {
         let connection = open::reader(path)?;
         let mut warnings = inspection::before_opening(&self.settings);
         warnings.extend(inspection::old_library(&connection, path)?);
+        warnings.extend(sizes::advice(&connection, path));
         open::restrict(&connection)?;
         let limit = match self.settings.tables.iter().find(|table| !table.own_sql().is_empty()) {
             Some(table) => TimeLimit::of(&connection, table.sql_time_max)?,

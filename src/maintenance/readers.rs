@@ -1,4 +1,4 @@
-//! How far everybody has come who reads the events: nothing above that is moved.
+//! How far everybody has come who reads a table: nothing above that is moved, or deleted.
 //!
 //! Checkpoints stand in other files than the events. Whoever passes an event settles it, or has its held row written, in the transaction that moves
 //! the checkpoint: so checkpoints and held rows are read in one snapshot, *before* the transaction that moves events. What may only get lower
@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::tables::Tables;
-use crate::maintenance::Failure;
-use crate::sqlite::open;
+use super::Failure;
 use crate::sqlite::writer::JobError;
+use crate::sqlite::{open, place};
 use crate::state::checkpoint::{self, Checkpoint};
-use crate::state::{self, held};
+use crate::state::{self, held, replay};
 
 /// What holds an event back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -45,9 +44,14 @@ pub struct Reader {
 pub struct Readers {
     /// The application's file.
     pub file: PathBuf,
+    /// The table that is asked about.
+    pub table: String,
+    /// Those of the table.
     pub events: Vec<Reader>,
     /// Those of the outbox, where it is read by checkpoint.
     pub outbox: Vec<Reader>,
+    /// Consumers whose replays need what they have not come to; in tables read by row, places are rowids.
+    pub replaying: Vec<String>,
     /// Every configured consumer's name: who is none of them may have been one.
     pub named: Vec<String>,
     /// Where checkpoints may stand.
@@ -88,8 +92,20 @@ impl Limit {
 }
 
 impl Readers {
-    /// Checkpoints and held rows, each file's in one snapshot.
-    pub fn look(&self, app: &Connection, tables: &Tables) -> Result<Look, Failure> {
+    /// One more file in which checkpoints may stand.
+    pub fn add_state(&mut self, state: PathBuf) {
+        let state = if place::real(&state) == place::real(&self.file) { self.file.clone() } else { state };
+        if !self.states.contains(&state) {
+            self.states.push(state);
+        }
+    }
+
+    /// Checkpoints and held rows, each file's in one snapshot; then what else says how far it is.
+    pub fn look(
+        &self,
+        app: &Connection,
+        foreign: impl FnOnce(&Connection) -> rusqlite::Result<Limit>,
+    ) -> Result<Look, Failure> {
         let unread = |path: &Path, error: &dyn std::fmt::Display| {
             Failure::Unavailable(format!("{} cannot be read, in which checkpoints stand: {error}", path.display()))
         };
@@ -107,7 +123,7 @@ impl Readers {
             Ok((limit, outbox))
         };
         let (limit, outbox) = looked(app).map_err(|error| unread(&self.file, &error))?;
-        let foreign = tables.foreign_limit(app).map_err(|error| unread(&self.file, &error))?;
+        let foreign = foreign(app).map_err(|error| unread(&self.file, &error))?;
         Ok(Look { limit: limit.or(foreign), outbox, states })
     }
 
@@ -131,8 +147,9 @@ impl Readers {
             let own = |(path, found): &&(&Path, Checkpoint)| found.consumer == reader.name && *path == reader.state;
             found.iter().find(own).map(|(_, found)| found.mark.position.0)
         };
-        let forgotten = |table: &'static str| {
-            let of_table = move |(_, found): &&(&Path, Checkpoint)| found.definition.starts_with(table);
+        let forgotten = |table: &str| {
+            let table = format!("table={table} ");
+            let of_table = move |(_, found): &&(&Path, Checkpoint)| found.definition.starts_with(&table);
             let is_new = |(_, found): &&(&Path, Checkpoint)| !self.named.contains(&found.consumer);
             found.iter().filter(of_table).filter(is_new).map(|(_, found)| found)
         };
@@ -145,15 +162,23 @@ impl Readers {
             };
             limit = limit.or(Limit { position, why: Why::Consumer, by });
         }
-        for Checkpoint { consumer, mark, .. } in forgotten("table=events ") {
+        for Checkpoint { consumer, mark, .. } in forgotten(&self.table) {
             let position = mark.position.0;
             let by = format!(
                 "{consumer}, which is at position {position} and not in the configuration (`outboxd consumer forget {consumer}` lets go of it)"
             );
             limit = limit.or(Limit { position, why: Why::Consumer, by });
         }
+        for (_, connection) in self.place(app, states).filter(|_| !self.replaying.is_empty()) {
+            for (consumer, place) in replay::unfinished(connection)? {
+                if self.replaying.contains(&consumer) {
+                    let by = format!("a replay of {consumer}, which has come to {place}");
+                    limit = limit.or(Limit { position: place, why: Why::Consumer, by });
+                }
+            }
+        }
         let outbox = self.outbox.iter().map(|reader| of(reader).unwrap_or(0));
-        let outbox = outbox.chain(forgotten("table=outbox ").map(|found| found.mark.position.0)).min();
+        let outbox = outbox.chain(forgotten("outbox").map(|found| found.mark.position.0)).min();
         Ok((limit, outbox.unwrap_or(0)))
     }
 
@@ -187,9 +212,9 @@ impl Readers {
 
 impl Look {
     /// The same as far as it is lower by now. Runs in the transaction that moves events, and reads a row a consumer.
-    pub fn lowered(&self, readers: &Readers, app: &Connection, tables: &Tables) -> Result<(Limit, i64), JobError> {
+    pub fn lowered(&self, readers: &Readers, app: &Connection, foreign: Limit) -> Result<(Limit, i64), JobError> {
         let (limit, outbox) = readers.checkpoints(app, &self.states)?;
-        let limit = self.limit.clone().or(limit).or(tables.projections_limit(app)?);
+        let limit = self.limit.clone().or(limit).or(foreign);
         Ok((limit, self.outbox.min(outbox)))
     }
 }

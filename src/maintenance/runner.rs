@@ -80,6 +80,9 @@ impl Turns {
 
 impl Runner {
     pub(super) async fn run(mut self) {
+        // Also one that never comes to run has its series.
+        metric::job_info(&self.settings.name, self.settings.kind);
+        metric::job_is_known(&self.settings.name, None);
         if let Some(writer) = self.writer().await {
             self.keep(&writer).await;
         }

@@ -263,9 +263,10 @@ impl Desk {
         let mut disk_pace = Pace::new(Duration::from_millis(5), Duration::from_secs(1));
         let mut lock_pace = Pace::new(Duration::from_millis(1), LOCK_PACE_MAX);
         let first_asked = Instant::now();
+        // Since when it waits for nothing but the lock.
+        let mut asked = first_asked;
         let mut told = None;
         loop {
-            let asked = Instant::now();
             let attempt = self.attempt(&mut jobs);
             match attempt {
                 // The others are done again without it.
@@ -275,6 +276,7 @@ impl Desk {
                     if jobs.is_empty() {
                         return Duration::ZERO;
                     }
+                    asked = Instant::now();
                 }
                 Ok(Attempt::Committed(results, held)) => {
                     metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
@@ -310,7 +312,12 @@ impl Desk {
                         let why = format!("{}: {error} (SQLite code {code}){holder}", self.file);
                         self.state.send_replace(WriterState::Waiting(why));
                     }
-                    thread::sleep(if kind == Kind::Busy { lock_pace.delay() } else { disk_pace.delay() });
+                    if kind == Kind::Busy {
+                        thread::sleep(lock_pace.delay());
+                    } else {
+                        thread::sleep(disk_pace.delay());
+                        asked = Instant::now();
+                    }
                 }
             }
         }

@@ -61,6 +61,7 @@ metrics_table! {
     BACKUP_AT_TARGET_TIMESTAMP_SECONDS = "outboxd_backup_at_target_timestamp_seconds", "gauge", ["job"], "When the newest backup was begun that lies at the job's target off this host; after a start, until a run has looked: when the last run ended that went well; 0 when there was none.";
     DRILL_TIMESTAMP_SECONDS = "outboxd_drill_timestamp_seconds", "gauge", ["job"], "When the drill last took a backup back and found it sound; 0 when it never has.";
     JOB_PROGRESS_RATIO = "outboxd_job_progress_ratio", "gauge", ["job"], "Which part of the run under way is done, 0 to 1, of jobs that say so (backups); 0 when none is under way.";
+    JOB_INFO = "outboxd_job_info", "gauge", ["job", "type"], "1, with the type of the job, as `[jobs.NAME]` says it.";
     SNAPSHOTS_TOTAL = "outboxd_snapshots_total", "counter", ["job"], "Snapshots that the job has written.";
     ARCHIVED_EVENTS_TOTAL = "outboxd_archived_events_total", "counter", ["job"], "Events that the job has moved to the archive.";
     ARCHIVE_HELD_BACK_EVENTS = "outboxd_archive_held_back_events", "gauge", ["job", "reason"], "Events that snapshots hold and that the last run left in the log, by reason: consumer, held, outbox, age.";
@@ -95,6 +96,10 @@ pub fn config_read(taken: Option<i64>) {
 }
 
 const JOB_RESULTS: [&str; 4] = ["done", "failed", "aborted", "killed"];
+
+pub fn job_info(job: &str, kind: &'static str) {
+    gauge!(JOB_INFO, vec![label("job", job), label("type", kind)]).set(1.0);
+}
 
 /// A job is known: its series stand from the start. `success` is when it last ended well, in microseconds since 1970.
 pub fn job_is_known(job: &str, success: Option<i64>) {

@@ -46,7 +46,9 @@ fn every_example_passes_check() {
 #[test]
 fn the_configurations_in_the_documents_pass_check() {
     let mut tried = 0;
-    for name in ["README.md", "docs/PROJECTIONS.md", "docs/JOBS.md", "docs/EVENTS.md", "docs/EXAMPLE.md"] {
+    for name in
+        ["README.md", "docs/PROJECTIONS.md", "docs/JOBS.md", "docs/EVENTS.md", "docs/EXAMPLE.md", "docs/MIGRATING.md"]
+    {
         let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
         let mut before = String::new();
         for block in document.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {

@@ -59,6 +59,7 @@ mod kills_lose_nothing;
 mod neighbours_share_a_transaction;
 mod one_daemon_a_file;
 mod only_the_guilty_are_refused;
+mod ops;
 mod outage_dead_letters_nothing;
 mod poison_holds_its_key;
 mod power_cuts_send_nothing_that_is_undone;

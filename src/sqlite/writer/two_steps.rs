@@ -83,7 +83,11 @@ impl Desk {
                     metric::busy(&self.file, fault::classify(&error).1);
                     thread::sleep(pace.delay());
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Given up is waited, too.
+                    metric::lock_wait(&self.file, asked.elapsed());
+                    return Err(error);
+                }
             }
         }
     }

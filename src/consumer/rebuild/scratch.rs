@@ -238,7 +238,7 @@ mod tests {
         .unwrap();
         let path = folder.path().join("scratch.db");
         bring_reads(&folder.path().join("live.db"), &path, &["a", "w", "v"].map(String::from)).unwrap();
-        let here = Connection::open(&path).unwrap();
+        let here = open::visitor(&path).unwrap();
         let plan = |what: &str| -> String {
             here.query_row(&format!("EXPLAIN QUERY PLAN SELECT * FROM {what}"), [], |row| row.get("detail")).unwrap()
         };

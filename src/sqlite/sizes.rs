@@ -48,7 +48,7 @@ impl Figures {
         let pragma = |name: &str| connection.prepare_cached(name)?.query_row([], |row| row.get::<_, i64>(0));
         let free = pragma("PRAGMA freelist_count").and_then(|pages| Ok(pages * pragma("PRAGMA page_size")?));
         let disk_free =
-            rustix::fs::statvfs(&place::folder_of(path)).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+            rustix::fs::statvfs(place::folder_of(path)).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
         Self {
             main: size(path),
             wal: size(&place::beside(path, "-wal")),

@@ -61,7 +61,7 @@ impl Full {
             )));
         }
         let needed = 2 * pages.used_bytes() + SPARE_BYTES;
-        let free = rustix::fs::statvfs(&place::folder_of(path))
+        let free = rustix::fs::statvfs(place::folder_of(path))
             .map_err(|error| Failure::Unavailable(format!("{name}: {error}")))?;
         let free = free.f_bavail.saturating_mul(free.f_frsize);
         if free < needed {

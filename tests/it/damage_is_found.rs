@@ -152,6 +152,8 @@ fn statistics_are_made_anew_where_they_are_out_of_date() {
     assert!(said.contains(" made anew, of at most 400 rows of an index") && has(), "{said}");
     let stat: String = app.query_row("SELECT stat FROM sqlite_stat1 WHERE idx = 'by_a'", [], |row| row.get(0)).unwrap();
     assert!(stat.starts_with("20000 "), "{stat}");
+    // What was written meanwhile counts once more; then nothing is written.
+    told(&scene.outboxd(&["job", "run", "look"]));
     assert!(told(&scene.outboxd(&["job", "run", "look"])).contains("no statistics are out of date"));
     Proof::of("statistics beside an application")
         .tried("commits of the application", commits)

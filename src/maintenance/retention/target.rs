@@ -10,6 +10,7 @@ use crate::clock;
 use crate::controls::{self, Protection};
 use crate::maintenance::archive::ARCHIVE;
 use crate::maintenance::snapshot::tables::Schema;
+use crate::source::archive_file::{self, Witness};
 use crate::source::declared::{Declared, Literal, Mark, Word};
 use crate::source::fit::{self, Misfit, quoted};
 use crate::source::mapping::Mapping;
@@ -118,6 +119,11 @@ impl Target {
                 Ok(target) => vec![target],
                 Err(what) => return Ok(Err(what)),
             },
+            What::Archived if archive_file::is_known(app)? && Witness::of(app)?.is_some() => {
+                return Ok(Err("its archive is a file of its own, from which nothing is deleted. Remedy: leave this job out; where the \
+                               history may go, archive into the same file"
+                    .into()));
+            }
             What::Archived => vec![archived(schema.unwrap_or(Schema::Outboxd), outbox, app)?],
             What::Runs => vec![Self::runs()],
             What::Resolved => [Some(Self::resolutions()), resolved(schema, app)?].into_iter().flatten().collect(),

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::{OLD, config, run, settle, state, told};
 use crate::archives_pass_nobody::{grow, log, snap};
 use crate::support::eventsource::{count, make};
-use crate::support::process::{SHOP, Scene, shared_machine};
+use crate::support::process::{SHOP, Scene, ended_with, shared_machine};
 use crate::support::rig::open;
 
 const LOG: &str = "[daemon]\nadmin = \"127.0.0.1:0\"\n[sources.shop]\npath = \"app.db\"\npreset = \"outboxd\"\nread = \"events\"\n\
@@ -101,6 +101,11 @@ fn archived_events_go_and_everything_goes_on() {
     assert!(again.is_err());
     let lines = std::fs::read_to_string(scene.path("a.ndjson")).unwrap();
     assert_eq!(lines.lines().count(), 50, "ten of them once more");
+    app.execute("INSERT INTO archive_file VALUES (1, 'its id', 'app-archive.db', 0)", []).unwrap();
+    assert!(
+        ended_with(&run(&scene), 65)
+            .contains("its archive is a file of its own, from which nothing is deleted. Remedy")
+    );
 }
 
 fn archived_is(app: &Connection, stream: &str, newest: i64) -> bool {

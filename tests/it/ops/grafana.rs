@@ -171,6 +171,11 @@ type = "backup"
 files = ["app.db"]
 target = "file://BACKUPS"
 every = "1h"
+
+[jobs.sound]
+type = "integrity"
+source = "log"
+every = "1h"
 "#;
 
 fn append(application: &Connection, stream: &str, event: &str) {

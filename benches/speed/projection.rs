@@ -1,7 +1,8 @@
 //! A projection's speed, and a rebuild's, beside that of a bare prepared-statement loop.
 //!
-//! All run the same SQL for the same events, 4,000 a transaction, into a file in WAL mode at `synchronous = FULL`. The loop has its events in memory; the
-//! projection reads them from an events table, and writes its checkpoint with them. They take turns.
+//! All run the same SQL for the same events, 4,000 a transaction, into a file in WAL mode at `synchronous = FULL`. The bare loop has its events in memory; the
+//! projection reads them from an events table, and writes its checkpoint with them. A third one reads the table by a SELECT and does nothing else: the
+//! shortest projector that could be written by hand. They take turns.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,6 +17,7 @@ use rusqlite::{Connection, named_params, params};
 use crate::meter::{self, Drain, Meter};
 use crate::table::Table;
 
+const SIDES: [&str; 3] = ["bare", "reading", "outboxd"];
 const STREAMS: usize = 20_000;
 /// As many as a projection takes by default.
 const BATCH: usize = 4_000;
@@ -51,6 +53,31 @@ fn bare(folder: &Path, events: &[Draft]) -> Drain {
         connection.execute_batch("COMMIT").unwrap();
     }
     meter.read_shared(events.len())
+}
+
+/// The same, and where it was is not kept.
+fn reading(folder: &Path, count: usize) -> Drain {
+    let connection = open(&folder.join("reading.db"));
+    connection.execute_batch(SCHEMA).unwrap();
+    let log = open(&folder.join("shop.db"));
+    let meter = Meter::start();
+    let mut next = log
+        .prepare("SELECT position, id, stream_id, data FROM events WHERE position > ?1 ORDER BY position LIMIT ?2")
+        .unwrap();
+    let mut statement = connection.prepare(SQL).unwrap();
+    let mut after = 0;
+    while after < count as i64 {
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut rows = next.query(params![after, BATCH as i64]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            after = row.get_unwrap(0);
+            let text = |index: usize| row.get_ref_unwrap(index).as_str().unwrap();
+            statement.execute(named_params! { ":id": text(1), ":stream_id": text(2), ":data": text(3) }).unwrap();
+        }
+        drop(rows);
+        connection.execute_batch("COMMIT").unwrap();
+    }
+    meter.read_shared(count)
 }
 
 /// Its start included.
@@ -120,16 +147,22 @@ pub fn measure_rebuild(events: usize, rounds: usize, table: &mut Table) {
 
 fn by_turns(what: &str, count: usize, rounds: usize, table: &mut Table, ours: impl Fn(&Path, usize) -> Drain) {
     let events: Vec<_> = (0..count).map(event).collect();
-    let mut sides = [Vec::new(), Vec::new()];
+    let mut sides = [const { Vec::new() }; SIDES.len()];
     for round in 0..rounds {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         fill(folder.path(), &events);
-        for side in [round % 2, (round + 1) % 2] {
-            let result = if side == 0 { bare(folder.path(), &events) } else { ours(folder.path(), count) };
-            eprintln!("{what}, round {}: {} {result}", round + 1, ["bare", "outboxd"][side]);
+        for turn in 0..SIDES.len() {
+            let side = (round + turn) % SIDES.len();
+            let result = match side {
+                0 => bare(folder.path(), &events),
+                1 => reading(folder.path(), count),
+                _ => ours(folder.path(), count),
+            };
+            eprintln!("{what}, round {}: {} {result}", round + 1, SIDES[side]);
             sides[side].push(result);
         }
     }
-    let [bare, ours] = sides.map(|results| Drain::median(&results));
+    let [bare, reading, ours] = sides.map(|results| Drain::median(&results));
     table.sides(format!("{what}: {} k events", count / 1000), &bare, &ours);
+    table.sides(format!("{what}: beside a loop that reads"), &reading, &ours);
 }

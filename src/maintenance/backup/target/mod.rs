@@ -301,8 +301,11 @@ impl Session<'_> {
 
     /// Takes away what a folder has beside the parts: itself, and what a put that was killed left.
     pub fn sweep(&self, backup: &str) -> Result<(), Failure> {
-        let Place::Folder(folder) = &self.target().place else { return Ok(()) };
-        let path = folder.join(backup);
+        let path = match &self.target().place {
+            Place::Folder(folder) => folder.join(backup),
+            #[cfg(feature = "s3")]
+            Place::Bucket(_) => return Ok(()),
+        };
         let swept = self.line.aside(move || match std::fs::remove_dir_all(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
             _ => Ok(()),

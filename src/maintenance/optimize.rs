@@ -70,8 +70,15 @@ impl Statistics {
 /// The statements that SQLite would run for all tables; it only tells them, and asks for the write lock all the same.
 fn due(connection: &Connection) -> Result<Vec<String>, JobError> {
     let mut statement = connection.prepare("PRAGMA optimize(0x10003)")?;
-    let due: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(due.into_iter().filter(|sql| sql.starts_with("ANALYZE")).collect())
+    let told: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut due = Vec::new();
+    for sql in told {
+        let Some(table) = sql.strip_prefix("ANALYZE ") else { continue };
+        // Of an empty table without an index it says so for ever.
+        let has_rows = connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0))?;
+        due.extend(Some(sql).filter(|_| has_rows));
+    }
+    Ok(due)
 }
 
 impl Job for Statistics {

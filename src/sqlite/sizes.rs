@@ -115,12 +115,8 @@ impl Sizes {
         metric::freelist_bytes(name, free);
         metric::disk_free_bytes(name, disk_free);
         let (since, first) = *self.first.get_or_insert((Instant::now(), main));
-        if since.elapsed() >= GROWTH_AFTER {
-            metric::growth_per_day(
-                name,
-                (main as f64 - first as f64) / since.elapsed().as_secs_f64() * DAY.as_secs_f64(),
-            );
-        }
+        let grown = if since.elapsed() >= GROWTH_AFTER { main as f64 - first as f64 } else { 0.0 };
+        metric::growth_per_day(name, grown / since.elapsed().as_secs_f64().max(1.0) * DAY.as_secs_f64());
     }
 }
 

@@ -133,6 +133,9 @@ impl Writer {
         let (state_tx, state) = watch::channel(WriterState::Ready);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         metric::file_is_written(&name);
+        if owner == Owner::Application {
+            metric::checkpoint_backlog(&name, 0);
+        }
         let desk = Desk {
             connection,
             queue,

@@ -52,7 +52,7 @@ metrics_table! {
     FILE_BYTES = "outboxd_file_bytes", "gauge", ["file", "part"], "Size of a database file by part: main, wal.";
     FREELIST_BYTES = "outboxd_freelist_bytes", "gauge", ["file"], "Bytes of pages that are free in the file, and are used again.";
     DISK_FREE_BYTES = "outboxd_disk_free_bytes", "gauge", ["file"], "Bytes that are free on the file's file system.";
-    FILE_GROWTH_BYTES_PER_DAY = "outboxd_file_growth_bytes_per_day", "gauge", ["file"], "How fast the file grows, from the daemon's start on; told after ten minutes.";
+    FILE_GROWTH_BYTES_PER_DAY = "outboxd_file_growth_bytes_per_day", "gauge", ["file"], "How fast the file grows, from the daemon's start on; 0 for its first ten minutes.";
     CHECKPOINT_BACKLOG_PAGES = "outboxd_checkpoint_backlog_pages", "gauge", ["file"], "Pages of the write-ahead log that stood in it alone when the daemon last wrote into the application's file.";
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
@@ -103,6 +103,7 @@ pub fn job_info(job: &str, kind: &'static str) {
 
 /// A job is known: its series stand from the start. `success` is when it last ended well, in microseconds since 1970.
 pub fn job_is_known(job: &str, success: Option<i64>) {
+    job_progress(job, 0.0);
     for result in JOB_RESULTS {
         counter!(JOB_RUNS_TOTAL, vec![label("job", job), label("result", result)]).increment(0);
     }

@@ -408,7 +408,7 @@ fn what_is_wrong_with_a_job_is_told_with_place_and_remedy() {
         job("misspelt", "evry = \"1h\"\nevery = \"1h\""),
         "[jobs.lost]\ntype = \"trial\"\nsource = \"shp\"\nevery = \"1h\"\n".to_owned(),
         "[jobs.typeless]\nsource = \"shop\"\n".to_owned(),
-        "[jobs.later]\ntype = \"vacuum\"\n".to_owned(),
+        "[jobs.other]\ntype = \"vacum\"\n".to_owned(),
     ];
     let scene = Scene::without_a_file(&[&[SHOP.to_owned()], &jobs[..]].concat().concat());
     let output = scene.outboxd(&["config", "show"]);
@@ -425,7 +425,7 @@ fn what_is_wrong_with_a_job_is_told_with_place_and_remedy() {
         ("jobs.misspelt.evry", "there is no such key", "did you mean `every`?"),
         ("jobs.lost.source", "there is no section [sources.shp]", "did you mean \"shop\"?"),
         ("jobs.typeless.type", "must be said", "write "),
-        ("jobs.later.type", "jobs of type \"vacuum\" are not in this version", "leave the section out"),
+        ("jobs.other.type", "there is no such type of job", "did you mean `vacuum`?"),
     ] {
         let block = told.split("\n\n").find(|block| block.starts_with(&format!("error: {key}  (outboxd.toml, line")));
         let block = block.unwrap_or_else(|| panic!("nothing is told of {key}:\n{told}"));

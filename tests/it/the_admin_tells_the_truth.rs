@@ -32,11 +32,15 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let _machine = shared_machine();
     let jobs = "\n[jobs.often]\ntype = \"snapshot\"\nsource = \"shop\"\nevery = \"1s\"\nreducers = { a = \"none\" }\n\
                 [sources.log]\npath = \"app.db\"\npreset = \"outboxd\"\nread = \"events\"\n\
-                [jobs.old]\ntype = \"archive\"\nsource = \"log\"\nevery = \"1s\"\n";
-    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), jobs].concat());
+                [jobs.old]\ntype = \"archive\"\nsource = \"log\"\nevery = \"1s\"\n\
+                [jobs.tidy]\ntype = \"retention\"\nsource = \"shop\"\nwhat = \"published\"\nolder_than = \"720h\"\nevery = \"1s\"\n\
+                [jobs.safe]\ntype = \"backup\"\nfiles = [\"app.db\"]\nfolder = \"backups\"\ntarget = \"file://THERE\"\nevery = \"1h\"\n";
+    let elsewhere = tempfile::tempdir().unwrap();
+    let jobs = jobs.replace("THERE", &elsewhere.path().to_string_lossy());
+    let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), &jobs].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(10));
-    for job in ["often", "old"] {
+    for job in ["often", "old", "tidy"] {
         let done = format!("outboxd_job_runs_total{{job=\"{job}\",result=\"done\"}}");
         until("the job has run", Duration::from_secs(20), || daemon.metric(&done).filter(|runs| *runs > 0.0));
     }

@@ -141,6 +141,10 @@ mod tests {
         let mut reader = std::process::Command::new("sleep");
         let reader = reader.arg("60").stdin(fs::File::open(&database).unwrap()).spawn();
         let mut reader = reader.unwrap();
+        // Until then it has no command line of its own.
+        while !command(reader.id()).starts_with("sleep 60") {
+            std::thread::yield_now();
+        }
         let found = of(&database);
         reader.kill().unwrap();
         reader.wait().unwrap();

@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::load;
-use crate::meter::{Beat, Pace, median};
+use crate::meter::{Pace, median};
 use crate::table::Table;
 
 const ROW_BYTES: usize = 640;
@@ -87,18 +87,11 @@ impl Shop {
 
     /// The application's commits, as long as this says, in nanoseconds; and how large its `-wal` became.
     fn commits(&self, mut goes_on: impl FnMut(usize) -> bool) -> (Vec<i64>, u64) {
-        let (beat, mut draft, mut took, mut wal) = (Beat::new(PER_SECOND), load::Draft::default(), Vec::new(), 0);
-        while goes_on(took.len()) {
-            std::thread::sleep(beat.wait(took.len()));
-            draft.make(took.len(), 256);
-            draft.id = outboxd::store::event::new_id();
-            let began = Instant::now();
-            self.app.execute_batch("BEGIN IMMEDIATE").expect("within the busy timeout");
-            load::insert(&self.app, &draft);
-            self.app.execute_batch("COMMIT").expect("the disk has room");
-            took.push(began.elapsed().as_nanos() as i64);
+        let mut wal = 0;
+        let took = load::commits(&self.app, PER_SECOND, |n| {
             wal = wal.max(size(&self.path("app.db-wal")));
-        }
+            goes_on(n)
+        });
         (took, wal)
     }
 }

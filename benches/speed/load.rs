@@ -1,9 +1,12 @@
 //! The events: the same on both sides, made from their number.
 
 use std::path::Path;
+use std::time::Instant;
 
 use outboxd::event::{Batch, BatchBuilder, Event, Position};
 use rusqlite::{Connection, params};
+
+use crate::meter::Beat;
 
 /// Order is kept for so many keys.
 const KEYS: usize = 1_000;
@@ -33,6 +36,23 @@ impl Draft {
         payload.extend(std::iter::repeat_n('x', filler));
         payload.push_str("\"}");
     }
+}
+
+/// An application's commits, one event each, so many a second and as long as `goes_on` says, which is told how many there were: what each took, in
+/// nanoseconds.
+pub fn commits(app: &Connection, per_second: usize, mut goes_on: impl FnMut(usize) -> bool) -> Vec<i64> {
+    let (beat, mut draft, mut took) = (Beat::new(per_second), Draft::default(), Vec::new());
+    while goes_on(took.len()) {
+        std::thread::sleep(beat.wait(took.len()));
+        draft.make(took.len(), 256);
+        draft.id = outboxd::store::event::new_id();
+        let began = Instant::now();
+        app.execute_batch("BEGIN IMMEDIATE").expect("within the busy timeout");
+        insert(app, &draft);
+        app.execute_batch("COMMIT").expect("the disk has room");
+        took.push(began.elapsed().as_nanos() as i64);
+    }
+    took
 }
 
 /// Events in memory, laid out as the relay has them.

@@ -6,12 +6,11 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use rusqlite::{Connection, named_params, params};
 
 use crate::load;
-use crate::meter::{self, Beat, Drain, Meter, Pace};
+use crate::meter::{self, Drain, Meter, Pace};
 use crate::table::Table;
 
 const STREAM: usize = 250;
@@ -90,22 +89,6 @@ impl Log {
         let output = job.wait_with_output().expect("it can be waited for");
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && told.contains(&format!("of {} events", self.events)), "{told}");
-    }
-
-    /// The application's commits, one event each, as long as this says; in nanoseconds.
-    fn commits(&self, mut goes_on: impl FnMut(usize) -> bool) -> Vec<i64> {
-        let (beat, mut draft, mut took) = (Beat::new(PER_SECOND), load::Draft::default(), Vec::new());
-        while goes_on(took.len()) {
-            std::thread::sleep(beat.wait(took.len()));
-            draft.make(took.len(), 256);
-            draft.id = outboxd::store::event::new_id();
-            let began = Instant::now();
-            self.app.execute_batch("BEGIN IMMEDIATE").expect("within the busy timeout");
-            load::insert(&self.app, &draft);
-            self.app.execute_batch("COMMIT").expect("the disk has room");
-            took.push(began.elapsed().as_nanos() as i64);
-        }
-        took
     }
 }
 
@@ -196,10 +179,10 @@ pub fn measure_neighbour(events: usize, rounds: usize, table: &mut Table) {
         // What was written before is on the disk.
         rustix::fs::sync();
         let mut job = log.job();
-        let beside = log.commits(|_| job.try_wait().expect("it can be asked").is_none());
+        let beside = load::commits(&log.app, PER_SECOND, |_| job.try_wait().expect("it can be asked").is_none());
         log.ended(job);
         rustix::fs::sync();
-        let alone = log.commits(|n| n < beside.len());
+        let alone = load::commits(&log.app, PER_SECOND, |n| n < beside.len());
         for (side, nanos) in [alone, beside].into_iter().enumerate() {
             let result = Pace::of(nanos);
             eprintln!("the application's commits, round {}: {} {result}", round + 1, ["alone", "beside"][side]);

@@ -280,7 +280,11 @@ fn a_source_that_cannot_be_read_halts_until_it_is_resumed() {
     let mut daemon = scene.daemon_traced(&[&["-P", &wal][..], &inject].concat());
     for _ in 0..40 {
         application.write(25);
-        std::thread::sleep(Duration::from_millis(10));
+        // So that each is read by itself.
+        until("it is read, or cannot be", PATIENCE, || {
+            let status = daemon.status("to_out")?;
+            (status["state"] == "halted" || status["position"].as_i64() == Some(application.head())).then_some(())
+        });
     }
     let mut halts = 0;
     let mut look = || {
@@ -314,7 +318,7 @@ fn slow(delay: Duration, events: usize) {
     let out = scene.path("out.ndjson");
     let mut most = 0;
     daemon.until("to_out", "under way", PATIENCE, |status| status["position"].as_i64() > Some(0));
-    while position(&daemon) < application.head() {
+    until("all is settled", Duration::from_secs(180), || {
         let sent = sent(&out);
         most = most.max(sent - position(&daemon));
         let status = daemon.status("to_out").unwrap();
@@ -322,8 +326,8 @@ fn slow(delay: Duration, events: usize) {
         let is_silent = status["state"] == "unavailable" && delay > Duration::from_millis(1500);
         assert!(status["state"] == "running" || is_silent, "{status}");
         assert!(most <= WINDOW, "{status} {most}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        (position(&daemon) >= application.head()).then_some(())
+    });
     let suite = format!("every sync takes {delay:?}");
     let proof = Proof::of(&suite).found("most sent beyond what is recorded", most);
     let (_proof, duplicates) = all_is_well(proof, &application, &mut daemon, &out);

@@ -9,6 +9,7 @@ use outboxd::sqlite::open::Durable;
 use outboxd::store::event::{Append, Expected, Message, NewEvent};
 use outboxd::store::fault::AppendError;
 use outboxd::store::{EventStore, Options};
+use tokio::task::unconstrained;
 
 use super::{Shop, WITHIN, event};
 use crate::support::rig::{eventually, open};
@@ -113,10 +114,7 @@ async fn one_that_fails_takes_nobody_with_it() {
         let store = shop.store.clone();
         async move { store.append(append, WITHIN).await }
     });
-    let (answers, ()) = tokio::join!(join_all(appends), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        shop.app.execute_batch("COMMIT").unwrap();
-    });
+    let (answers, ()) = tokio::join!(unconstrained(join_all(appends)), shop.let_go_when_all_wait());
     let mut last = 0;
     for (n, answer) in answers.into_iter().enumerate() {
         match answer {
@@ -156,10 +154,7 @@ async fn a_trigger_that_ends_the_transaction_takes_nobody_with_it() {
         let store = shop.store.clone();
         async move { store.append(append, WITHIN).await }
     });
-    let (answers, ()) = tokio::join!(join_all(appends), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        shop.app.execute_batch("COMMIT").unwrap();
-    });
+    let (answers, ()) = tokio::join!(unconstrained(join_all(appends)), shop.let_go_when_all_wait());
     for (n, answer) in answers.into_iter().enumerate() {
         match (n % 10, answer) {
             (5, Err(AppendError::Sqlite { text, .. })) => assert!(text.contains("not that"), "{n}: {text}"),

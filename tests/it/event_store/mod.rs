@@ -54,6 +54,14 @@ impl Shop {
         self.append(stream, Expected::Any, events).await.unwrap();
     }
 
+    /// Ends the application's transaction when all that was appended before waits for it. Appends come in order: one that is told that its turn did
+    /// not come has the others before it.
+    pub async fn let_go_when_all_wait(&self) {
+        let hasty = Append::new("hasty", "Order", Expected::Any, vec![event("hasty", "{}")]);
+        assert_eq!(self.store.append(hasty, Duration::from_millis(1)).await, Err(AppendError::Locked));
+        self.app.execute_batch("COMMIT").unwrap();
+    }
+
     pub fn count(&self, table: &str) -> i64 {
         self.app.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
     }

@@ -199,6 +199,8 @@ listed! {
         InUse,
         /// Nothing that lay beside the file that was replaced lies beside the restored one.
         OldWal,
+        /// A reader that would go on at once lets the application's checkpoint through.
+        GiveWay,
     }
 }
 

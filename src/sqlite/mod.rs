@@ -18,6 +18,7 @@ pub mod guard;
 pub mod holders;
 pub mod litestream;
 pub mod lockfile;
+pub mod log;
 pub mod open;
 pub mod place;
 pub mod pool;

@@ -135,6 +135,7 @@ fn reads(action: &AuthAction<'_>) -> bool {
     match *action {
         AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => true,
         AuthAction::Function { function_name } => function_name != "load_extension",
+        AuthAction::Pragma { pragma_name: "wal_checkpoint", pragma_value } => pragma_value == Some("NOOP"),
         AuthAction::Pragma { pragma_name, pragma_value } => {
             PRAGMAS.contains(&pragma_name)
                 && (!["journal_mode", "page_size"].contains(&pragma_name) || pragma_value.is_none())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::log::Log;
 use super::place;
 use super::premises::Finding;
 use crate::telemetry::metric;
@@ -114,6 +115,9 @@ impl Sizes {
         metric::file_bytes(name, "wal", wal);
         metric::freelist_bytes(name, free);
         metric::disk_free_bytes(name, disk_free);
+        if let Ok(log) = Log::of(connection) {
+            metric::checkpoint_backlog(name, log.backlog());
+        }
         let (since, first) = *self.first.get_or_insert((Instant::now(), main));
         let grown = if since.elapsed() >= GROWTH_AFTER { main as f64 - first as f64 } else { 0.0 };
         metric::growth_per_day(name, grown / since.elapsed().as_secs_f64().max(1.0) * DAY.as_secs_f64());

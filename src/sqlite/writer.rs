@@ -23,6 +23,7 @@ use super::guard::Guard;
 use super::holders;
 use super::litestream;
 use super::lockfile::LockFile;
+use super::log::{DUE_PAGES, Log};
 use super::open::{self, Durable};
 use crate::controls::{self, Seam};
 use crate::retry::Pace;
@@ -30,8 +31,6 @@ use crate::telemetry::metric;
 
 /// The work that is put into one transaction.
 const HOLD_MAX: Duration = Duration::from_millis(2);
-/// The size of a `-wal`, in pages, at which it is checkpointed: SQLite's own default.
-const CHECKPOINT_PAGES: i64 = 1_000;
 /// A lock that is lost to others for less is not worth a word.
 const WAITING_SHOWN_AFTER: Duration = Duration::from_secs(1);
 /// An application that commits without a pause, and syncs each time, leaves the lock free for moments only: whoever asks once a second
@@ -330,19 +329,14 @@ impl Desk {
     /// PASSIVE takes no lock that a writer or reader wants, and what it leaves is done at the next commit, ours or another's. Where Litestream is at
     /// work, the checkpoints are its own.
     fn checkpoint(&self) {
-        let pages = |mode: &str| {
-            let sql = format!("PRAGMA wal_checkpoint({mode})");
-            self.connection
-                .prepare_cached(&sql)?
-                .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
-        };
-        let looked = pages("NOOP");
-        if let Ok((log, done)) = looked {
-            metric::checkpoint_backlog(&self.file, (log - done).max(0));
+        let looked = Log::of(&self.connection);
+        if let Ok(log) = looked {
+            metric::checkpoint_backlog(&self.file, log.backlog());
         }
-        let due = looked.is_ok_and(|(log, done)| log >= CHECKPOINT_PAGES && done < log)
+        let due = looked.is_ok_and(|log| log.is_due(DUE_PAGES))
             && !litestream::is_there(&self.connection, &self.path).unwrap_or(true);
-        if due && let Err(error) = pages("PASSIVE") {
+        let passive = || self.connection.prepare_cached("PRAGMA wal_checkpoint = PASSIVE")?.query_row([], |_| Ok(()));
+        if due && let Err(error) = passive() {
             metric::busy(&self.file, fault::classify(&error).1);
         }
     }

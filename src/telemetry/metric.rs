@@ -53,7 +53,7 @@ metrics_table! {
     FREELIST_BYTES = "outboxd_freelist_bytes", "gauge", ["file"], "Bytes of pages that are free in the file, and are used again.";
     DISK_FREE_BYTES = "outboxd_disk_free_bytes", "gauge", ["file"], "Bytes that are free on the file's file system.";
     FILE_GROWTH_BYTES_PER_DAY = "outboxd_file_growth_bytes_per_day", "gauge", ["file"], "How fast the file grows, from the daemon's start on; 0 for its first ten minutes.";
-    CHECKPOINT_BACKLOG_PAGES = "outboxd_checkpoint_backlog_pages", "gauge", ["file"], "Pages of the write-ahead log that stood in it alone when the daemon last wrote into the application's file.";
+    CHECKPOINT_BACKLOG_PAGES = "outboxd_checkpoint_backlog_pages", "gauge", ["file"], "Pages of the write-ahead log that stood in it alone when the daemon last looked: no checkpoint had copied them yet.";
     JOB_LAST_SUCCESS_TIMESTAMP_SECONDS = "outboxd_job_last_success_timestamp_seconds", "gauge", ["job"], "When the job last ended well; 0 when it never has.";
     JOB_DURATION_SECONDS = "outboxd_job_duration_seconds", "histogram", ["job"], "How long a run of the job took, however it ended.";
     JOB_RUNS_TOTAL = "outboxd_job_runs_total", "counter", ["job", "result"], "Runs of the job by result: done, failed, aborted (by a stop or a reload), killed (found at the next start).";

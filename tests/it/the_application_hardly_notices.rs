@@ -21,6 +21,7 @@ use crate::support::process::{Daemon, SHOP, Scene, shared_machine, whole_machine
 use crate::support::proof::Proof;
 use crate::support::relays::{file, relay};
 use crate::support::{daemon, rig};
+use crate::the_controls_fail_without_their_protection::without;
 
 const PER_SECOND: u32 = 500;
 pub const ADDED_MAX: Duration = Duration::from_millis(2);
@@ -34,6 +35,8 @@ pub struct Commits {
     pub took: Vec<Duration>,
     pub refused: u32,
     pub wal_bytes: u64,
+    /// For each time that the `-wal` was begun anew: how many commits had tried to checkpoint (SQLite does from 1,000 pages on).
+    pub attempts: Vec<u32>,
 }
 
 impl Commits {
@@ -58,9 +61,10 @@ pub fn commits(path: &Path, sql: &str, mut goes_on: impl FnMut() -> bool) -> Com
     let connection = outbox(path);
     let mut insert = connection.prepare(sql).unwrap();
     let wal = PathBuf::from(format!("{}-wal", path.display()));
-    let mut commits = Commits { took: Vec::new(), refused: 0, wal_bytes: 0 };
+    let mut length = connection.prepare("PRAGMA wal_checkpoint = NOOP").unwrap();
+    let mut commits = Commits { took: Vec::new(), refused: 0, wal_bytes: 0, attempts: Vec::new() };
     let began = Instant::now();
-    let mut n = 0;
+    let (mut n, mut pages_before, mut attempts) = (0, 0, 0);
     while goes_on() {
         std::thread::sleep((began + Duration::from_secs(1) / PER_SECOND * n).saturating_duration_since(Instant::now()));
         n += 1;
@@ -77,6 +81,12 @@ pub fn commits(path: &Path, sql: &str, mut goes_on: impl FnMut() -> bool) -> Com
             connection.execute_batch("ROLLBACK").unwrap();
         }
         commits.wal_bytes = commits.wal_bytes.max(std::fs::metadata(&wal).map_or(0, |meta| meta.len()));
+        let pages: i64 = length.query_row([], |row| row.get(1)).unwrap();
+        if pages < pages_before {
+            commits.attempts.push(std::mem::take(&mut attempts));
+        }
+        attempts += u32::from(pages >= 1_000);
+        pages_before = pages;
     }
     commits.took.sort();
     commits
@@ -112,19 +122,56 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-#[test]
-fn a_drain_adds_next_to_nothing_to_its_commits() {
-    let _machine = whole_machine();
+/// A relay that has so many events to send.
+fn with_backlog(backlog: u64) -> Scene {
     let scene = Scene::new(&[SHOP, &file("out"), &relay("out", "")].concat());
-    let database = scene.path("app.db");
-    let backlog = number("OUTBOXD_TEST_BACKLOG").unwrap_or(1_000_000);
-    outbox(&database)
+    outbox(&scene.path("app.db"))
         .execute_batch(&format!(
             "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {backlog})
              INSERT INTO outbox (key, type, payload) SELECT 'k' || n % 50, 'T', '{{\"total\": 7}}' FROM n;
              PRAGMA wal_checkpoint(TRUNCATE)"
         ))
         .unwrap();
+    scene
+}
+
+/// How often the application tried to checkpoint beside a drain until its `-wal` could be begun anew, median.
+fn attempts_beside_a_drain(environment: &[(&str, &str)]) -> f64 {
+    let _machine = whole_machine();
+    let scene = with_backlog(1_000_000);
+    let mut daemon = scene.daemon_with(environment);
+    daemon.until("to_out", "draining", Duration::from_secs(20), |status| status["position"].as_i64() > Some(0));
+    let (mut n, mut drained) = (0, false);
+    let commits = commits(&scene.path("app.db"), OURS, || {
+        n += 1;
+        if n % 50 == 0 {
+            drained = daemon.status("to_out").unwrap()["position"].as_i64() >= Some(1_000_000);
+        }
+        !drained
+    });
+    println!("{:?} attempts in {} commits", commits.attempts, commits.took.len());
+    assert!(commits.attempts.len() >= 2, "a drain beside {} commits shows nothing", commits.took.len());
+    median(commits.attempts.iter().map(|attempts| f64::from(*attempts)).collect())
+}
+
+#[test]
+fn its_checkpoints_come_through_beside_a_drain() {
+    let attempts = attempts_beside_a_drain(&[]);
+    assert!(attempts <= 2.0, "{attempts}");
+}
+
+#[test]
+fn control_without_giving_way_its_checkpoints_do_not_come_through() {
+    let attempts = attempts_beside_a_drain(&without("GiveWay"));
+    assert!(attempts > 2.0, "{attempts}");
+}
+
+#[test]
+fn a_drain_adds_next_to_nothing_to_its_commits() {
+    let _machine = whole_machine();
+    let backlog = number("OUTBOXD_TEST_BACKLOG").unwrap_or(1_000_000);
+    let scene = with_backlog(backlog);
+    let database = scene.path("app.db");
     let time = Duration::from_secs(number("OUTBOXD_TEST_PAIR_SECONDS").unwrap_or(4));
     let (mut beside, mut burnt) = (Vec::new(), Vec::new());
     let (mut refused, mut wal_bytes, mut events) = (0, 0, 0);

@@ -24,6 +24,7 @@ use crate::source::wake::Wake;
 use crate::source::{Durability, Settings};
 use crate::sqlite::barrier::Barrier;
 use crate::sqlite::fault;
+use crate::sqlite::log::GiveWay;
 use crate::sqlite::open::{self, TimeLimit};
 use crate::sqlite::sizes::Sizes;
 use crate::telemetry::metric;
@@ -90,6 +91,7 @@ pub(super) struct Desk {
     parked: VecDeque<Request>,
     poll: Duration,
     sizes: Sizes,
+    give_way: GiveWay,
 }
 
 impl Desk {
@@ -115,6 +117,7 @@ impl Desk {
             parked: VecDeque::new(),
             poll: POLL_MIN,
             sizes: Sizes::default(),
+            give_way: GiveWay::default(),
         }
     }
 
@@ -133,6 +136,9 @@ impl Desk {
             };
             let wait = if worked {
                 self.poll = POLL_MIN;
+                if let Some(open) = &self.open {
+                    self.give_way.wait(&open.connection);
+                }
                 Duration::ZERO
             } else if self.open.is_none() && self.halted.is_none() {
                 APPEAR_POLL

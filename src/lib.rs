@@ -11,6 +11,7 @@ pub mod consumer;
 pub mod controls;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod event;
 pub mod maintenance;
 pub mod projection;

@@ -8,16 +8,16 @@ use tokio::sync::mpsc;
 use super::{Context, Exit, terminal};
 use crate::config::Loaded;
 use crate::consumer::{self, Start};
+use crate::doctor::sinks::{self, Answer};
 use crate::event::{Batch, Position};
 use crate::projection::{Definition, tables};
-use crate::sink::{self, FaultClass, Port};
+use crate::sink;
 use crate::source::reader::{Halt, Look, Mark, ReadNews, ReadRequest, Reader, RowsUpdate, SourceState};
 use crate::source::{self, Durability, StatePlace, inspection};
 use crate::sqlite::{open, premises};
 use crate::state::checkpoint::{self, Checkpoint};
 
 const LOOK_WAIT: Duration = Duration::from_secs(2);
-const SINK_WAIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -278,42 +278,11 @@ fn recorded(relay: &consumer::Settings, source: &source::Settings) -> Result<Opt
 }
 
 async fn sink_finding(relay: &consumer::Settings, name: &str, sink: &sink::Settings, offline: bool) -> Finding {
-    let subject = format!("sink {name}");
-    if let sink::Settings::File(file) = sink {
-        return file_finding(subject, file.path.as_deref());
-    }
-    if offline {
-        return ok(subject, "not looked at (--offline)".into());
-    }
-    let (news, _keep) = mpsc::unbounded_channel();
-    let port = Port { news, consumer: relay.name.clone(), source: relay.source.clone() };
-    let mut sink = sink::open(sink, port);
-    let checked = sink.check(SINK_WAIT).await;
-    sink.close().await;
-    match checked {
-        Ok(()) => ok(subject, format!("answers ({})", relay.name)),
-        Err(fault) if fault.class == FaultClass::Unavailable => {
-            Finding { subject, verdict: "wait", detail: fault.detail, exit: Exit::Unavailable }
-        }
-        Err(fault) => Finding { subject, verdict: "problem", detail: fault.detail, exit: Exit::Unavailable },
-    }
-}
-
-/// Opening the file would make it: only its folder is looked at.
-fn file_finding(subject: String, path: Option<&std::path::Path>) -> Finding {
-    let Some(path) = path else { return ok(subject, "standard output".into()) };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let writable = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
-    match writable {
-        Ok(()) => ok(subject, format!("{}: its folder can be written", path.display())),
-        Err(error) => Finding {
-            subject,
-            verdict: "problem",
-            detail: format!(
-                "{}: its folder cannot be written ({error}). Remedy: make it, for the user that outboxd runs as",
-                path.display()
-            ),
-            exit: Exit::CannotCreate,
-        },
-    }
+    let (verdict, detail, exit) = match sinks::ask(relay, sink, offline).await {
+        Answer::Good(detail) => ("ok", detail, Exit::Ok),
+        Answer::Away(detail) => ("wait", detail, Exit::Unavailable),
+        Answer::Refused(detail) => ("problem", detail, Exit::Unavailable),
+        Answer::Unwritable(detail) => ("problem", detail, Exit::CannotCreate),
+    };
+    Finding { subject: format!("sink {name}"), verdict, detail, exit }
 }

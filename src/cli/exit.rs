@@ -9,6 +9,7 @@ use crate::config;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Ok,
+    Advice,
     Usage,
     Data,
     Unavailable,
@@ -21,8 +22,9 @@ pub enum Exit {
 }
 
 impl Exit {
-    pub const ALL: [Exit; 10] = [
+    pub const ALL: [Exit; 11] = [
         Exit::Ok,
+        Exit::Advice,
         Exit::Usage,
         Exit::Data,
         Exit::Unavailable,
@@ -37,6 +39,7 @@ impl Exit {
     pub fn code(self) -> u8 {
         match self {
             Exit::Ok => 0,
+            Exit::Advice => 1,
             Exit::Usage => 64,
             Exit::Data => 65,
             Exit::Unavailable => 69,
@@ -52,6 +55,7 @@ impl Exit {
     pub fn meaning(self) -> &'static str {
         match self {
             Exit::Ok => "done",
+            Exit::Advice => "done, and the doctor has advice; nothing is dangerous",
             Exit::Usage => "the command line is wrong, or a question could not be asked",
             Exit::Data => "what was found in a file is not what it must be",
             Exit::Unavailable => "the daemon, a broker or a file is not there, or not healthy",

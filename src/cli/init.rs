@@ -111,8 +111,17 @@ fn not_made(file: &Path, error: MakeError) -> Failure {
     Failure::new(exit, format!("{}: {:#}", file.display(), anyhow::Error::new(error)), remedy)
 }
 
-/// A configuration to start from; everything but itself is a comment, so that it can be put into a file as it is.
 fn config(file: &Path) -> String {
+    format!(
+        "# The tables outbox, events, streams, snapshots and archived_events are in the file now.\n\
+         # In your application, in the transaction that changes something:\n\
+         #   INSERT INTO outbox (stream_id, stream_type, type, payload) VALUES ('order-1', 'Order', 'OrderPlaced', '{{\"total\": 7}}');\n{}",
+        proposal(file, "outboxd", "outbox")
+    )
+}
+
+/// A configuration to start from; everything but itself is a comment, so that it can be put into a file as it is.
+pub(super) fn proposal(file: &Path, preset: &str, read: &str) -> String {
     let name = file.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
     let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let name = name.trim_matches('_').replace("__", "_");
@@ -120,11 +129,8 @@ fn config(file: &Path) -> String {
     let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let path = toml::Value::String(path.display().to_string());
     format!(
-        "# The tables outbox, events, streams, snapshots and archived_events are in the file now.\n\
-         # In your application, in the transaction that changes something:\n\
-         #   INSERT INTO outbox (stream_id, stream_type, type, payload) VALUES ('order-1', 'Order', 'OrderPlaced', '{{\"total\": 7}}');\n\
-         # Save this as outboxd.toml, then: outboxd check, outboxd run\n\
-         [sources.{name}]\npath = {path}\npreset = \"outboxd\"\nread = \"outbox\"\n\n\
+        "# Save this as outboxd.toml, then: outboxd check, outboxd run\n\
+         [sources.{name}]\npath = {path}\npreset = \"{preset}\"\nread = \"{read}\"\n\n\
          [sinks.events]\ntype = \"file\"\npath = \"events.ndjson\"        # or type = \"kafka\", \"amqp\": see docs/CONFIG.md\n\n\
          [relays.{name}_to_events]\nsource = \"{name}\"\nsink = \"events\"\nstart = \"first\"\n"
     )

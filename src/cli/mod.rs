@@ -14,6 +14,7 @@ mod consumer;
 pub mod control_client;
 mod dead_letters;
 mod demo;
+mod doctor;
 mod events;
 pub mod exit;
 mod health;
@@ -85,6 +86,13 @@ pub enum Command {
     Init(init::Args),
     /// Tell what `run` would do, and what would keep it from doing it; change nothing
     Check(check::Args),
+    /// Look for what is dangerous, or could be better, about a file and what outboxd is to do with it; change nothing
+    ///
+    /// With a FILE: any SQLite file, without a configuration. It tells what could be relayed there, and prints a configuration to start from.
+    /// Without one: all files, secrets and sinks of the configuration. Each check says ok, advice or danger, with the evidence and
+    /// the remedy; lines that begin with $ are commands that carry it out, as they stand. The exit code is that of the worst: 0, 1 for
+    /// advice, 65 for a danger, 69 where only sinks are in danger, 78 for a configuration that is wrong. Run it as the user that outboxd is to run as
+    Doctor(doctor::Args),
     /// Let the running daemon read its configuration anew, and restart what changed
     Reload(reload::Args),
     /// Tell how the consumers are doing
@@ -190,6 +198,7 @@ fn execute(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::execute(args, context),
         Command::Init(args) => init::execute(args, context),
         Command::Check(args) => check::execute(args, context),
+        Command::Doctor(args) => doctor::execute(args, context),
         Command::Reload(args) => reload::execute(args, context),
         Command::Status(args) => status::execute(args, context),
         Command::DeadLetters(command) => dead_letters::execute(command, context),

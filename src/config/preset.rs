@@ -46,6 +46,12 @@ pub fn tables(name: &str, read: &str) -> Option<Arc<[Declared]>> {
     generations.collect()
 }
 
+/// Every table that is known by name: whose it is, what `read` calls it, how it is read.
+pub fn all() -> impl Iterator<Item = (&'static str, String, Arc<[Declared]>)> {
+    let reads = names().flat_map(|name| sections(name).unwrap_or_default().into_keys().map(move |read| (name, read)));
+    reads.filter_map(|(name, read)| tables(name, &read).map(|tables| (name, read, tables)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,13 +25,22 @@ pub fn before_opening(source: &Settings) -> Vec<Finding> {
     let allow = source.allow_network_filesystem;
     match source.state {
         StatePlace::Inside => premises::of_file(&source.path, Use::Write, allow),
-        StatePlace::Beside | StatePlace::At(_) | StatePlace::ReadModel(_) => {
-            let mut found = premises::of_file(&source.path, Use::Read, allow);
-            if source.path.exists() {
-                found.extend(premises::of_own(&source.state_path(), allow));
-            }
-            found
-        }
+        _ => premises::of_file(&source.path, Use::Read, allow).into_iter().chain(of_state(source)).collect(),
+    }
+}
+
+/// The same without the file system that the file lies on.
+pub fn rights_before_opening(source: &Settings) -> Vec<Finding> {
+    match source.state {
+        StatePlace::Inside => premises::rights_of_file(&source.path, Use::Write),
+        _ => premises::rights_of_file(&source.path, Use::Read).into_iter().chain(of_state(source)).collect(),
+    }
+}
+
+fn of_state(source: &Settings) -> Vec<Finding> {
+    match source.path.exists() {
+        true => premises::of_own(&source.state_path(), source.allow_network_filesystem),
+        false => Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@
 //! its descriptor alone; and that is seen of processes that this one may look into. A process in another container shows by nothing but the lock
 //! itself, which [`super::sole`] cannot get then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -86,6 +86,29 @@ fn command(pid: u32) -> String {
     if words.is_empty() { line(read("comm")) } else { words }
 }
 
+/// The bytes of the `-shm` of which a read transaction locks one (WAL_READ_LOCK in SQLite's wal.c): what it reads is not copied over.
+const READ_BYTES: std::ops::RangeInclusive<u64> = 123..=127;
+
+/// Other processes that read at this moment, as far as they can be seen from here, by their numbers.
+pub fn of_read_marks(path: &Path) -> Vec<Holder> {
+    let Ok(shm) = fs::metadata(beside(path, "-shm")) else { return Vec::new() };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let found: BTreeSet<u32> = locks.lines().filter_map(|line| reading(line, shm.dev(), shm.ino())).collect();
+    let others = found.into_iter().filter(|pid| *pid != std::process::id());
+    others.map(|pid| Holder { pid, command: command(pid) }).collect()
+}
+
+fn reading(line: &str, dev: u64, inode: u64) -> Option<u32> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "POSIX", _, "READ", pid, file, from, _] = fields[..] else { return None };
+    let is_it = file == inode_named(dev, inode) && READ_BYTES.contains(&from.parse::<u64>().ok()?);
+    pid.parse().ok().filter(|_| is_it)
+}
+
+fn inode_named(dev: u64, inode: u64) -> String {
+    format!("{:02x}:{:02x}:{inode}", rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
 /// The byte of the `-shm` whose lock a writer holds (WAL_WRITE_LOCK in SQLite's wal.c, from byte 120 on).
 const WRITE_BYTE: u64 = 120;
 
@@ -97,7 +120,7 @@ pub fn of_write_lock(path: &Path) -> Option<u32> {
 
 /// Lines as `3: POSIX  ADVISORY  WRITE 4711 fe:00:131 120 120`.
 fn holder(locks: &str, dev: u64, inode: u64) -> Option<u32> {
-    let file = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(dev), rustix::fs::minor(dev));
+    let file = inode_named(dev, inode);
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         if words.next()? != "POSIX" || words.nth(1)? != "WRITE" {
@@ -156,6 +179,17 @@ mod tests {
                          2: -> POSIX  ADVISORY  WRITE 102 fe:00:131 120 120\n3: POSIX  ADVISORY  WRITE 103 fe:00:132 120 120\n\
                          4: POSIX  ADVISORY  WRITE -1 fe:00:133 120 120\n5: POSIX  ADVISORY  WRITE 104 fe:00:131 120 121\n\
                          6: POSIX  ADVISORY  WRITE 105 fe:00:134 0 EOF\nnonsense\n7: POSIX";
+
+    #[test]
+    fn who_reads_is_told_by_the_byte_that_it_has_locked() {
+        let dev = rustix::fs::makedev(0xfe, 0);
+        let line = |kind: &str, byte: u64| format!("2: POSIX  ADVISORY  {kind} 101 fe:00:131 {byte} {byte}");
+        let of = |line: &str| reading(line, dev, 131);
+        assert_eq!([of(&line("READ", 123)), of(&line("READ", 127))], [Some(101); 2]);
+        // Being there (DMS), writing, another file, and nonsense are no reading.
+        let other = line("READ", 124).replace("131", "132");
+        assert_eq!([of(&line("READ", 128)), of(&line("WRITE", 124)), of(&other), of("2: x")], [None; 4]);
+    }
 
     #[test]
     fn the_holder_is_told_by_the_byte_that_it_has_locked() {

@@ -61,6 +61,14 @@ pub enum Use {
 
 /// Of an application's file. One that is not there yet has nothing wrong with it.
 pub fn of_file(path: &Path, usage: Use, allow_network: bool) -> Vec<Finding> {
+    let real = fs::canonicalize(path).ok().filter(|real| real.is_file());
+    let mut found: Vec<Finding> = real.and_then(|real| network(&real, allow_network)).into_iter().collect();
+    found.extend(rights_of_file(path, usage));
+    found
+}
+
+/// Of the rights to it alone.
+pub fn rights_of_file(path: &Path, usage: Use) -> Vec<Finding> {
     let real = match fs::canonicalize(path) {
         Ok(real) => real,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -76,10 +84,7 @@ pub fn of_file(path: &Path, usage: Use, allow_network: bool) -> Vec<Finding> {
         let remedy = "name the application's SQLite file itself; then `outboxd resume`";
         return vec![Finding::refusal(format!("{} is no file", path.display()), remedy)];
     }
-    let mut found: Vec<Finding> = network(&real, allow_network).into_iter().collect();
-    found.extend(rights(&real, &meta, usage));
-    found.extend(locked_out(&real, &meta));
-    found
+    rights(&real, &meta, usage).into_iter().chain(locked_out(&real, &meta)).collect()
 }
 
 /// Of a file of our own, which is made when it is not there.
@@ -147,7 +152,8 @@ fn network_named(magic: u32) -> Option<&'static str> {
     NETWORK.iter().find(|(known, _)| *known == magic).map(|(_, name)| *name)
 }
 
-fn network(path: &Path, allowed: bool) -> Option<Finding> {
+/// Of the file system that it lies on.
+pub fn network(path: &Path, allowed: bool) -> Option<Finding> {
     let magic = rustix::fs::statfs(path).ok()?.f_type as u32;
     let name = network_named(magic)?;
     let evidence = format!(

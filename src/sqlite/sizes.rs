@@ -60,21 +60,33 @@ impl Figures {
 
     /// What somebody should know who keeps this file; `age` is that of the file, where it is known.
     pub fn advice(self, path: &Path, age: Option<Duration>) -> Vec<Finding> {
-        let (name, Self { main, wal, free, disk_free }) = (path.display(), self);
+        let now = self.wal_advice(path).into_iter().chain(self.free_advice(path));
+        now.chain(self.growth_advice(path, age)).collect()
+    }
+
+    pub fn wal_advice(self, path: &Path) -> Option<Finding> {
+        let Self { main, wal, .. } = self;
+        let evidence = format!(
+            "the -wal of {} has {} MiB (the file {} MiB): a read transaction that is held open keeps it from being emptied",
+            path.display(),
+            wal / MIB,
+            main / MIB
+        );
+        let remedy = "find who reads for long (an open cursor, a forgotten transaction), and let it end";
+        (wal > WAL_LARGE.max(main / 4)).then(|| Finding::warning(evidence, remedy))
+    }
+
+    pub fn free_advice(self, path: &Path) -> Option<Finding> {
+        let Self { main, free, .. } = self;
+        let evidence = format!("of {}, {} of {} MiB are free pages", path.display(), free / MIB, main / MIB);
+        let remedy = "a job of type `vacuum` gives them back (docs/JOBS.md)";
+        (free > FREE_LARGE && free > main / 5 * 2).then(|| Finding::warning(evidence, remedy))
+    }
+
+    pub fn growth_advice(self, path: &Path, age: Option<Duration>) -> Vec<Finding> {
+        let (name, Self { main, disk_free, .. }) = (path.display(), self);
         let mut advice = Vec::new();
         let mut add = |evidence: String, remedy: &str| advice.push(Finding::warning(evidence, remedy));
-        if wal > WAL_LARGE.max(main / 4) {
-            let evidence = format!(
-                "the -wal of {name} has {} MiB (the file {} MiB): a read transaction that is held open keeps it from being emptied",
-                wal / MIB,
-                main / MIB
-            );
-            add(evidence, "find who reads for long (an open cursor, a forgotten transaction), and let it end");
-        }
-        if free > FREE_LARGE && free > main / 5 * 2 {
-            let evidence = format!("of {name}, {} of {} MiB are free pages", free / MIB, main / MIB);
-            add(evidence, "a job of type `vacuum` gives them back (docs/JOBS.md)");
-        }
         let a_day =
             age.filter(|age| *age >= DAY).map(|age| (main as f64 / age.as_secs_f64() * DAY.as_secs_f64()) as u64);
         if let Some(a_day) = a_day.filter(|a_day| disk_free / (*a_day).max(1) < DAYS_LEFT_MIN) {
@@ -99,8 +111,12 @@ impl Figures {
 
 /// What a file's size, growth and free pages say.
 pub fn advice(connection: &Connection, path: &Path) -> Vec<Finding> {
-    let age = fs::metadata(path).and_then(|meta| meta.created()).ok().and_then(|made| made.elapsed().ok());
-    Figures::of(connection, path).advice(path, age)
+    Figures::of(connection, path).advice(path, age(path))
+}
+
+/// How long the file has been there, where its file system tells.
+pub fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).and_then(|meta| meta.created()).ok()?.elapsed().ok()
 }
 
 impl Sizes {

@@ -8,7 +8,7 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 24] = [
+const RANKS: [(&str, u8); 25] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
@@ -30,6 +30,7 @@ const RANKS: [(&str, u8); 24] = [
     ("config", 6),
     ("daemon", 7),
     ("demo", 7),
+    ("doctor", 7),
     ("cli", 8),
     ("lib", 9),
     ("main", 10),

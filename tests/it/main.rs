@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, reason = "tests stand outside the rooms")]
 
 mod a_bad_network_loses_nothing;
+mod a_doctor_finds_faults;
 mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
 mod archives_pass_nobody;

@@ -15,7 +15,7 @@ use crate::support::rig::open;
 /// What depends on the machine that the test runs on: what the file lies on, and how full that is.
 const OF_THE_MACHINE: [&str; 4] = ["place", "owners", "room", "growth"];
 
-/// Five files, a relay for each, and a secret in the configuration itself.
+/// Five files with a relay for each, and a secret in the configuration itself.
 const FIVE: &str = r#"
 [daemon]
 admin = "127.0.0.1:0"
@@ -58,15 +58,15 @@ source = "django"
 sink = "out"
 [relays.loose]
 source = "loose"
-sink = "out"
+sink = "bus"
 start = "first"
 [relays.plain]
 source = "plain"
-sink = "out"
+sink = "bus"
 start = "first"
 [relays.twice]
 source = "twice"
-sink = "out"
+sink = "bus"
 start = "first"
 "#;
 

@@ -93,7 +93,7 @@ async fn of_sinks(loaded: &Loaded, offline: bool) -> Vec<Found> {
 }
 
 /// Where what a check says begins.
-const MARGIN: &str = "                       ";
+const MARGIN: &str = "                         ";
 
 fn text(found: &[Found], proposal: Option<&str>) -> String {
     let mut text = String::new();
@@ -109,10 +109,10 @@ fn text(found: &[Found], proposal: Option<&str>) -> String {
             Verdict::Danger => "DANGER",
         };
         let mut lines = told.evidence.lines().map(terminal::visible);
-        text.push_str(&format!("  {verdict:6}  {check:13}{}\n", lines.next().unwrap_or_default()));
+        text.push_str(&format!("  {verdict:6}  {check:15}{}\n", lines.next().unwrap_or_default()));
         lines.for_each(|line| text.push_str(&format!("{MARGIN}{line}\n")));
         if let Some(remedy) = &told.remedy {
-            text.push_str(&format!("          {:13}{}\n", "remedy:", terminal::visible(remedy)));
+            text.push_str(&format!("          {:15}{}\n", "remedy:", terminal::visible(remedy)));
         }
         for command in &told.commands {
             // Further lines belong to a word in quotes: they stand as they are.

@@ -1,6 +1,6 @@
 //! The doctor: what is dangerous, or could be better, about a database file and what outboxd is to do with it.
 //!
-//! One list of checks ([`OUTSIDE`], [`INSIDE`]), each a function in a file of its own: what was found with its evidence, the remedy, and where
+//! One list of checks (`OUTSIDE`, `INSIDE`), each a function in a file of its own: what was found with its evidence, the remedy, and where
 //! there are any the commands that carry it out. A new check is such a function and its line.
 //!
 //! Invariants (`tests/it/a_doctor_finds_faults.rs`):

@@ -67,5 +67,5 @@ pub async fn look(relay: &consumer::Settings, name: &str, sink: &sink::Settings,
         }
         Answer::Refused(detail) | Answer::Unwritable(detail) => Told::of_text(&detail, Told::danger),
     };
-    Found { check: "sink", subject: format!("sink {name}"), told }
+    Found { check: "sink", subject: format!("sink {name} of relay {}", relay.name), told }
 }

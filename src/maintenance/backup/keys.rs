@@ -85,7 +85,7 @@ impl registry::Keys for Backup {
         };
         let zone = match &schedule.times {
             Times::Cron { zone, .. } => *zone,
-            Times::Every(_) => Tz::UTC,
+            Times::Every(_) | Times::ByHand => Tz::UTC,
         };
         let shelf = Shelf { folder, job: name.to_owned() };
         let job = Backups { files, shelf, policy, zone, target, is_drilled: self.drill.unwrap_or(true) };

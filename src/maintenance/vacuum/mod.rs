@@ -15,8 +15,6 @@ mod keys;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -29,7 +27,7 @@ use super::{Context, Failure, Job, Report, Stop};
 use crate::clock;
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
-use crate::sqlite::writer::{JobError, Writer};
+use crate::sqlite::writer::Writer;
 use crate::sqlite::{holders, litestream, open, place};
 
 /// What is begun before this is finished; then others have their turn.
@@ -162,22 +160,11 @@ impl Vacuum {
         let mut given_back = 0;
         loop {
             context.go_on()?;
-            let freed = Arc::new(AtomicU64::new(0));
-            let told = freed.clone();
-            let (done, answer) = mpsc::sync_channel(1);
-            writer.submit(
-                // It may be called again when the transaction is undone: what was told last counts.
-                move |connection| {
-                    told.store(slice(connection)?, Relaxed);
-                    Ok(())
-                },
-                move |result| drop(done.try_send(result)),
-            );
-            let result = answer.recv().unwrap_or(Err(JobError::Ended));
-            result.map_err(|error| Failure::Unavailable(format!("{}: {error}", self.source.path.display())))?;
-            match freed.load(Relaxed) {
-                0 => return Ok(given_back),
-                freed => given_back += freed,
+            // It may be called again when the transaction is undone: what was told last counts.
+            match writer.work(|connection| Ok(slice(connection)?)) {
+                Ok(0) => return Ok(given_back),
+                Ok(freed) => given_back += freed,
+                Err(error) => return Err(Failure::Unavailable(format!("{}: {error}", self.source.path.display()))),
             }
         }
     }
@@ -197,9 +184,8 @@ fn not_beside_litestream(connection: &Connection, path: &Path) -> Result<(), Fai
 
 fn has_room(path: &Path, needed: u64) -> Result<(), Failure> {
     let name = path.display();
-    let free = rustix::fs::statvfs(place::folder_of(&place::real(path)))
+    let free = place::free_bytes(&place::folder_of(&place::real(path)))
         .map_err(|error| Failure::Unavailable(format!("{name}: {error}")))?;
-    let free = free.f_bavail.saturating_mul(free.f_frsize);
     if free >= needed {
         return Ok(());
     }

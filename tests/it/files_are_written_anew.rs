@@ -175,7 +175,7 @@ fn a_file_that_somebody_has_open_is_not_written_anew() {
     let (before, inode) = (holds(&path).unwrap(), fs::metadata(&path).unwrap().ino());
     let is_untouched = || {
         assert_eq!((holds(&path).unwrap(), fs::metadata(&path).unwrap().ino()), (before.clone(), inode));
-        assert_eq!(lying(&scene, "app.db."), [PathBuf::new(); 0]);
+        assert!(lying(&scene, "app.db.").is_empty(), "{:?}", lying(&scene, "app.db."));
     };
     let own = format!("process {}", std::process::id());
     // By its lock, and by its descriptor alone: one that has read nothing.

@@ -106,6 +106,7 @@ fn the_template_differs_from_the_unit_only_by_its_tenant() {
         [
             "Description",
             "ExecStart",
+            "ExecReload",
             "ReadWritePaths",
             "RuntimeDirectory",
             "StateDirectory",

@@ -2,7 +2,7 @@
 //! from the next time that it opens the file.
 
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -96,13 +96,8 @@ impl Job for Statistics {
         let count = due.len();
         for sql in due {
             context.go_on()?;
-            let (done, answer) = mpsc::sync_channel(1);
             let sql = format!("PRAGMA analysis_limit = {}; {sql}", self.limit);
-            writer.submit(
-                move |connection| Ok(connection.execute_batch(&sql)?),
-                move |result| drop(done.try_send(result)),
-            );
-            answer.recv().unwrap_or(Err(JobError::Ended)).map_err(|error| self.unread(&error))?;
+            writer.work(move |connection| Ok(connection.execute_batch(&sql)?)).map_err(|error| self.unread(&error))?;
         }
         Ok(Report(format!("statistics of {count} tables made anew, of at most {} rows of an index", self.limit)))
     }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -48,19 +49,36 @@ pub fn of(database: &Path) -> Vec<Holder> {
     found.into_values().collect()
 }
 
-/// Of lines as `1: POSIX  ADVISORY  READ 4711 fe:01:1234 1073741826 1073742335`. Locks without a process have a number below zero there.
-fn locked_by(locks: &str, wanted: &[Inode]) -> Vec<u32> {
-    let of_line = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let (at, place) = fields.iter().enumerate().find(|(_, field)| field.matches(':').count() == 2)?;
-        let (device, inode) = place.rsplit_once(':')?;
+/// A line of `/proc/locks`, as `1: POSIX  ADVISORY  READ 4711 fe:01:1234 1073741826 1073742335`; behind `->` stand those who wait for it.
+struct Lock {
+    pid: u32,
+    inode: Inode,
+    is_held: bool,
+    is_posix: bool,
+    is_write: bool,
+    bytes: RangeInclusive<u64>,
+}
+
+/// Locks without a process that can be seen from here have a number below one, and are left out.
+fn locks(text: &str) -> impl Iterator<Item = Lock> {
+    text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1).peekable();
+        let is_held = words.next_if_eq(&"->").is_none();
+        let is_posix = words.next()? == "POSIX";
+        let is_write = words.nth(1)? == "WRITE";
+        let pid = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
+        let (device, inode) = words.next()?.rsplit_once(':')?;
         let (major, minor) = device.split_once(':')?;
         let number = |hex: &str| u32::from_str_radix(hex, 16).ok();
-        let device = rustix::fs::makedev(number(major)?, number(minor)?);
-        let is_wanted = wanted.contains(&(device, inode.parse().ok()?));
-        fields.get(at.checked_sub(1)?)?.parse::<u32>().ok().filter(|_| is_wanted)
-    };
-    locks.lines().filter_map(of_line).collect()
+        let inode = (rustix::fs::makedev(number(major)?, number(minor)?), inode.parse().ok()?);
+        let (from, to) = (words.next()?.parse().ok()?, words.next()?);
+        let to = if to == "EOF" { u64::MAX } else { to.parse().ok()? };
+        Some(Lock { pid, inode, is_held, is_posix, is_write, bytes: from..=to })
+    })
+}
+
+fn locked_by(text: &str, wanted: &[Inode]) -> Vec<u32> {
+    locks(text).filter(|lock| wanted.contains(&lock.inode)).map(|lock| lock.pid).collect()
 }
 
 fn processes() -> impl Iterator<Item = u32> {
@@ -92,23 +110,12 @@ const WRITE_BYTE: u64 = 120;
 /// A process, where it can be seen from here: not out of another PID namespace.
 pub fn of_write_lock(path: &Path) -> Option<u32> {
     let shm = fs::metadata(beside(path, "-shm")).ok()?;
-    holder(&fs::read_to_string("/proc/locks").ok()?, shm.dev(), shm.ino())
+    writer(&fs::read_to_string("/proc/locks").ok()?, (shm.dev(), shm.ino()))
 }
 
-/// Lines as `3: POSIX  ADVISORY  WRITE 4711 fe:00:131 120 120`.
-fn holder(locks: &str, dev: u64, inode: u64) -> Option<u32> {
-    let file = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(dev), rustix::fs::minor(dev));
-    locks.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        if words.next()? != "POSIX" || words.nth(1)? != "WRITE" {
-            return None;
-        }
-        let pid: i64 = words.next()?.parse().ok()?;
-        let (found, from, to) = (words.next()?, words.next()?, words.next()?);
-        let to = if to == "EOF" { u64::MAX } else { to.parse().ok()? };
-        let holds = found == file && (from.parse::<u64>().ok()?..=to).contains(&WRITE_BYTE);
-        (holds && pid > 0).then_some(pid as u32)
-    })
+fn writer(text: &str, shm: Inode) -> Option<u32> {
+    let mut held = locks(text).filter(|lock| lock.is_held && lock.is_posix && lock.is_write && lock.inode == shm);
+    held.find(|lock| lock.bytes.contains(&WRITE_BYTE)).map(|lock| lock.pid)
 }
 
 #[cfg(test)]
@@ -161,7 +168,7 @@ mod tests {
     fn the_holder_is_told_by_the_byte_that_it_has_locked() {
         let dev = rustix::fs::makedev(0xfe, 0);
         assert_eq!(
-            [131, 132, 133, 134, 135].map(|inode| holder(LOCKS, dev, inode)),
+            [131, 132, 133, 134, 135].map(|inode| writer(LOCKS, (dev, inode))),
             [Some(104), Some(103), None, Some(105), None]
         );
     }

@@ -1,6 +1,7 @@
 //! Which file a path names: the same one through symbolic links and `./`, also before it is there.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,12 @@ pub fn is_same(one: &Path, other: &Path) -> bool {
 /// The folder that it stands in.
 pub fn folder_of(path: &Path) -> PathBuf {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Bytes that may still be written to the file system that a folder stands on.
+pub fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What stands beside it under its name with this end, as `-wal`.

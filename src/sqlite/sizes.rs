@@ -48,13 +48,11 @@ impl Figures {
         let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
         let pragma = |name: &str| connection.prepare_cached(name)?.query_row([], |row| row.get::<_, i64>(0));
         let free = pragma("PRAGMA freelist_count").and_then(|pages| Ok(pages * pragma("PRAGMA page_size")?));
-        let disk_free =
-            rustix::fs::statvfs(place::folder_of(path)).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
         Self {
             main: size(path),
             wal: size(&place::beside(path, "-wal")),
             free: free.unwrap_or(0) as u64,
-            disk_free: disk_free.unwrap_or(u64::MAX),
+            disk_free: place::free_bytes(&place::folder_of(path)).unwrap_or(u64::MAX),
         }
     }
 

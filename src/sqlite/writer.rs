@@ -12,6 +12,7 @@ mod two_steps;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,20 @@ struct Job {
     apply: Apply,
     done: Done,
     durable: Durable,
+}
+
+/// A job that has a value, told when it is committed.
+fn leaving_a_value<T: Send + 'static>(
+    mut apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
+) -> (Apply, impl FnOnce() -> T) {
+    let left = Arc::new(Mutex::new(None));
+    let slot = left.clone();
+    let apply = move |connection: &Connection| {
+        *slot.lock().expect("no panic happens under this lock") = Some(apply(connection)?);
+        Ok(())
+    };
+    let value = move || left.lock().expect("no panic happens under this lock").take();
+    (Box::new(apply), move || value().expect("a committed job has left its value"))
 }
 
 /// The first step of a transaction in two.
@@ -172,25 +187,25 @@ impl Writer {
     /// Does what an operator asked for, durably, and waits for it.
     pub async fn perform<T: Send + 'static>(
         &self,
-        mut apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
+        apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
     ) -> Result<T, JobError> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let slot = std::sync::Arc::new(std::sync::Mutex::new(None));
-        let filled = slot.clone();
-        self.queue(Job {
-            apply: Box::new(move |connection| {
-                let value = apply(connection)?;
-                *filled.lock().expect("no panic happens under this lock") = Some(value);
-                Ok(())
-            }),
-            done: Box::new(move |result| {
-                let _ = reply.send(result);
-            }),
-            durable: Durable::Full,
-        });
+        let (apply, value) = leaving_a_value(apply);
+        self.queue(Job { apply, done: Box::new(move |result| drop(reply.send(result))), durable: Durable::Full });
         answer.await.map_err(|_| JobError::Ended)??;
-        let value = slot.lock().expect("no panic happens under this lock").take();
-        Ok(value.expect("a committed job has left its value"))
+        Ok(value())
+    }
+
+    /// Does a slice of work, committed as the file's durability says. The calling thread waits, and so must be none of the runtime's.
+    pub fn work<T: Send + 'static>(
+        &self,
+        apply: impl FnMut(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, JobError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let (apply, value) = leaving_a_value(apply);
+        self.queue(Job { apply, done: Box::new(move |result| drop(reply.try_send(result))), durable: Durable::Normal });
+        answer.recv().unwrap_or(Err(JobError::Ended))?;
+        Ok(value())
     }
 
     fn queue(&self, job: Job) {

@@ -18,7 +18,7 @@ mod vault;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -262,9 +262,7 @@ fn perform(
     path: &Path,
     work: impl FnMut(&Connection) -> Result<(), JobError> + Send + 'static,
 ) -> Result<(), Failure> {
-    let (done, answer) = mpsc::sync_channel(1);
-    writer.submit(work, move |result| drop(done.try_send(result)));
-    answer.recv().unwrap_or(Err(JobError::Ended)).map_err(|error| match error {
+    writer.work(work).map_err(|error| match error {
         JobError::Ended => Failure::Unavailable(error.to_string()),
         error => Failure::Data(format!("{}: {error}", path.display())),
     })

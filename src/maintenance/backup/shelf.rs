@@ -11,6 +11,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use rustix::fs::FlockOperation;
 
 use super::manifest::{self, Manifest};
+use crate::sqlite::place;
 
 const PARTIAL: &str = ".partial";
 const SCRATCH: &str = ".scratch";
@@ -161,8 +162,7 @@ impl Shelf {
 
     /// How many bytes may still be written there.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.folder)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        place::free_bytes(&self.folder)
     }
 }
 

@@ -110,8 +110,7 @@ impl Integrity {
         let path = &self.source.path;
         let bytes =
             open::visitor(path).and_then(|connection| open::size(&connection)).map_err(|error| self.unread(&error))?;
-        let stat = rustix::fs::statvfs(place::folder_of(path)).map_err(|error| self.unread(&error))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let free = place::free_bytes(&place::folder_of(path)).map_err(|error| self.unread(&error))?;
         if free < bytes + SPARE_BYTES {
             return Err(self.unread(&format!(
                 "its folder has {free} bytes free, and a copy needs {}. Remedy: make room there, or say on = \"live\"",

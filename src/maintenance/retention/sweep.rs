@@ -1,7 +1,7 @@
 //! One table: its rows are looked at page by page on a connection that only reads, and deleted by the file's one writer, for about a millisecond at a time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::types::Value;
@@ -65,7 +65,6 @@ struct Broom {
     is_dry: bool,
     queue: Vec<Due>,
     at: usize,
-    done: Done,
 }
 
 /// What a slice has done.
@@ -90,16 +89,7 @@ impl Sweep<'_> {
             false => format!("DELETE FROM {table} AS o WHERE {guard}"),
         };
         let (readers, foreign) = (self.job.readers.clone(), self.foreign.clone());
-        let broom = Broom {
-            readers,
-            look: self.look()?,
-            foreign,
-            sql,
-            is_dry,
-            queue: Vec::new(),
-            at: 0,
-            done: Done::default(),
-        };
+        let broom = Broom { readers, look: self.look()?, foreign, sql, is_dry, queue: Vec::new(), at: 0 };
         // The writer's thread works with it while this one waits, and the other way round.
         let broom = Arc::new(Mutex::new(broom));
         let (mut after, mut looked) = (i64::MIN, Instant::now());
@@ -123,10 +113,8 @@ impl Sweep<'_> {
                     }
                 }
                 self.mode.go_on()?;
-                self.slice(&broom)?;
-                let mut broom = lock(&broom);
-                broom.at = broom.done.next;
-                let done = std::mem::take(&mut broom.done);
+                let done = self.slice(&broom)?;
+                lock(&broom).at = done.next;
                 if !is_dry {
                     metric::rows_deleted(&self.job.name, done.taken);
                 }
@@ -206,24 +194,13 @@ impl Sweep<'_> {
     }
 
     /// Waits until it is committed.
-    fn slice(&self, broom: &Arc<Mutex<Broom>>) -> Result<(), Failure> {
+    fn slice(&self, broom: &Arc<Mutex<Broom>>) -> Result<Done, Failure> {
         let Some(writer) = &self.writer else {
-            let mut broom = lock(broom);
-            let done = broom.sweep(self.rows).map_err(|error| self.job.refused(&error.to_string()))?;
-            broom.done = done;
-            return Ok(());
+            return lock(broom).sweep(self.rows).map_err(|error| self.job.refused(&error.to_string()));
         };
-        let (told, answer) = mpsc::sync_channel(1);
         let broom = broom.clone();
-        writer.submit(
-            move |connection| {
-                let mut broom = lock(&broom);
-                broom.done = broom.sweep(connection)?;
-                Ok(())
-            },
-            move |result| drop(told.try_send(result)),
-        );
-        answer.recv().unwrap_or(Err(JobError::Ended)).map_err(|error| match error {
+        let swept = writer.work(move |connection| lock(&broom).sweep(connection));
+        swept.map_err(|error| match error {
             JobError::Ended => Failure::Unavailable(error.to_string()),
             error => {
                 let remedy =

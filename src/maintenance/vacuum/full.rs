@@ -61,9 +61,8 @@ impl Full {
             )));
         }
         let needed = 2 * pages.used_bytes() + SPARE_BYTES;
-        let free = rustix::fs::statvfs(place::folder_of(path))
+        let free = place::free_bytes(&place::folder_of(path))
             .map_err(|error| Failure::Unavailable(format!("{name}: {error}")))?;
-        let free = free.f_bavail.saturating_mul(free.f_frsize);
         if free < needed {
             return Err(Failure::Unavailable(format!(
                 "{name}: its folder has {free} bytes free, and a copy and a -wal of it may need {needed}. Remedy: make room there"

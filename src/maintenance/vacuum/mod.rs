@@ -10,8 +10,6 @@ mod full;
 mod keys;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -22,7 +20,7 @@ use super::{Context, Failure, Job, Report, Stop};
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
 use crate::sqlite::open;
-use crate::sqlite::writer::{JobError, Writer};
+use crate::sqlite::writer::Writer;
 
 /// What is begun before this is finished; then others have their turn.
 const SLICE: Duration = Duration::from_millis(1);
@@ -125,22 +123,11 @@ impl Vacuum {
         let mut given_back = 0;
         loop {
             context.go_on()?;
-            let freed = Arc::new(AtomicU64::new(0));
-            let told = freed.clone();
-            let (done, answer) = mpsc::sync_channel(1);
-            writer.submit(
-                // It may be called again when the transaction is undone: what was told last counts.
-                move |connection| {
-                    told.store(slice(connection)?, Relaxed);
-                    Ok(())
-                },
-                move |result| drop(done.try_send(result)),
-            );
-            let result = answer.recv().unwrap_or(Err(JobError::Ended));
-            result.map_err(|error| Failure::Unavailable(format!("{}: {error}", self.source.path.display())))?;
-            match freed.load(Relaxed) {
-                0 => return Ok(given_back),
-                freed => given_back += freed,
+            // It may be called again when the transaction is undone: what was told last counts.
+            match writer.work(|connection| Ok(slice(connection)?)) {
+                Ok(0) => return Ok(given_back),
+                Ok(freed) => given_back += freed,
+                Err(error) => return Err(Failure::Unavailable(format!("{}: {error}", self.source.path.display()))),
             }
         }
     }

@@ -4,7 +4,6 @@ No registry is asked: the Dockerfile's argument RUST names an image that is made
 program that was built outside. All else is done as the Dockerfile says it.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import time
 from pathlib import Path
 
 from beside import Beside, Broker
-from machine import rootfs
+from machine import remove_groups, rootfs
 from steps import CannotRun, run, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +51,7 @@ class Containers(Beside):
             os.chown(place, USER, USER)
         super().__init__(folder / "ledger" / "shop.ndjson", broker)
         self.folder, self.tools, self.binary = folder, tools, binary
+        self.group = f"outboxd-packaging-containers-{os.getpid()}"
         self.storage = ["--root", folder / "storage", "--runroot", folder / "run"]
 
     def buildah(self, *arguments, **more):
@@ -63,7 +63,7 @@ class Containers(Beside):
 
     def start(self, name, *arguments):
         """Podman's own limits are more than a host may have."""
-        self.podman("run", "-d", f"--name={name}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", "-v", f"{self.folder}/data:/data", *arguments)
+        self.podman("run", "-d", f"--name={name}", f"--cgroup-parent=/{self.group}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", "-v", f"{self.folder}/data:/data", *arguments)
 
     def log(self):
         done = self.podman("logs", "--tail", "30", "outboxd", check=False)
@@ -196,9 +196,7 @@ class Containers(Beside):
     def end(self):
         self.podman("rm", "--force", "--all", "--time=5", check=False)
         self.podman("rmi", "--force", "--all", check=False)
-        for group in Path("/sys/fs/cgroup").glob("**/libpod_parent"):
-            with contextlib.suppress(OSError):
-                group.rmdir()
+        remove_groups(self.group)
 
 
 ORDER = ["hadolint", "build", "what_the_image_says", "run_beside", "health", "kills", "drain", "restarted_together", "untouched"]

@@ -30,6 +30,14 @@ def rootfs(tools):
     return tar
 
 
+def remove_groups(name):
+    """Of processes that are gone, in whichever hierarchies they were; the innermost first."""
+    for group in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+        for folder in sorted([*group.rglob("*/"), group], key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 class Machine:
     """Booted at `with`; ended and removed behind it."""
 
@@ -103,10 +111,7 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.leader or self.process.pid, signal.SIGKILL)
             self.process.wait(30)
-        for group in self.groups:
-            for folder in sorted([*group.rglob("*/"), group], key=lambda path: -len(path.parts)):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+        remove_groups(self.name)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def tell(self, *command, check=True, seconds=120):

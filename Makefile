@@ -4,7 +4,7 @@ CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,http,s3,controls
 TIMED = scripts/timed
 
-.PHONY: help demo build test lint fmt bench mutants soak setup clean-tools tested
+.PHONY: help demo build test test-packaging lint fmt bench mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,10 @@ test: setup lint ## everything, against a real Kafka and a real RabbitMQ
 	@rm -rf target/proof
 	@$(TIMED) tests $(CARGO) test $(TESTED)
 	@scripts/proof summary
+
+test-packaging: ## the packages as an operator has them: units in a booted machine (needs root; ARGS=--binary FILE: builds no release)
+	@$(TIMED) setup scripts/setup packaging
+	@$(TIMED) packaging scripts/test-packaging $(ARGS)
 
 tested: # how the tests are built, for commands by hand
 	@echo "$(TESTED)"

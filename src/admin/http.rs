@@ -157,7 +157,7 @@ async fn readyz(State(board): State<Board>, Query(query): Query<Readiness>) -> R
     if query.verbose.is_some() {
         for status in &statuses {
             body.push_str(&format!("{}: {} {}\n", status.consumer, status.state.as_str(), visible(&status.detail)));
-            for warning in &status.warnings {
+            for warning in status.warnings() {
                 body.push_str(&format!("{}: warning: {}\n", status.consumer, visible(warning)));
             }
         }

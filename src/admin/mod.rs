@@ -120,7 +120,7 @@ pub fn status_json(status: &Status) -> Value {
         "sink": status.sink,
         "state": status.state.as_str(),
         "detail": status.detail,
-        "warnings": status.warnings,
+        "warnings": status.warnings().collect::<Vec<_>>(),
         "position": status.position,
         "head": status.head,
         "lag_seconds": status.lag_seconds(),

@@ -13,8 +13,8 @@ use crate::config::Loaded;
 use crate::consumer::Settings;
 use crate::event;
 use crate::maintenance::backup::manifest::{Copied, Manifest, Stands};
-use crate::maintenance::backup::replace::{self, Replaced};
-use crate::maintenance::backup::{Backups, Entry};
+use crate::maintenance::backup::replace::{self, Owner, Replaced};
+use crate::maintenance::backup::{Backups, Entry, restore};
 use crate::maintenance::{self, Job, Stop};
 use crate::source;
 use crate::source::reader::Mark;
@@ -77,23 +77,24 @@ impl Restore<'_> {
         let at_hand = self.backups.at_hand(self.entry, self.from_target, &stop).map_err(refused)?;
         let mut ready = Vec::new();
         for (copied, place) in wanted.iter().zip(&places) {
-            match replace::prepare(&at_hand.entry, copied, place, &stop) {
-                Ok(one) => ready.push(one),
+            let owner = Owner { uid: copied.uid, gid: copied.gid };
+            match replace::prepare(place, owner, |to| restore::make(&at_hand.entry, copied, to, &stop)) {
+                Ok(one) => ready.push((*copied, one)),
                 Err(failure) => {
-                    ready.into_iter().for_each(replace::Ready::give_up);
+                    ready.into_iter().for_each(|(_, one)| one.give_up());
                     return Err(refused(failure));
                 }
             }
         }
         let time = clock::now_micros();
         let (mut replaced, mut left) = (Vec::new(), ready.into_iter());
-        for one in left.by_ref() {
+        for (copied, one) in left.by_ref() {
             match one.put_in_place(time) {
-                Ok(one) => replaced.push(one),
+                Ok(one) => replaced.push((copied, one)),
                 Err(failure) => {
-                    left.for_each(replace::Ready::give_up);
-                    let done: Vec<String> = replaced.iter().map(|one| one.place.display().to_string()).collect();
-                    replaced.into_iter().for_each(Replaced::let_go);
+                    left.for_each(|(_, one)| one.give_up());
+                    let done: Vec<String> = replaced.iter().map(|(_, one)| one.place.display().to_string()).collect();
+                    replaced.into_iter().for_each(|(_, one)| one.let_go());
                     let error = refused(failure);
                     return Err(match done.is_empty() {
                         true => error,
@@ -104,16 +105,16 @@ impl Restore<'_> {
         }
         let meanings = self.meanings(&replaced);
         let done = Done {
-            files: replaced.iter().map(file_json).collect(),
+            files: replaced.iter().map(|(copied, one)| file_json(copied, one)).collect(),
             consumers: meanings.iter().map(|(name, meaning)| meaning.to_json(name)).collect(),
-            exit: if replaced.iter().all(|one| one.late.is_empty()) { Exit::Ok } else { Exit::Locked },
+            exit: if replaced.iter().all(|(_, one)| one.late.is_empty()) { Exit::Ok } else { Exit::Locked },
         };
         if !self.context.json {
-            let files: String = replaced.iter().map(|one| told(self.entry, one)).collect();
+            let files: String = replaced.iter().map(|(copied, one)| told(self.entry, copied, one)).collect();
             let consumers: String = meanings.iter().map(|(name, meaning)| meaning.told(name)).collect();
             terminal::print(&format!("{files}{consumers}"))?;
         }
-        replaced.into_iter().for_each(Replaced::let_go);
+        replaced.into_iter().for_each(|(_, one)| one.let_go());
         Ok(done)
     }
 
@@ -129,8 +130,8 @@ impl Restore<'_> {
     }
 
     /// Of every consumer whose source or state was replaced.
-    fn meanings(&self, replaced: &[Replaced<'_>]) -> Vec<(String, Meaning)> {
-        let of = |path: &Path| replaced.iter().find(|one| place::is_same(&one.place, path));
+    fn meanings(&self, replaced: &[(&Copied, Replaced)]) -> Vec<(String, Meaning)> {
+        let of = |path: &Path| replaced.iter().map(|(_, one)| one).find(|one| place::is_same(&one.place, path));
         let mut all = Vec::new();
         for consumer in self.loaded.config.consumers() {
             let source = consumer.placed(&self.loaded.config.sources[&consumer.source]);
@@ -225,16 +226,15 @@ impl Restore<'_> {
     }
 }
 
-fn file_json(one: &Replaced<'_>) -> Value {
+fn file_json(copied: &Copied, one: &Replaced) -> Value {
     let late: Vec<String> = one.late.iter().map(ToString::to_string).collect();
-    json!({ "name": one.copied.name, "to": one.place, "kept": one.kept, "left": one.left, "opened_meanwhile": late, "found": one.copied.found })
+    json!({ "name": copied.name, "to": one.place, "kept": one.kept, "left": one.left, "opened_meanwhile": late, "found": copied.found })
 }
 
-fn told(entry: &Entry, one: &Replaced<'_>) -> String {
+fn told(entry: &Entry, copied: &Copied, one: &Replaced) -> String {
     let path = |path: &Path| terminal::visible(&path.to_string_lossy());
-    let rows: u64 = one.copied.found.tables.values().sum();
-    let mut text =
-        format!("{}: {} of {}, {rows} rows, checked, in place\n", path(&one.place), one.copied.name, entry.name);
+    let rows: u64 = copied.found.tables.values().sum();
+    let mut text = format!("{}: {} of {}, {rows} rows, checked, in place\n", path(&one.place), copied.name, entry.name);
     if let Some(kept) = &one.kept {
         let how = if one.is_whole { "" } else { ", as it was: SQLite cannot read it, nor what lay beside it" };
         text += &format!("  what was there is kept as {}{how}\n", path(kept));

@@ -25,6 +25,8 @@ pub enum Meaning {
     GoesOn {
         position: i64,
         again: Again,
+        /// How far it had come, where the restored file does not go so far.
+        beyond: Option<i64>,
     },
     Halts {
         position: i64,
@@ -99,7 +101,7 @@ impl Question<'_> {
                 (None, true, None) => Again::AtMost(again),
                 _ => Again::Sent(again),
             };
-            return Ok(Meaning::GoesOn { position, again });
+            return Ok(Meaning::GoesOn { position, again, beyond: self.before.filter(|before| *before > head) });
         }
         if self.consumer.destination.tables().is_some() {
             return Ok(Meaning::Ahead { position, head });
@@ -171,8 +173,14 @@ impl Meaning {
         match self {
             Meaning::Pending => json!({ "consumer": consumer, "then": "sends-pending" }),
             Meaning::Begins => json!({ "consumer": consumer, "then": "begins" }),
-            Meaning::GoesOn { position, again: Again::Sent(again) | Again::AtMost(again) | Again::Applied(again) } => {
-                json!({ "consumer": consumer, "then": "goes-on", "position": position, "again": again })
+            Meaning::GoesOn { position, again, beyond } => {
+                let (Again::Sent(again) | Again::AtMost(again) | Again::Applied(again)) = again;
+                let mut value =
+                    json!({ "consumer": consumer, "then": "goes-on", "position": position, "again": again });
+                if let Some(beyond) = beyond {
+                    value["beyond"] = json!(beyond);
+                }
+                value
             }
             Meaning::Halts { position, head, choices } => {
                 let choices: Vec<Value> = choices
@@ -198,7 +206,7 @@ impl Meaning {
             Meaning::Begins => {
                 format!("  {consumer} has no checkpoint in its state: it begins as at its first start\n")
             }
-            Meaning::GoesOn { position, again } => {
+            Meaning::GoesOn { position, again, beyond } => {
                 let what = match again {
                     Again::Sent(0) | Again::AtMost(0) => "nothing comes twice".to_owned(),
                     Again::Sent(count) => {
@@ -209,7 +217,13 @@ impl Meaning {
                         format!("its tables went back with it, and {} are applied to them again", events(*count))
                     }
                 };
-                format!("  {consumer} goes on behind position {position}: {what}\n")
+                let beyond = match (beyond, again) {
+                    (None, _) | (_, Again::Applied(_)) => String::new(),
+                    (Some(beyond), _) => format!(
+                        ". What it sent behind the end of the restored file, up to position {beyond}, is at its far side and not in the file any more"
+                    ),
+                };
+                format!("  {consumer} goes on behind position {position}: {what}{beyond}\n")
             }
             Meaning::Halts { position, head, choices } => {
                 let mut text = format!(

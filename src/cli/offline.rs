@@ -176,6 +176,9 @@ impl Desk for Offline<'_> {
         if let Some(missing) = settings.job.files().into_iter().find(|file| !file.exists()) {
             return Err(Refusal::new(Refusal::UNAVAILABLE, format!("{} is not there", missing.display())));
         }
+        if settings.schedule.is_by_hand() {
+            return job_answer(job, work::perform_alone(settings, &self.stop).await.map_err(unopened)??);
+        }
         let files = Files::default();
         let writer = files.writer(&settings.home).await.map_err(unopened)?;
         work::take_over(settings, &writer).await?;

@@ -133,8 +133,11 @@ pub async fn operate(
     let name = settings.name.clone();
     match operation {
         Operation::List { selection, most } => {
-            let rows = writer.perform(move |c| held::select(c, &name, &selection, most)).await?;
-            let rows: Vec<Value> = rows.iter().map(row_json).collect();
+            let listed = move |connection: &rusqlite::Connection| {
+                let rows = held::select(connection, &name, &selection, most)?;
+                rows.iter().map(|row| short_json(connection, &name, row)).collect::<Result<Vec<Value>, JobError>>()
+            };
+            let rows = writer.perform(listed).await?;
             Ok(looked(json!({ "consumer": settings.name, "dead_letters": rows })))
         }
         Operation::Show(selection) => {
@@ -237,6 +240,13 @@ fn row_json(row: &HeldRow) -> Value {
         "detail": row.detail,
         "held_at": row.held_at,
     })
+}
+
+/// The row with the event's type.
+fn short_json(connection: &rusqlite::Connection, consumer: &str, row: &HeldRow) -> Result<Value, JobError> {
+    let mut value = row_json(row);
+    value["event"] = json!({ "type": held::kind(connection, consumer, row)? });
+    Ok(value)
 }
 
 /// The row with the event as it is kept.

@@ -45,6 +45,8 @@ pub struct Status {
     pub detail: String,
     /// What is wrong with its source and does not keep it from running, each with its remedy.
     pub warnings: Vec<String>,
+    /// How its transactions fare in the application's file, where that is worth a word.
+    pub strain: Option<String>,
     pub position: i64,
     pub head: Option<i64>,
     /// An upper bound where it comes from positions.
@@ -102,6 +104,11 @@ pub struct Copies {
 }
 
 impl Status {
+    /// What is not as it should be, and keeps nothing from running.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.warnings.iter().chain(&self.strain)
+    }
+
     pub fn new(settings: &Settings) -> Self {
         Self {
             consumer: settings.name.clone(),
@@ -111,6 +118,7 @@ impl Status {
             state: State::Starting,
             detail: String::new(),
             warnings: Vec::new(),
+            strain: None,
             position: 0,
             head: None,
             backlog: 0,

@@ -31,6 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Who waits for less is not worth a word.
 const SHOWN_AFTER: Duration = Duration::from_millis(200);
 
+/// Of a job that is done by hand.
+const ALONE: &str = "it takes its file alone, and the daemon has that open. Nothing was done. Remedy: stop the daemon and the application, and run it then";
+
 /// Asks for a run now; answered when it has ended.
 pub type RunRequest = oneshot::Sender<Result<Ended, Failure>>;
 
@@ -160,6 +163,9 @@ impl Runner {
             });
             if let Some(reply) = self.asked.take() {
                 match missing {
+                    _ if self.settings.schedule.is_by_hand() => {
+                        drop(reply.send(Err(Failure::Locked(ALONE.into()))));
+                    }
                     Some(file) => {
                         drop(reply.send(Err(Failure::Unavailable(format!("{} is not there", file.display())))));
                     }
@@ -188,7 +194,10 @@ impl Runner {
                     self.show(State::Scheduled, "");
                     Duration::from_micros(time.saturating_sub(now).max(0) as u64)
                 }
-                (Due::Never, _) => TICK,
+                (Due::Never, _) => {
+                    self.show(State::Scheduled, "");
+                    TICK
+                }
             };
             if !self.wakes(wait.min(TICK)).await {
                 return;

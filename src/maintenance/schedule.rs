@@ -30,6 +30,8 @@ pub enum Times {
         zone: Tz,
     },
     Every(Duration),
+    /// Never by itself: only when it is asked for, by a command that has nothing else open while no daemon runs.
+    ByHand,
 }
 
 /// The answer.
@@ -58,6 +60,7 @@ impl Times {
         let over = match self {
             Times::Every(_) => next,
             Times::Cron { .. } => next.and_then(|next| self.next(next)),
+            Times::ByHand => None,
         };
         over.is_some_and(|over| last > over)
     }
@@ -66,6 +69,7 @@ impl Times {
     pub fn next(&self, after: i64) -> Option<i64> {
         match self {
             Times::Every(every) => after.checked_add(i64::try_from(every.as_micros()).ok()?),
+            Times::ByHand => None,
             Times::Cron { text, cron, zone } => {
                 // croner would keep the fraction.
                 let after = DateTime::<Utc>::from_timestamp(after.div_euclid(1_000_000), 0)?.with_timezone(zone);
@@ -130,6 +134,11 @@ impl Schedule {
         }
     }
 
+    /// See [`Times::ByHand`].
+    pub fn is_by_hand(&self) -> bool {
+        self.times == Times::ByHand
+    }
+
     fn delay(&self, time: i64) -> i64 {
         let mut hasher = DefaultHasher::new();
         (&self.salt, time).hash(&mut hasher);
@@ -142,6 +151,7 @@ impl std::fmt::Display for Times {
         match self {
             Times::Cron { text, zone, .. } => write!(f, "{text} ({zone})"),
             Times::Every(every) => write!(f, "every {}", crate::setting::value::Span(*every)),
+            Times::ByHand => write!(f, "by hand"),
         }
     }
 }
@@ -189,6 +199,15 @@ mod tests {
 
     fn steps(from: i64, to: i64, step: i64) -> impl Iterator<Item = i64> {
         (0..).map(move |n| from + n * step).take_while(move |time| *time <= to)
+    }
+
+    #[test]
+    fn what_is_done_by_hand_is_never_due() {
+        let schedule = Schedule::new("once", Times::ByHand, Duration::ZERO);
+        for (now, last) in [(0, 0), (DAY, 0), (0, DAY), (i64::MAX, i64::MIN)] {
+            assert_eq!(schedule.due(now, last), Due::Never, "{now}, {last}");
+        }
+        assert!(schedule.is_by_hand() && schedule.times.to_string() == "by hand");
     }
 
     #[test]

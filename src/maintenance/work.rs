@@ -1,6 +1,6 @@
 //! One run of a job, by the daemon or by a command: recorded, done, recorded.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
@@ -9,7 +9,7 @@ use super::{Context, Failure, Report, Settings, Stop};
 use crate::clock;
 use crate::controls::{self, Seam};
 use crate::sqlite::writer::{JobError, Writer};
-use crate::state::files::Files;
+use crate::state::files::{FileError, Files};
 use crate::state::job_run::{self, Outcome, Run};
 use crate::telemetry::metric;
 
@@ -58,13 +58,47 @@ pub async fn perform(
     stop: &Stop,
     turn: Turn,
 ) -> Result<Ended, JobError> {
+    let began = begin(settings, writer).await?;
+    let start = Instant::now();
+    let result = on_a_thread(settings, files, stop, turn).await;
+    end(settings, writer, began, start.elapsed(), result).await
+}
+
+/// The same of a job that takes its files alone: the state may stand in one of them, and is let go of meanwhile.
+pub async fn perform_alone(settings: &Settings, stop: &Stop) -> Result<Result<Ended, JobError>, FileError> {
+    let files = Files::default();
+    let writer = files.writer(&settings.home).await?;
+    if let Err(error) = take_over(settings, &writer).await {
+        return Ok(Err(error));
+    }
+    let began = match begin(settings, &writer).await {
+        Ok(began) => began,
+        Err(error) => return Ok(Err(error)),
+    };
+    drop(writer);
+    files.close().await;
+    let start = Instant::now();
+    let result = on_a_thread(settings, &files, stop, Turn::default()).await;
+    let took = start.elapsed();
+    let writer = files.writer(&settings.home).await?;
+    Ok(end(settings, &writer, began, took, result).await)
+}
+
+async fn begin(settings: &Settings, writer: &Writer) -> Result<i64, JobError> {
     let name = settings.name.clone();
     let now = clock::now_micros();
     let began = writer.perform(move |state| job_run::begin(state, &name, now)).await?;
     tracing::info!(event = "job_began", job = %settings.name);
-    let start = Instant::now();
-    let result = on_a_thread(settings, files, stop, turn).await;
-    let took = start.elapsed();
+    Ok(began)
+}
+
+async fn end(
+    settings: &Settings,
+    writer: &Writer,
+    began: i64,
+    took: Duration,
+    result: Result<Report, Failure>,
+) -> Result<Ended, JobError> {
     let (outcome, detail) = match &result {
         Ok(report) => (Outcome::Done, report.0.clone()),
         Err(Failure::Aborted) => (Outcome::Aborted, Failure::Aborted.to_string()),

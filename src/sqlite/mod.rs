@@ -25,4 +25,5 @@ pub mod pool;
 pub mod premises;
 pub mod sizes;
 pub mod sole;
+pub mod strain;
 pub mod writer;

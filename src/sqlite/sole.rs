@@ -66,6 +66,14 @@ impl Sole {
         }
     }
 
+    /// The one that has it; `None`: SQLite cannot read it.
+    pub fn connection(&self) -> Option<&Connection> {
+        match &self.0 {
+            How::Connection(connection) => Some(connection),
+            How::File(_) => None,
+        }
+    }
+
     /// Writes what stands in the `-wal` into the file, so that the file is all of it. `false`: SQLite cannot, because the file is damaged.
     pub fn fold(&self) -> Result<bool, SoleError> {
         let How::Connection(connection) = &self.0 else { return Ok(false) };

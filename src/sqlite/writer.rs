@@ -26,6 +26,7 @@ use super::litestream;
 use super::lockfile::LockFile;
 use super::log::{DUE_PAGES, Log};
 use super::open::{self, Durable};
+use super::strain::Strain;
 use crate::controls::{self, Seam};
 use crate::retry::Pace;
 use crate::telemetry::metric;
@@ -129,6 +130,8 @@ pub struct Writer {
     pub owner: Owner,
     /// For SQL of a person's own.
     pub guard: Guard,
+    /// Of an application's file; of others nothing is noted.
+    pub strain: Strain,
 }
 
 /// Whose file it is decides how politely it is written.
@@ -150,7 +153,9 @@ impl Writer {
         if owner == Owner::Application {
             metric::checkpoint_backlog(&name, 0);
         }
+        let strain = Strain::new(Instant::now());
         let desk = Desk {
+            strain: strain.clone(),
             connection,
             queue,
             state: state_tx,
@@ -164,7 +169,7 @@ impl Writer {
             .name("writer".into())
             .spawn(move || desk.run())
             .expect("a thread can be started at start-up");
-        Ok(Self { tasks, state, path: path.to_owned(), owner, guard })
+        Ok(Self { tasks, state, path: path.to_owned(), owner, guard, strain })
     }
 
     /// Queues the first step of a transaction in two; the second is handed in by what is returned.
@@ -239,6 +244,7 @@ struct Desk {
     owner: Owner,
     file: String,
     path: PathBuf,
+    strain: Strain,
     /// Taken from the queue, and left for the next transaction.
     carried: Option<Task>,
     // Dropped behind the connection.
@@ -274,6 +280,14 @@ impl Desk {
         }
     }
 
+    /// For the lock.
+    fn waited(&self, waited: Duration) {
+        metric::lock_wait(&self.file, waited);
+        if self.owner == Owner::Application {
+            self.strain.note(Instant::now(), waited);
+        }
+    }
+
     /// Runs one transaction, again and again until it is committed or every job in it was refused. Returns how long the lock was held.
     fn transact(&mut self, first: Job) -> Duration {
         let mut jobs = vec![first];
@@ -296,7 +310,7 @@ impl Desk {
                     asked = Instant::now();
                 }
                 Ok(Attempt::Committed(results, held)) => {
-                    metric::lock_wait(&self.file, asked.elapsed().saturating_sub(held));
+                    self.waited(asked.elapsed().saturating_sub(held));
                     metric::lock_held(&self.file, held);
                     metric::transaction(&self.file, metric::TransactionResult::Committed);
                     self.state

@@ -12,6 +12,8 @@ use crate::event::{Position, RowKey};
 use crate::retry;
 use crate::sqlite::writer::JobError;
 
+/// In a list, the type of a larger one is not looked for: all of them are read in one transaction.
+const KIND_BYTES_MAX: i64 = 16 << 10;
 /// Larger events are kept without their payload.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 
@@ -284,6 +286,16 @@ pub fn payload(connection: &Connection, consumer: &str, row: &HeldRow) -> Result
     let mut statement = connection
         .prepare_cached("SELECT payload FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3")?;
     Ok(statement.query_row(params![consumer, &row.key[..], row.ordinal], |row| row.get(0)).optional()?.flatten())
+}
+
+/// The type of a held event, out of what is kept of it, unless that is large.
+pub fn kind(connection: &Connection, consumer: &str, row: &HeldRow) -> rusqlite::Result<Option<String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT CASE WHEN octet_length(payload) <= ?4 AND json_valid(CAST(payload AS TEXT)) THEN CAST(payload AS TEXT) ->> 'type' END
+         FROM outboxd_held WHERE consumer = ?1 AND key = ?2 AND ordinal = ?3",
+    )?;
+    let kind = statement.query_row(params![consumer, &row.key[..], row.ordinal, KIND_BYTES_MAX], |row| row.get(0));
+    Ok(kind.optional()?.flatten())
 }
 
 /// Makes a dead or skipped event due at once, with its attempts counted anew. A skipped one goes before what its key holds now.

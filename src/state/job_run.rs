@@ -103,7 +103,7 @@ pub fn end(
 /// What a start has to know: the newest run (of a job that is new: since when it is known), and the run that was killed, which is marked as such.
 pub fn take_over(connection: &Connection, job: &str, now: i64) -> Result<(Run, Option<Run>), JobError> {
     let killed = newest(connection, job)?.filter(|run| run.outcome.is_none());
-    let sql = "UPDATE outboxd_job_run SET result = 'killed', detail = 'the process ended while it ran, or a reload did not wait for its end' WHERE job = ?1 AND result IS NULL";
+    let sql = "UPDATE outboxd_job_run SET result = 'killed', detail = 'the process ended while it ran, a reload did not wait for its end, or this file was restored from a backup that was made meanwhile' WHERE job = ?1 AND result IS NULL";
     connection.prepare_cached(sql)?.execute([job])?;
     if newest(connection, job)?.is_none() {
         let began = begin(connection, job, now)?;

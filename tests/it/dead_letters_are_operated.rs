@@ -53,6 +53,9 @@ async fn they_are_listed_and_shown_by_id_key_and_age() {
         (Some("dead"), Some(2), Some("refused"))
     );
     assert_eq!(row["event"]["id"], "e2", "the whole event is there to look at");
+    let listed = rig.ask(list(by_id("e2"))).await.unwrap();
+    assert!(row["event"]["type"].is_string());
+    assert_eq!(listed["dead_letters"][0]["event"], serde_json::json!({ "type": row["event"]["type"] }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

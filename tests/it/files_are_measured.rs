@@ -40,3 +40,32 @@ fn sizes_are_told_with_advice_and_the_lock_with_its_holder() {
     app.execute_batch("COMMIT").unwrap();
     daemon.until_settled("to_lines", 2, PATIENCE);
 }
+
+#[test]
+fn who_is_kept_waiting_for_the_lock_again_and_again_is_told_with_figures() {
+    let _machine = shared_machine();
+    let scene = Scene::new(&[SHOP, RELAY].concat());
+    let app = open(&scene.path("app.db"));
+    app.busy_timeout(PATIENCE).unwrap();
+    let mut daemon = scene.daemon();
+    let warned = || {
+        let status = told(&scene.outboxd(&["status"]));
+        status.contains("waited for longer than 100 ms for its write lock").then_some(status)
+    };
+    let mut events = 0;
+    let said = until("the waiting is told", 3 * PATIENCE, || {
+        // Of each event the settlement comes to a lock that the application holds.
+        app.execute_batch("INSERT INTO outbox (type) VALUES ('T'); BEGIN IMMEDIATE").unwrap();
+        std::thread::sleep(Duration::from_millis(250));
+        app.execute_batch("COMMIT").unwrap();
+        events += 1;
+        daemon.until_settled("to_lines", events, PATIENCE);
+        if events <= 5 {
+            assert_eq!(daemon.status("to_lines").unwrap()["warnings"], serde_json::json!([]), "a few say nothing");
+        }
+        warned()
+    });
+    assert!(said.contains("transactions a second") && said.contains("BEGIN IMMEDIATE"), "{said}");
+    let ready = daemon.get("/readyz?verbose").1;
+    assert!(ready.contains("for its write lock"), "{ready}");
+}

@@ -191,6 +191,8 @@ fn litestream_is_left_in_charge() {
         scene.configure(&full(&app, true, "application_busy_timeout = \"60s\""));
         let said = refused(&run(&scene));
         assert!(said.contains("Litestream is at work here"), "{said}");
+        scene.configure(&config("mode = \"into\""));
+        assert!(refused(&run(&scene)).contains("Litestream is at work here"));
     }
 }
 
@@ -275,7 +277,10 @@ fn a_kill_at_any_instant_leaves_a_whole_file() {
 #[test]
 fn what_is_said_wrong_is_refused() {
     for (keys, key, what) in [
-        ("mode = \"into\"", "mode", "takes proof that nobody has the file open, which is not in this version"),
+        ("mode = \"into\"\nevery = \"1h\"", "every", "it is done by hand alone"),
+        ("mode = \"into\"\njitter = \"1m\"", "jitter", "it is done by hand alone"),
+        ("mode = \"into\"\nwindow = \"02:00-03:00\"", "window", "only mode = \"full\" asks for this"),
+        ("make_incremental = true", "make_incremental", "only mode = \"full\" and \"into\" ask for this"),
         ("mode = \"all\"", "mode", "\"all\" is not a choice here"),
         ("mode = \"full\"", "window", "must be said"),
         ("mode = \"full\"\nwindow = \"2-3\"\napplication_busy_timeout = \"5s\"", "window", "is no time of the day"),

@@ -44,6 +44,7 @@ mod faults_of_kafka_show_and_heal;
 mod faults_of_rabbitmq_show_and_heal;
 mod files_are_measured;
 mod files_are_rotated;
+mod files_are_written_anew;
 mod files_come_late_and_locks_pass;
 mod fingerprint;
 mod free_pages_go_back;

@@ -224,6 +224,7 @@ fn a_crash_anywhere_leaves_the_old_file_or_the_restored_one() {
         // And it goes through the next time.
         let said = told(&scene.outboxd(&IN_PLACE));
         assert!(said.contains("to_lines goes on behind position 20: "), "{said}");
+        assert_eq!(said.contains("up to position 30, is at its far side"), stands == 30, "step {step}: {said}");
         assert_eq!(
             (found(&scene.path("app.db"), ROWS), found(&scene.path("app.db-outboxd.db"), position)),
             (Ok(20), Ok(20))

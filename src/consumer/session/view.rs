@@ -85,8 +85,10 @@ impl Session {
             SourceState::Ready(Head::Pending(pending)) => (None, *pending),
             _ => (None, self.window.events as u64),
         };
+        let strain = self.writer.strain.advice(Instant::now(), &self.writer.path).map(|advice| advice.to_string());
         around.status.send_modify(|status| {
             status.state = state;
+            status.strain = strain;
             status.detail = detail;
             status.position = self.checkpoint.position.0;
             status.head = head;

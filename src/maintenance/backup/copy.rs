@@ -106,18 +106,14 @@ pub fn into_backup(path: &Path, folder: &Path, share: Share, stop: &Stop) -> Res
 
 /// A copy of what is committed at a moment.
 pub fn vacuum_into(path: &Path, raw: &Path, share: Share, stop: &Stop) -> Result<(), Failure> {
-    let told = |error: rusqlite::Error| match &error {
-        _ if stop.is_asked() => Failure::Aborted,
-        rusqlite::Error::SqliteFailure(code, _)
-            if matches!(code.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) =>
-        {
-            let remedy = "Remedy: stop the application, and restore the last backup; `.recover` of the sqlite3 shell saves what came since";
-            Failure::Data(format!("{} is damaged: {error}. {remedy}", path.display()))
-        }
-        _ => Failure::Unavailable(format!("{} cannot be copied to {}: {error}", path.display(), raw.display())),
-    };
-    let connection = open::copier(path).map_err(told)?;
-    let whole = open::size(&connection).map_err(told)?.max(1) as f64;
+    let connection = open::copier(path).map_err(|error| uncopied(path, raw, stop, error))?;
+    vacuum_from(&connection, path, raw, share, stop)
+}
+
+/// The same, over a connection that is open.
+pub fn vacuum_from(connection: &Connection, path: &Path, raw: &Path, share: Share, stop: &Stop) -> Result<(), Failure> {
+    let told = |error: rusqlite::Error| uncopied(path, raw, stop, error);
+    let whole = open::size(connection).map_err(told)?.max(1) as f64;
     let (grows, listens) = (raw.to_owned(), stop.clone());
     let look = move || {
         let bytes = fs::metadata(&grows).map_or(0, |meta| meta.len());
@@ -128,6 +124,19 @@ pub fn vacuum_into(path: &Path, raw: &Path, share: Share, stop: &Stop) -> Result
     let to = raw.to_str().expect("the config has looked");
     connection.execute("VACUUM INTO ?1", [to]).map_err(told)?;
     Ok(())
+}
+
+fn uncopied(path: &Path, raw: &Path, stop: &Stop, error: rusqlite::Error) -> Failure {
+    match &error {
+        _ if stop.is_asked() => Failure::Aborted,
+        rusqlite::Error::SqliteFailure(code, _)
+            if matches!(code.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) =>
+        {
+            let remedy = "Remedy: stop the application, and restore the last backup; `.recover` of the sqlite3 shell saves what came since";
+            Failure::Data(format!("{} is damaged: {error}. {remedy}", path.display()))
+        }
+        _ => Failure::Unavailable(format!("{} cannot be copied to {}: {error}", path.display(), raw.display())),
+    }
 }
 
 /// Opens a database that nobody writes, and looks through all of it. `Data` says what is wrong.
@@ -144,7 +153,8 @@ pub fn look_at(path: &Path, stop: &Stop) -> Result<Found, Failure> {
     }
 }
 
-fn all_of(connection: &Connection, stop: &Stop) -> Result<Found, Failure> {
+/// Looks through all of what a connection sees.
+pub fn all_of(connection: &Connection, stop: &Stop) -> Result<Found, Failure> {
     let told = |error: rusqlite::Error| match stop.is_asked() {
         true => Failure::Aborted,
         false => Failure::Data(error.to_string()),

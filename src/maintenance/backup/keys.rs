@@ -29,7 +29,7 @@ job_section! {
     /// backup. Older ones are removed by the calendar, after a run that went well. docs/BACKUP.md tells what stands where.
     Backup, "[jobs.<name>] with type = \"backup\"" {
         /// The database files. Those of consumers (read models, state beside a source) are copied before those of sources, whatever their order here.
-        files: List, Required, r#"["shop.db", "shop-outboxd.db"]"#;
+        files: List, Required, r#"["shop.db", "shop.db-outboxd.db"]"#;
         /// The folder that backups are made in and stand in, one folder each. It belongs to outboxd's user, and nobody else may write it; it is
         /// made when it is not there.
         folder: FilePath, Absent("`target`, where that is a folder"), r#""/var/backups/shop""#;
@@ -85,7 +85,7 @@ impl registry::Keys for Backup {
         };
         let zone = match &schedule.times {
             Times::Cron { zone, .. } => *zone,
-            Times::Every(_) => Tz::UTC,
+            Times::Every(_) | Times::ByHand => Tz::UTC,
         };
         let shelf = Shelf { folder, job: name.to_owned() };
         let job = Backups { files, shelf, policy, zone, target, is_drilled: self.drill.unwrap_or(true) };

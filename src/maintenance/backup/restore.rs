@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Gid, RenameFlags, Uid};
 
 use super::manifest::{Copied, Found};
+use super::replace::Owner;
 use super::{Entry, copy};
 use crate::controls::{self, Seam};
 use crate::maintenance::{Failure, Stop};
 use crate::sqlite::open;
 use crate::sqlite::place::{beside, folder_of};
+
+/// Of a file that is being made, beside the place where it is to be.
+pub const PARTIAL: &str = ".partial";
 
 /// Writes the file to a place where nothing is. In WAL mode, as its application had it, with its permissions and, where we may, its owner.
 pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result<(), Failure> {
@@ -35,14 +39,21 @@ pub fn restore(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result
 
 /// Unpacks it beside the place where it is to be, and makes sure of it: all but its name.
 pub fn make(entry: &Entry, copied: &Copied, to: &Path, stop: &Stop) -> Result<PathBuf, Failure> {
-    let unwritten = |error: io::Error| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
-    let partial = beside(to, ".partial");
+    make_by(to, |partial| {
+        copy::out_of_backup(&entry.path, copied, partial, stop)?;
+        counted(entry, copied, partial, stop)?;
+        dress(copied.mode, Owner { uid: copied.uid, gid: copied.gid }, partial, to)
+    })
+}
+
+/// Nothing lies there when it begins, and nothing when it fails.
+pub fn make_by(to: &Path, make: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<PathBuf, Failure> {
+    let partial = beside(to, PARTIAL);
     if fs::symlink_metadata(&partial).is_ok() {
+        let unwritten = |error: io::Error| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
         fs::remove_file(&partial).map_err(unwritten)?;
     }
-    let made = copy::out_of_backup(&entry.path, copied, &partial, stop)
-        .and_then(|()| counted(entry, copied, &partial, stop))
-        .and_then(|()| dress(copied, &partial, to));
+    let made = make(&partial);
     if made.is_err() {
         give_up(&partial);
     }
@@ -69,14 +80,14 @@ pub fn counted(entry: &Entry, copied: &Copied, raw: &Path, stop: &Stop) -> Resul
     }
 }
 
-fn dress(copied: &Copied, partial: &Path, to: &Path) -> Result<(), Failure> {
+/// In WAL mode, with its permissions and, where we may, its owner; durable.
+pub fn dress(mode: u32, owner: Owner, partial: &Path, to: &Path) -> Result<(), Failure> {
     let unwritten =
         |error: &dyn std::fmt::Display| Failure::Unavailable(format!("{} cannot be written: {error}", to.display()));
     // Closed again at once: the mode stays in the file, and nothing stays beside it.
     drop(open::state_file(partial).map_err(|error| unwritten(&error))?);
-    fs::set_permissions(partial, Permissions::from_mode(copied.mode)).map_err(|error| unwritten(&error))?;
-    let owner = (Some(Uid::from_raw(copied.uid)), Some(Gid::from_raw(copied.gid)));
-    match rustix::fs::chown(partial, owner.0, owner.1) {
+    fs::set_permissions(partial, Permissions::from_mode(mode)).map_err(|error| unwritten(&error))?;
+    match rustix::fs::chown(partial, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
         // Who is not root restores for himself.
         Ok(()) | Err(rustix::io::Errno::PERM) => {}
         Err(error) => return Err(unwritten(&error)),

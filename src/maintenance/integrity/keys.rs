@@ -58,7 +58,7 @@ impl registry::Keys for Integrity {
         let schedule = schedule?;
         let period = match &schedule.times {
             Times::Every(every) => *every,
-            Times::Cron { .. } => usual,
+            Times::Cron { .. } | Times::ByHand => usual,
         };
         let backups = backups.map(|(backup, _)| backup.clone()).collect();
         let job = Job { source: source.clone(), on, check, backups, period };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{NaiveTime, TimeZone};
 use chrono_tz::Tz;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::ErrorCode;
 
 use super::Pages;
 use crate::clock;
@@ -14,12 +14,9 @@ use crate::maintenance::{Failure, Stop};
 use crate::setting::value::Span;
 use crate::sqlite::fault::{self, Kind};
 use crate::sqlite::open::{self, Durable};
-use crate::sqlite::{litestream, place};
 
 /// Bytes in a second, on the safe side: measured were about 60 MB.
 const PACE: u64 = 40 << 20;
-/// Beside the copy and the `-wal`.
-const SPARE_BYTES: u64 = 16 << 20;
 /// How soon a lock that others hold is asked for again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// SQLite asks so often, in steps of its machine, whether to go on.
@@ -42,15 +39,8 @@ impl Full {
     }
 
     /// What it would cost, or why it may not be.
-    pub fn may_begin(&self, path: &Path, connection: &Connection, pages: Pages) -> Result<String, Failure> {
+    pub fn may_begin(&self, path: &Path, pages: Pages) -> Result<String, Failure> {
         let name = path.display();
-        let told = |error: rusqlite::Error| Failure::Unavailable(format!("{name}: {error}"));
-        if litestream::is_there(connection, path).map_err(told)? {
-            return Err(Failure::Data(format!(
-                "{name}: Litestream is at work here (its tables, or its folder), and would lose track of a file that is written anew. Remedy: leave the job \
-                 out; or mode = \"incremental\""
-            )));
-        }
         if !self.is_open(clock::now_micros()) {
             let (from, to) = self.window;
             return Err(Failure::Unavailable(format!(
@@ -60,14 +50,7 @@ impl Full {
                 self.zone
             )));
         }
-        let needed = 2 * pages.used_bytes() + SPARE_BYTES;
-        let free = place::free_bytes(&place::folder_of(path))
-            .map_err(|error| Failure::Unavailable(format!("{name}: {error}")))?;
-        if free < needed {
-            return Err(Failure::Unavailable(format!(
-                "{name}: its folder has {free} bytes free, and a copy and a -wal of it may need {needed}. Remedy: make room there"
-            )));
-        }
+        super::has_room(path, 2 * pages.used_bytes() + super::SPARE_BYTES)?;
         let expected = Duration::from_secs_f64(pages.used_bytes() as f64 / PACE as f64);
         let most = Span(self.application_busy_timeout);
         if expected > self.application_busy_timeout / 2 {

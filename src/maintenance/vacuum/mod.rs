@@ -5,25 +5,35 @@
 //! 2. `full` happens in its window alone, is begun only when it is expected to end within the application's busy timeout, and is broken off when it takes
 //!    longer than that allows; never where Litestream owns the checkpoints (`a_full_vacuum_happens_in_its_window_alone`, `litestream_is_left_in_charge`).
 //! 3. Wherever a run ends, the file holds what it held (`a_crash_anywhere_leaves_a_whole_file`).
+//! 4. In `tests/it/files_are_written_anew.rs`: `into` replaces a file only while nobody else has it, from before it is copied on, and only by one that holds the same
+//!    (`a_file_that_somebody_has_open_is_not_written_anew`, `a_file_is_written_anew_and_holds_what_it_held`); whatever ends it, one of the two stands
+//!    there (`a_crash_anywhere_leaves_the_old_file_or_the_one_written_anew`).
 
 mod full;
+mod into;
 mod keys;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-pub use self::full::Full;
+use self::full::Full;
+use self::into::{Into, Swapped};
 pub use self::keys::Vacuum as Keys;
+use super::backup::replace;
 use super::{Context, Failure, Job, Report, Stop};
+use crate::clock;
 use crate::controls::{self, Seam};
 use crate::source::{self, inspection};
-use crate::sqlite::open;
 use crate::sqlite::writer::Writer;
+use crate::sqlite::{holders, litestream, open, place};
 
 /// What is begun before this is finished; then others have their turn.
 const SLICE: Duration = Duration::from_millis(1);
+/// Beside what a file that is written anew needs.
+const SPARE_BYTES: u64 = 16 << 20;
 
 /// What a `[jobs.X]` section of this type comes to.
 #[derive(Debug)]
@@ -31,8 +41,14 @@ pub struct Vacuum {
     source: source::Settings,
     /// Per cent of the pages: below that nothing is done.
     min_free: u64,
-    /// `None`: incremental.
-    full: Option<Full>,
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    Incremental,
+    Full(Full),
+    Into(Into),
 }
 
 /// A file's pages.
@@ -93,14 +109,27 @@ impl Vacuum {
             pages.free_per_cent(),
             pages.free_bytes()
         );
-        if pages.free == 0 || pages.free_per_cent() < self.min_free {
+        let switches = match &self.how {
+            How::Into(into) => into.switches(connection).map_err(|error| self.unread(&error))?,
+            How::Incremental | How::Full(_) => false,
+        };
+        if !switches && (pages.free == 0 || pages.free_per_cent() < self.min_free) {
             return Ok(Err(Report(format!("nothing to do: {told}, and min_free is {} %", self.min_free))));
         }
-        match &self.full {
-            Some(full) => {
-                full.may_begin(&self.source.path, connection, pages).map(|estimate| Ok(format!("{told}; {estimate}")))
+        let path = &self.source.path;
+        match &self.how {
+            How::Incremental => self.incremental(connection).map(|()| Ok(told)),
+            How::Full(full) => {
+                not_beside_litestream(connection, path)?;
+                full.may_begin(path, pages).map(|estimate| Ok(format!("{told}; {estimate}")))
             }
-            None => self.incremental(connection).map(|()| Ok(told)),
+            How::Into(_) => {
+                not_beside_litestream(connection, path)?;
+                // The copy, and what stands in the -wal, which goes into the file of before.
+                let wal = std::fs::metadata(place::beside(path, "-wal")).map_or(0, |meta| meta.len());
+                has_room(path, pages.used_bytes() + wal + SPARE_BYTES)?;
+                Ok(Ok(told))
+            }
         }
     }
 
@@ -113,8 +142,16 @@ impl Vacuum {
             1 => Err(self.refused("auto_vacuum is FULL: SQLite gives pages back at every commit by itself. Remedy: leave the job out")),
             _ => Err(self.refused(
                 "auto_vacuum is NONE, and without it single pages cannot be given back. Remedy: once, while the application is stopped, \
-                 PRAGMA auto_vacuum = INCREMENTAL; VACUUM; or a job with mode = \"full\" and make_incremental = true",
+                 PRAGMA auto_vacuum = INCREMENTAL; VACUUM; or a job with mode = \"full\" or \"into\" and make_incremental = true",
             )),
+        }
+    }
+
+    /// What a run that was killed has left.
+    fn left(&self) -> Result<Vec<PathBuf>, Failure> {
+        match &self.how {
+            How::Into(_) => replace::tidy(&self.source.path, clock::now_micros()),
+            How::Incremental | How::Full(_) => Ok(Vec::new()),
         }
     }
 
@@ -131,6 +168,30 @@ impl Vacuum {
             }
         }
     }
+}
+
+fn not_beside_litestream(connection: &Connection, path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    match litestream::is_there(connection, path) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Failure::Data(format!(
+            "{name}: Litestream is at work here (its tables, or its folder), and would lose track of a file that is written anew. Remedy: leave the job \
+             out; or mode = \"incremental\""
+        ))),
+        Err(error) => Err(Failure::Unavailable(format!("{name}: {error}"))),
+    }
+}
+
+fn has_room(path: &Path, needed: u64) -> Result<(), Failure> {
+    let name = path.display();
+    let free = place::free_bytes(&place::folder_of(&place::real(path)))
+        .map_err(|error| Failure::Unavailable(format!("{name}: {error}")))?;
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Failure::Unavailable(format!(
+        "{name}: its folder has {free} bytes free, and a copy and a -wal of it may need {needed}. Remedy: make room there"
+    )))
 }
 
 /// Runs in the writer's transaction; says how many pages went.
@@ -161,35 +222,56 @@ impl Job for Vacuum {
     }
 
     fn run(&self, context: &Context) -> Result<Report, Failure> {
+        let left = self
+            .left()?
+            .iter()
+            .map(|left| format!("; a run that was ended had left {}", left.display()))
+            .collect::<String>();
         let (connection, pages) = self.open()?;
         let told = match self.plan(&connection, pages)? {
-            Ok(told) => told,
-            Err(nothing) => return Ok(nothing),
+            Ok(told) => told + &left,
+            Err(Report(nothing)) => return Ok(Report(nothing + &left)),
         };
-        // Nobody else of ours writes there, and no other daemon.
-        let writer = context.application(&self.source)?;
-        match &self.full {
-            None => {
-                let given_back = self.give_back(context, &writer)?;
+        let report = |after: Pages, what: String| {
+            let given_back = pages.all.saturating_sub(after.all);
+            Ok(Report(format!("{given_back} pages given back, {} bytes; {what}; {told}", given_back * pages.bytes)))
+        };
+        match &self.how {
+            How::Incremental => {
+                let given_back = self.give_back(context, &context.application(&self.source)?)?;
                 Ok(Report(format!("{given_back} pages given back, {} bytes; {told}", given_back * pages.bytes)))
             }
-            Some(full) => {
+            How::Full(full) => {
+                // Nobody else of ours writes there, and no other daemon.
+                let _writer = context.application(&self.source)?;
                 let took = full.run(&self.source.path, context.stop())?;
                 let after = Pages::of(&connection).map_err(|error| self.unread(&error))?;
-                let given_back = pages.all.saturating_sub(after.all);
-                Ok(Report(format!(
-                    "{given_back} pages given back, {} bytes; the write lock was held for {took:.1?}; {told}",
-                    given_back * pages.bytes
-                )))
+                report(after, format!("the write lock was held for {took:.1?}"))
+            }
+            How::Into(into) => {
+                drop(connection);
+                let Swapped { pages, kept } = into.run(&self.source.path, context.stop())?;
+                let kept = kept.display();
+                report(pages, format!("the file of before is kept as {kept}: remove it when the application runs well"))
             }
         }
     }
 
     fn dry_run(&self, _: &Stop) -> Result<Report, Failure> {
         let (connection, pages) = self.open()?;
-        Ok(match self.plan(&connection, pages)? {
-            Ok(told) => Report(format!("would give back {} pages; {told}", pages.free)),
-            Err(nothing) => nothing,
-        })
+        let told = match self.plan(&connection, pages)? {
+            Ok(told) => told,
+            Err(nothing) => return Ok(nothing),
+        };
+        let holders = match &self.how {
+            How::Into(_) => holders::of(&self.source.path),
+            How::Incremental | How::Full(_) => Vec::new(),
+        };
+        let in_use = holders.iter().map(|holder| format!("; it cannot while {holder} has the file open"));
+        Ok(Report(format!("would give back {} pages; {told}{}", pages.free, in_use.collect::<String>())))
+    }
+
+    fn tidy(&self) -> io::Result<Vec<PathBuf>> {
+        self.left().map_err(io::Error::other)
     }
 }

@@ -36,8 +36,15 @@ pub(super) fn fault(doing: &str, error: &Error) -> Fault {
     // rustls says so in words only: what we hold against the broker's certificate, or the broker against ours.
     let is_untrusted = matches!(error.kind(), ErrorKind::IOError(_))
         && ["certificate", "received fatal alert"].iter().any(|word| detail.contains(word));
+    let fatal = |remedy: &str| Fault::fatal(format!("{detail}. Remedy: {remedy}"));
     match answer(error) {
-        Answer::NotFound | Answer::Denied | Answer::Refused => Fault::fatal(detail),
+        Answer::NotFound => {
+            fatal("make the exchange, with its bindings; or say declare = true, and bind a queue to it")
+        }
+        Answer::Denied => {
+            fatal("look at user, password and virtual host in `uri`, and let that user configure and write there")
+        }
+        Answer::Refused => fatal("what is there is of another kind: delete it, or leave `declare` out"),
         Answer::Away if is_untrusted => Fault::fatal(detail),
         Answer::Away => Fault::unavailable(detail),
     }

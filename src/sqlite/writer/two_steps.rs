@@ -76,7 +76,7 @@ impl Desk {
         loop {
             match self.connection.execute_batch("BEGIN IMMEDIATE") {
                 Ok(()) => {
-                    metric::lock_wait(&self.file, asked.elapsed());
+                    self.waited(asked.elapsed());
                     return Ok(Instant::now());
                 }
                 Err(error) if fault::classify(&error).0 == Kind::Busy && asked.elapsed() < WAITING_SHOWN_AFTER => {
@@ -85,7 +85,7 @@ impl Desk {
                 }
                 Err(error) => {
                     // Given up is waited, too.
-                    metric::lock_wait(&self.file, asked.elapsed());
+                    self.waited(asked.elapsed());
                     return Err(error);
                 }
             }

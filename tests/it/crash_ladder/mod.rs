@@ -200,7 +200,7 @@ fn nor_while_the_tables_of_an_older_version_are_brought_on() {
 
 /// Of a whole daemon or command, and of projections: `reloads_lose_nothing`, `jobs_run_on_schedule`, `snapshots_are_true`, `archives_pass_nobody`,
 /// `retention_takes_nothing_needed`, `free_pages_go_back`, `damage_is_found`, `backups_are_whole`, `backups_leave_the_host`, `projection_ladder` and `rebuilds`
-/// climb over them, `restores_in_place` too.
+/// climb over them, `restores_in_place` and `files_are_written_anew` too.
 const ELSEWHERE: [Seam; 18] = [
     Seam::Reload,
     Seam::JobRun,

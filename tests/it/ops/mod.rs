@@ -3,6 +3,7 @@
 mod documents;
 mod grafana;
 mod prometheus;
+mod systemd;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,228 @@
+"""The image as its Dockerfile says, built by buildah and run by podman beside an application's container, both on one volume.
+
+No registry is asked: the Dockerfile's argument RUST names an image that is made here of Debian packages, in which `cargo build` hands over the
+program that was built outside. All else is done as the Dockerfile says it.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from beside import Beside, Broker
+from machine import remove_groups, rootfs
+from steps import CannotRun, run, until
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE, BASE = "localhost/outboxd", "localhost/outboxd-base"
+MEGABYTES_MAX = 60
+USER = 10001
+CARGO = """#!/bin/bash
+[[ "$*" == "build --locked --release" ]] || { echo "not what this stands for: cargo $*" >&2; exit 1; }
+install -D /opt/outboxd target/release/outboxd
+"""
+CONFIG = """[sources.shop]
+path = "/data/shop.db"
+preset = "outboxd"
+read = "outbox"
+
+[sinks.bus]
+type = "amqp"
+uri_file = "/etc/outboxd/amqp-uri"
+exchange = "events"
+routing_key = "{type}"
+
+[relays.shop_to_bus]
+source = "shop"
+sink = "bus"
+start = "first"
+"""
+
+
+class Containers(Beside):
+    """Images and containers in a storage of their own, which goes with the folder."""
+
+    def __init__(self, folder, broker, tools, binary):
+        for name in ("data", "config", "ledger"):
+            place = folder / name
+            place.mkdir(parents=True, mode=0o750)
+            os.chown(place, USER, USER)
+        super().__init__(folder / "ledger" / "shop.ndjson", broker)
+        self.folder, self.tools, self.binary = folder, tools, binary
+        self.group = f"outboxd-packaging-containers-{os.getpid()}"
+        self.storage = ["--root", folder / "storage", "--runroot", folder / "run"]
+
+    def buildah(self, *arguments, **more):
+        return run("buildah", *self.storage, *arguments, **more)
+
+    def podman(self, *arguments, **more):
+        # crun refuses hosts with both versions of cgroups, runc takes them.
+        return run("podman", *self.storage, "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=none", *arguments, **more)
+
+    def start(self, name, *arguments):
+        """Podman's own limits are more than a host may have."""
+        self.podman("run", "-d", f"--name={name}", f"--cgroup-parent=/{self.group}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", "-v", f"{self.folder}/data:/data", *arguments)
+
+    def log(self):
+        done = self.podman("logs", "--tail", "30", "outboxd", check=False)
+        return done.stdout + done.stderr
+
+    def facts(self, name, template):
+        return self.podman("inspect", "--format", template, name).strip()
+
+    # -- steps
+
+    def hadolint(self):
+        linter = self.tools / "packaging" / "bin" / "hadolint"
+        if not linter.exists():
+            raise CannotRun("hadolint is not installed (scripts/setup packaging)")
+        run(linter, "--no-color", ROOT / "Dockerfile")
+        return [run(linter, "--version").strip()]
+
+    def build(self):
+        base = self.buildah("from", "scratch").strip()
+        cargo = self.folder / "cargo"
+        cargo.write_text(CARGO)
+        cargo.chmod(0o755)
+        self.buildah("add", "-q", base, rootfs(self.tools), "/", seconds=300)
+        self.buildah("copy", "-q", base, cargo, "/usr/local/bin/cargo")
+        self.buildah("copy", "-q", base, self.binary, "/opt/outboxd")
+        self.buildah("copy", "-q", base, ROOT / "scripts/packaging/shop.py", ROOT / "migrations/0001_event_tables.sql", "/opt/")
+        self.buildah("run", "--isolation=chroot", base, "--", "mv", "/opt/0001_event_tables.sql", "/opt/outbox.sql")
+        self.buildah("commit", "-q", "--rm", base, BASE, seconds=300)
+        self.buildah("build", "-q", "--isolation=chroot", "--format=docker", f"--build-arg=RUST={BASE}", "-t", IMAGE, ROOT, seconds=600)
+        size = int(self.podman("image", "inspect", "--format", "{{.Size}}", IMAGE)) / 1e6
+        assert size <= MEGABYTES_MAX, f"{size:.1f} MB"
+        return [f"{size:.1f} MB, of which the program is {self.binary.stat().st_size / 1e6:.1f}", "base images of Debian packages, the program built outside"]
+
+    def what_the_image_says(self):
+        image = json.loads(self.podman("image", "inspect", IMAGE))[0]
+        config = image["Config"]
+        uid, gid = config["User"].split(":")
+        assert int(uid) and int(gid), config["User"]
+        assert config["StopSignal"] in ("SIGTERM", "15"), config
+        health = image.get("HealthCheck") or image.get("Healthcheck") or config.get("Healthcheck")
+        assert health["Test"] == ["CMD", "/usr/bin/outboxd", "health"], health
+        assert config["Entrypoint"] == ["/usr/bin/outboxd"] and config["Cmd"] == ["run"], config
+        mounted = Path(self.podman("image", "mount", IMAGE).strip())
+        try:
+            files = [f"/{path.relative_to(mounted)}" for path in mounted.rglob("*") if path.is_file()]
+            data = (mounted / "data").stat()
+            owned = [path for path in mounted.rglob("*") if path.is_file() and path.stat().st_uid]
+        finally:
+            self.podman("image", "umount", IMAGE)
+        programs = [name for name in files if "/bin/" in name or "/sbin/" in name]
+        assert programs == ["/usr/bin/outboxd"], programs
+        assert (data.st_uid, data.st_gid) == (int(uid), int(gid)), data
+        assert not owned, f"files that the daemon could write: {owned}"
+        return [f"user {config['User']}, one program and {len(files) - 1} other files"]
+
+    def run_beside(self):
+        secret = self.folder / "config" / "amqp-uri"
+        secret.write_text(self.broker.uri)
+        secret.chmod(0o400)
+        os.chown(secret, USER, USER)
+        (self.folder / "config" / "outboxd.toml").write_text(CONFIG)
+        self.start("shop", "--network=none", f"--user={USER}:{USER}", "-v", f"{self.folder}/ledger:/ledger", BASE,
+                   "/usr/bin/python3", "/opt/shop.py", "/data/shop.db", "/ledger/shop.ndjson", "150")
+        self.writes_on()
+        # As the head of the Dockerfile says; the host's network, because the broker is on loopback.
+        self.start("outboxd", "--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges",
+                   "--tmpfs=/run/outboxd:mode=1777", "-v", f"{self.folder}/config:/etc/outboxd:ro", IMAGE)
+        until("it is healthy", 60, self.healthy)
+        status = Path(f"/proc/{self.facts('outboxd', '{{.State.Pid}}')}/status").read_text()
+        facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert facts["Uid"].split() == [str(USER)] * 4 and int(facts["CapBnd"], 16) == 0 and facts["NoNewPrivs"] == "1", facts
+        return ["no capabilities, read-only", *self.settle()]
+
+    def healthy(self):
+        return self.podman("healthcheck", "run", "outboxd", check=False).returncode == 0
+
+    def health(self):
+        """By the image's own check; of a process that hangs it says so."""
+        assert self.healthy()
+        self.podman("kill", "--signal=STOP", "outboxd")
+        assert not self.healthy(), "a process that hangs counts as healthy"
+        self.podman("kill", "--signal=CONT", "outboxd")
+        until("it is healthy again", 30, self.healthy)
+
+    def running(self):
+        return self.facts("outboxd", "{{.State.Running}}") == "true"
+
+    def kills(self):
+        for _ in range(5):
+            self.rate(300)
+            self.writes_on()
+            self.podman("kill", "--signal=KILL", "outboxd")
+            until("it is gone", 30, lambda: not self.running())
+            self.writes_on()
+            self.podman("start", "outboxd")
+            until("it is healthy", 60, self.healthy)
+        return ["5 kills", *self.settle()]
+
+    def drain(self):
+        slowest = 0.0
+        for _ in range(3):
+            self.rate(300)
+            self.writes_on()
+            began = time.monotonic()
+            self.podman("stop", "--time=45", "outboxd")
+            slowest = max(slowest, time.monotonic() - began)
+            code = self.facts("outboxd", "{{.State.ExitCode}}")
+            assert code == "0", f"exit {code}: {self.log()}"
+            self.podman("start", "outboxd")
+            until("it is healthy", 60, self.healthy)
+        repeated = self.repeated
+        figures = self.settle()
+        assert self.repeated == repeated, f"{figures}: a drain sends nothing twice"
+        return [f"3 stops under load, the slowest {slowest:.2f} s", *figures]
+
+    def restarted_together(self):
+        """The application's container is killed and started too: each finds the files that the other one made."""
+        self.rate(150)
+        for name in ("shop", "outboxd", "shop"):
+            self.podman("kill", "--signal=KILL", name)
+            until(f"{name} is gone", 30, lambda name=name: self.facts(name, "{{.State.Running}}") != "true")
+            self.podman("start", name)
+            self.writes_on()
+        until("it is healthy", 60, self.healthy)
+        return self.settle()
+
+    def untouched(self):
+        return [self.unharmed()]
+
+    def end(self):
+        self.podman("rm", "--force", "--all", "--time=5", check=False)
+        self.podman("rmi", "--force", "--all", check=False)
+        remove_groups(self.group)
+
+
+ORDER = ["hadolint", "build", "what_the_image_says", "run_beside", "health", "kills", "drain", "restarted_together", "untouched"]
+
+
+def try_image(steps, tools, folder, binary):
+    names = {name: f"container: {name.replace('_', ' ')}" for name in ORDER}
+    missing = [tool for tool in ("buildah", "podman", "runc") if not shutil.which(tool)]
+    reason = "only root may (sudo make test-packaging)" if os.geteuid() else f"{', '.join(missing)}: not installed (scripts/setup packaging)" if missing else None
+    if reason:
+        for name in names.values():
+            with steps.step(name):
+                raise CannotRun(reason)
+        return
+    with Broker(folder / "rabbitmq-beside-containers") as broker:
+        containers = Containers(folder / "containers", broker, tools, binary)
+        try:
+            stopped = None
+            for name in ORDER:
+                failed = len(steps.failed)
+                with steps.step(names[name]) as told:
+                    if stopped:
+                        raise CannotRun(f"the step before it did not pass: {stopped}")
+                    told += getattr(containers, name)() or []
+                if len(steps.failed) > failed and name != "hadolint":
+                    print(containers.log(), containers.podman("healthcheck", "run", "outboxd", check=False), file=sys.stderr)
+                    stopped = name
+        finally:
+            containers.end()

@@ -20,6 +20,7 @@ mod journal;
 mod keys;
 mod library;
 mod litestream;
+mod lock;
 mod owners;
 mod place;
 mod plans;
@@ -118,7 +119,7 @@ type Inside = fn(&Chart<'_>) -> rusqlite::Result<Vec<Told>>;
 const OUTSIDE: [(&str, Outside); 3] = [("place", place::look), ("owners", owners::look), ("clock", clock::look)];
 
 /// Asked of the open file.
-const INSIDE: [(&str, Inside); 12] = [
+const INSIDE: [(&str, Inside); 13] = [
     ("journal", journal::look),
     ("library", library::look),
     ("tables", tables::look),
@@ -127,6 +128,7 @@ const INSIDE: [(&str, Inside); 12] = [
     ("keys", keys::look),
     ("values", values::look),
     ("wal", wal::look),
+    ("lock", lock::look),
     ("free-pages", free_pages::look),
     ("growth", growth::look),
     ("room", room::look),

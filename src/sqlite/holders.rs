@@ -25,6 +25,12 @@ pub struct Holder {
     pub command: String,
 }
 
+impl Holder {
+    pub fn of(pid: u32) -> Self {
+        Self { pid, command: command(pid) }
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.command.is_empty() {
@@ -44,7 +50,7 @@ pub fn of(database: &Path) -> Vec<Holder> {
     let mut found: BTreeMap<u32, Holder> = BTreeMap::new();
     let descriptors = processes().filter(|pid| has_open(*pid, &wanted));
     for pid in locked_by(&locks, &wanted).into_iter().chain(descriptors).filter(|pid| *pid != std::process::id()) {
-        found.entry(pid).or_insert_with(|| Holder { pid, command: command(pid) });
+        found.entry(pid).or_insert_with(|| Holder::of(pid));
     }
     found.into_values().collect()
 }
@@ -105,7 +111,7 @@ fn command(pid: u32) -> String {
 }
 
 /// The bytes of the `-shm` of which a read transaction locks one (WAL_READ_LOCK in SQLite's wal.c): what it reads is not copied over.
-const READ_BYTES: std::ops::RangeInclusive<u64> = 123..=127;
+const READ_BYTES: RangeInclusive<u64> = 123..=127;
 
 /// Other processes that read at this moment, as far as they can be seen from here, by their numbers.
 pub fn of_read_marks(path: &Path) -> Vec<Holder> {
@@ -113,7 +119,7 @@ pub fn of_read_marks(path: &Path) -> Vec<Holder> {
     let text = fs::read_to_string("/proc/locks").unwrap_or_default();
     let found: BTreeSet<u32> = readers(&text, (shm.dev(), shm.ino())).collect();
     let others = found.into_iter().filter(|pid| *pid != std::process::id());
-    others.map(|pid| Holder { pid, command: command(pid) }).collect()
+    others.map(Holder::of).collect()
 }
 
 fn readers(text: &str, shm: Inode) -> impl Iterator<Item = u32> {

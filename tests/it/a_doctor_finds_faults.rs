@@ -250,6 +250,27 @@ fn planted_faults_are_found_and_the_printed_remedies_mend_them() {
 }
 
 #[test]
+fn whoever_holds_the_write_lock_is_named() {
+    let scene = Scene::without_a_file("");
+    let app = open(&outbox(&scene, "app.db"));
+    let lock = || {
+        let output = scene.outboxd(&["doctor", "app.db", "--json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut found = answer["findings"].as_array().unwrap().iter();
+        let lock = found.find(|found| found["check"] == "lock").unwrap();
+        (lock["verdict"].as_str().unwrap().to_owned(), lock["evidence"].as_str().unwrap().to_owned())
+    };
+    app.execute_batch("BEGIN IMMEDIATE").unwrap();
+    place(&app, "e2");
+    let (verdict, evidence) = lock();
+    let holder =
+        format!("in 20 of 20 looks within 200ms the write lock was held, mostly by process {}", std::process::id());
+    assert!(verdict == "advice" && evidence.starts_with(&holder), "{evidence}");
+    app.execute_batch("COMMIT").unwrap();
+    assert_eq!(lock().0, "ok");
+}
+
+#[test]
 fn a_secret_that_others_may_read_is_found_and_mended() {
     let config = FIVE.replace("uri = \"amqp://guest:guest@127.0.0.1:1\"", "uri_file = \"bus.uri\"");
     let scene = Scene::without_a_file(&config);

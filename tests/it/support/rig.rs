@@ -243,6 +243,19 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    /// What is waited for in vain is seldom told by the test alone.
+    fn drop(&mut self) {
+        if let Some(running) = self.running.as_ref().filter(|_| std::thread::panicking()) {
+            eprintln!(
+                "the relay stood so: {:?}; {} events had arrived",
+                running.status("relay"),
+                self.far_side.arrivals().len()
+            );
+        }
+    }
+}
+
 /// An application's connection.
 #[allow(clippy::disallowed_methods, reason = "this plays the application")]
 pub fn open(path: &Path) -> Connection {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -279,21 +279,11 @@ fn a_kill_at_any_instant_leaves_one_of_the_two() {
         .unwrap();
         leave(app);
         let before = holds(&path).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_outboxd"))
-            .args(["job", "run", "shrink"])
-            .current_dir(scene.path("."))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(dice.between(Duration::from_millis(1), Duration::from_millis(250)));
-        match child.try_wait().unwrap() {
-            Some(_) => ended += 1,
-            None => killed += 1,
+        let after = dice.between(Duration::from_millis(1), Duration::from_millis(250));
+        match scene.killed(&["job", "run", "shrink"], after) {
+            true => killed += 1,
+            false => ended += 1,
         }
-        drop(child.kill());
-        child.wait().unwrap();
         assert_eq!(holds(&path), Ok(before), "seed {}", dice.seed);
         lying(&scene, "app.db.replaced-").iter().for_each(|kept| fs::remove_file(kept).unwrap());
     }

@@ -126,6 +126,18 @@ impl Scene {
         self.daemon_of_with("outboxd.toml", environment)
     }
 
+    /// A command that is killed so long after its start; whether it was at work until then.
+    pub fn killed(&self, arguments: &[&str], after: Duration) -> bool {
+        let mut command = command(self.folder.path());
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(after);
+        let is_at_work = child.try_wait().unwrap().is_none();
+        drop(child.kill());
+        child.wait().unwrap();
+        is_at_work
+    }
+
     /// Another version of it, or this one.
     pub fn daemon_from(&self, binary: Option<&Path>) -> Daemon {
         let binary = binary.unwrap_or(Path::new(env!("CARGO_BIN_EXE_outboxd")));

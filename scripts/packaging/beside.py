@@ -1,6 +1,8 @@
-"""What an application committed, by its own ledger, and what arrived at a broker: the same for a unit and for a container."""
+"""An application that writes all the time, a broker, and a daemon between them that is stopped, killed and left without its broker: nothing may
+be lost, out of order, or in the application's way. The same for a unit and for a container, which say how their daemon is started and ended."""
 
 import collections
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +12,27 @@ from pathlib import Path
 from steps import run, until
 
 ROOT = Path(__file__).resolve().parents[2]
+KILLS, STOPS = 5, 3
+CONFIG = """[sources.shop]
+path = "PATH"
+preset = "outboxd"
+read = "outbox"
+
+[sinks.bus]
+type = "amqp"
+uri_file = "SECRET"
+exchange = "events"
+routing_key = "{type}"
+
+[relays.shop_to_bus]
+source = "shop"
+sink = "bus"
+start = "first"
+"""
+
+
+def configuration(path, secret):
+    return CONFIG.replace("PATH", path).replace("SECRET", secret)
 
 
 class Broker:
@@ -27,6 +50,13 @@ class Broker:
         run(ROOT / "scripts/broker", "rabbitmq", "kill", self.folder, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def away(self):
+        """It refuses whoever calls, and keeps what it has."""
+        run(ROOT / "scripts/broker", "rabbitmq", "stop-app", self.folder)
+        yield
+        run(ROOT / "scripts/broker", "rabbitmq", "start-app", self.folder)
+
     def read(self):
         told = run("/usr/bin/python3", ROOT / "tests/tools/read_amqp.py", self.uri, "shop", "--until-idle", "0.5", "--declare", "quorum",
                    "--bind", "events=#", seconds=180)
@@ -40,9 +70,91 @@ class Beside:
     def __init__(self, path, broker):
         self.path, self.broker, self.repeated = path, broker, 0
 
+    # -- what a unit and a container do in ways of their own
+
     def log(self):
         """The daemon's last lines."""
         raise NotImplementedError
+
+    def process(self):
+        """The daemon's, by its number where it runs."""
+        raise NotImplementedError
+
+    def proc(self, name):
+        """What the file of /proc/PID says of the daemon."""
+        raise NotImplementedError
+
+    def status(self):
+        """What `outboxd status` prints beside the daemon."""
+        raise NotImplementedError
+
+    def healthy(self):
+        """As who watches over it finds it."""
+        raise NotImplementedError
+
+    def stop(self):
+        """As an operator stops it; its exit code."""
+        raise NotImplementedError
+
+    def start(self):
+        """Until it is at work."""
+        raise NotImplementedError
+
+    def kill(self):
+        """SIGKILL; it is at work again behind this."""
+        raise NotImplementedError
+
+    # -- steps
+
+    def drain(self):
+        """Stopped under load: it settles what is in flight, so nothing comes twice."""
+        slowest = 0.0
+        for _ in range(STOPS):
+            self.rate(300)
+            self.writes_on()
+            began = time.monotonic()
+            code = self.stop()
+            slowest = max(slowest, time.monotonic() - began)
+            assert code == 0, f"exit {code}: {self.log()}"
+            self.start()
+        repeated = self.repeated
+        figures = self.settle()
+        assert self.repeated == repeated, f"{figures}: a drain sends nothing twice"
+        return [f"{STOPS} stops under load, the slowest {slowest:.2f} s", *figures]
+
+    def kills(self):
+        for _ in range(KILLS):
+            self.rate(300)
+            self.writes_on()
+            self.kill()
+            self.writes_on()
+        return [f"{KILLS} kills", *self.settle()]
+
+    def outage(self):
+        """Without its broker it is as healthy as before: nobody starts it anew, and nobody takes the application away with it."""
+        self.rate(150)
+        self.writes_on()
+        before, looks = self.process(), 0
+        with self.broker.away():
+            until("it notices", 30, lambda: "unavailable" in self.status())
+            for looks in range(1, 11):
+                assert self.healthy(), self.log()
+                self.writes_on()
+        figures = self.settle()
+        assert self.process() == before, "it was started anew"
+        return [f"looked at {looks} times, healthy each time, one process all the time", *figures]
+
+    def untouched(self):
+        return [self.unharmed()]
+
+    # -- what they rest on
+
+    def confined(self, user):
+        """As that user, without capabilities, and with a filter of system calls."""
+        facts = dict(line.split(":\t", 1) for line in self.proc("status").splitlines() if ":\t" in line)
+        assert facts["Uid"].split() == [str(user)] * 4, facts["Uid"]
+        assert int(facts["CapEff"], 16) == 0 and int(facts["CapBnd"], 16) == 0 and facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2", facts
+        return "no capabilities, seccomp on"
 
     def ledger(self):
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []

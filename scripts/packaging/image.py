@@ -1,17 +1,15 @@
 """The image as its Dockerfile says, built by buildah and run by podman beside an application's container, both on one volume.
 
-No registry is asked: the Dockerfile's argument RUST names an image that is made here of Debian packages, in which `cargo build` hands over the
-program that was built outside. All else is done as the Dockerfile says it.
+Usually no registry is asked: the Dockerfile's argument RUST names an image that is made here of Debian packages, in which `cargo build` hands over the
+program that was built outside. All else is done as the Dockerfile says it. With `--build-in-image` RUST is a real image, and nothing is handed over.
 """
 
 import json
 import os
 import shutil
-import sys
-import time
 from pathlib import Path
 
-from beside import Beside, Broker
+from beside import Beside, Broker, configuration
 from machine import remove_groups, rootfs
 from steps import CannotRun, run, until
 
@@ -23,34 +21,19 @@ CARGO = """#!/bin/bash
 [[ "$*" == "build --locked --release" ]] || { echo "not what this stands for: cargo $*" >&2; exit 1; }
 install -D /opt/outboxd target/release/outboxd
 """
-CONFIG = """[sources.shop]
-path = "/data/shop.db"
-preset = "outboxd"
-read = "outbox"
-
-[sinks.bus]
-type = "amqp"
-uri_file = "/etc/outboxd/amqp-uri"
-exchange = "events"
-routing_key = "{type}"
-
-[relays.shop_to_bus]
-source = "shop"
-sink = "bus"
-start = "first"
-"""
+ORDER = ["build", "what_the_image_says", "run_beside", "health", "kills", "drain", "outage", "restarted_together", "untouched"]
 
 
 class Containers(Beside):
     """Images and containers in a storage of their own, which goes with the folder."""
 
-    def __init__(self, folder, broker, tools, binary):
+    def __init__(self, folder, broker, tools, binary, rust):
         for name in ("data", "config", "ledger"):
             place = folder / name
             place.mkdir(parents=True, mode=0o750)
             os.chown(place, USER, USER)
         super().__init__(folder / "ledger" / "shop.ndjson", broker)
-        self.folder, self.tools, self.binary = folder, tools, binary
+        self.folder, self.tools, self.binary, self.rust = folder, tools, binary, rust
         self.group = f"outboxd-packaging-containers-{os.getpid()}"
         self.storage = ["--root", folder / "storage", "--runroot", folder / "run"]
 
@@ -61,7 +44,7 @@ class Containers(Beside):
         # crun refuses hosts with both versions of cgroups, runc takes them.
         return run("podman", *self.storage, "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=none", *arguments, **more)
 
-    def start(self, name, *arguments):
+    def run(self, name, *arguments):
         """Podman's own limits are more than a host may have."""
         self.podman("run", "-d", f"--name={name}", f"--cgroup-parent=/{self.group}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", "-v", f"{self.folder}/data:/data", *arguments)
 
@@ -72,30 +55,61 @@ class Containers(Beside):
     def facts(self, name, template):
         return self.podman("inspect", "--format", template, name).strip()
 
-    # -- steps
+    def process(self):
+        return int(self.facts("outboxd", "{{.State.Pid}}"))
 
-    def hadolint(self):
-        linter = self.tools / "packaging" / "bin" / "hadolint"
-        if not linter.exists():
-            raise CannotRun("hadolint is not installed (scripts/setup packaging)")
-        run(linter, "--no-color", ROOT / "Dockerfile")
-        return [run(linter, "--version").strip()]
+    def proc(self, name):
+        return Path(f"/proc/{self.process()}/{name}").read_text()
+
+    def tell(self, *arguments, **more):
+        """The image's one program, run beside the daemon."""
+        return self.podman("exec", "outboxd", "/usr/bin/outboxd", *arguments, **more)
+
+    def status(self):
+        return self.tell("status")
+
+    def healthy(self):
+        """By the image's own check, and by what a kubelet is told to run."""
+        own = self.podman("healthcheck", "run", "outboxd", check=False)
+        return own.returncode == 0 and self.tell("health", "--address", "127.0.0.1:9464", check=False).returncode == 0
+
+    def running(self, name="outboxd"):
+        return self.facts(name, "{{.State.Running}}") == "true"
+
+    def stop(self):
+        self.podman("stop", "--time=45", "outboxd")
+        return int(self.facts("outboxd", "{{.State.ExitCode}}"))
+
+    def start(self):
+        self.podman("start", "outboxd")
+        until("it is healthy", 60, self.healthy)
+
+    def kill(self):
+        """Nobody starts it again here but this."""
+        self.podman("kill", "--signal=KILL", "outboxd")
+        until("it is gone", 30, lambda: not self.running())
+        self.writes_on()
+        self.start()
+
+    # -- steps
 
     def build(self):
         base = self.buildah("from", "scratch").strip()
-        cargo = self.folder / "cargo"
-        cargo.write_text(CARGO)
-        cargo.chmod(0o755)
         self.buildah("add", "-q", base, rootfs(self.tools), "/", seconds=300)
-        self.buildah("copy", "-q", base, cargo, "/usr/local/bin/cargo")
-        self.buildah("copy", "-q", base, self.binary, "/opt/outboxd")
         self.buildah("copy", "-q", base, ROOT / "scripts/packaging/shop.py", ROOT / "migrations/0001_event_tables.sql", "/opt/")
         self.buildah("run", "--isolation=chroot", base, "--", "mv", "/opt/0001_event_tables.sql", "/opt/outbox.sql")
+        if not self.rust:
+            cargo = self.folder / "cargo"
+            cargo.write_text(CARGO)
+            cargo.chmod(0o755)
+            self.buildah("copy", "-q", base, cargo, "/usr/local/bin/cargo")
+            self.buildah("copy", "-q", base, self.binary, "/opt/outboxd")
         self.buildah("commit", "-q", "--rm", base, BASE, seconds=300)
-        self.buildah("build", "-q", "--isolation=chroot", "--format=docker", f"--build-arg=RUST={BASE}", "-t", IMAGE, ROOT, seconds=600)
+        rust = self.buildah("pull", "-q", self.rust, seconds=1800).strip() if self.rust else BASE
+        self.buildah("build", "-q", "--isolation=chroot", "--network=host", "--format=docker", f"--build-arg=RUST={rust}", "-t", IMAGE, ROOT, seconds=7200)
         size = int(self.podman("image", "inspect", "--format", "{{.Size}}", IMAGE)) / 1e6
         assert size <= MEGABYTES_MAX, f"{size:.1f} MB"
-        return [f"{size:.1f} MB, of which the program is {self.binary.stat().st_size / 1e6:.1f}", "base images of Debian packages, the program built outside"]
+        return [f"{size:.1f} MB", f"built in {self.rust}" if self.rust else "base images of Debian packages, the program built outside"]
 
     def what_the_image_says(self):
         image = json.loads(self.podman("image", "inspect", IMAGE))[0]
@@ -110,6 +124,7 @@ class Containers(Beside):
         try:
             files = [f"/{path.relative_to(mounted)}" for path in mounted.rglob("*") if path.is_file()]
             data = (mounted / "data").stat()
+            program = (mounted / "usr/bin/outboxd").stat().st_size / 1e6
             owned = [path for path in mounted.rglob("*") if path.is_file() and path.stat().st_uid]
         finally:
             self.podman("image", "umount", IMAGE)
@@ -117,81 +132,41 @@ class Containers(Beside):
         assert programs == ["/usr/bin/outboxd"], programs
         assert (data.st_uid, data.st_gid) == (int(uid), int(gid)), data
         assert not owned, f"files that the daemon could write: {owned}"
-        return [f"user {config['User']}, one program and {len(files) - 1} other files"]
+        return [f"user {config['User']}, one program of {program:.1f} MB and {len(files) - 1} other files"]
 
     def run_beside(self):
         secret = self.folder / "config" / "amqp-uri"
         secret.write_text(self.broker.uri)
         secret.chmod(0o400)
         os.chown(secret, USER, USER)
-        (self.folder / "config" / "outboxd.toml").write_text(CONFIG)
-        self.start("shop", "--network=none", f"--user={USER}:{USER}", "-v", f"{self.folder}/ledger:/ledger", BASE,
+        (self.folder / "config" / "outboxd.toml").write_text(configuration("/data/shop.db", "/etc/outboxd/amqp-uri"))
+        self.run("shop", "--network=none", f"--user={USER}:{USER}", "-v", f"{self.folder}/ledger:/ledger", BASE,
                    "/usr/bin/python3", "/opt/shop.py", "/data/shop.db", "/ledger/shop.ndjson", "150")
         self.writes_on()
         # As the head of the Dockerfile says; the host's network, because the broker is on loopback.
-        self.start("outboxd", "--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges",
+        self.run("outboxd", "--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges",
                    "--tmpfs=/run/outboxd:mode=1777", "-v", f"{self.folder}/config:/etc/outboxd:ro", IMAGE)
         until("it is healthy", 60, self.healthy)
-        status = Path(f"/proc/{self.facts('outboxd', '{{.State.Pid}}')}/status").read_text()
-        facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        assert facts["Uid"].split() == [str(USER)] * 4 and int(facts["CapBnd"], 16) == 0 and facts["NoNewPrivs"] == "1", facts
-        return ["no capabilities, read-only", *self.settle()]
-
-    def healthy(self):
-        return self.podman("healthcheck", "run", "outboxd", check=False).returncode == 0
+        return [self.confined(USER), "read-only", *self.settle()]
 
     def health(self):
-        """By the image's own check; of a process that hangs it says so."""
+        """Of a process that hangs it says so."""
         assert self.healthy()
         self.podman("kill", "--signal=STOP", "outboxd")
         assert not self.healthy(), "a process that hangs counts as healthy"
         self.podman("kill", "--signal=CONT", "outboxd")
         until("it is healthy again", 30, self.healthy)
 
-    def running(self):
-        return self.facts("outboxd", "{{.State.Running}}") == "true"
-
-    def kills(self):
-        for _ in range(5):
-            self.rate(300)
-            self.writes_on()
-            self.podman("kill", "--signal=KILL", "outboxd")
-            until("it is gone", 30, lambda: not self.running())
-            self.writes_on()
-            self.podman("start", "outboxd")
-            until("it is healthy", 60, self.healthy)
-        return ["5 kills", *self.settle()]
-
-    def drain(self):
-        slowest = 0.0
-        for _ in range(3):
-            self.rate(300)
-            self.writes_on()
-            began = time.monotonic()
-            self.podman("stop", "--time=45", "outboxd")
-            slowest = max(slowest, time.monotonic() - began)
-            code = self.facts("outboxd", "{{.State.ExitCode}}")
-            assert code == "0", f"exit {code}: {self.log()}"
-            self.podman("start", "outboxd")
-            until("it is healthy", 60, self.healthy)
-        repeated = self.repeated
-        figures = self.settle()
-        assert self.repeated == repeated, f"{figures}: a drain sends nothing twice"
-        return [f"3 stops under load, the slowest {slowest:.2f} s", *figures]
-
     def restarted_together(self):
         """The application's container is killed and started too: each finds the files that the other one made."""
         self.rate(150)
         for name in ("shop", "outboxd", "shop"):
             self.podman("kill", "--signal=KILL", name)
-            until(f"{name} is gone", 30, lambda name=name: self.facts(name, "{{.State.Running}}") != "true")
+            until(f"{name} is gone", 30, lambda name=name: not self.running(name))
             self.podman("start", name)
             self.writes_on()
         until("it is healthy", 60, self.healthy)
         return self.settle()
-
-    def untouched(self):
-        return [self.unharmed()]
 
     def end(self):
         self.podman("rm", "--force", "--all", "--time=5", check=False)
@@ -199,30 +174,25 @@ class Containers(Beside):
         remove_groups(self.group)
 
 
-ORDER = ["hadolint", "build", "what_the_image_says", "run_beside", "health", "kills", "drain", "restarted_together", "untouched"]
+def lint(tools):
+    linter = tools / "packaging" / "bin" / "hadolint"
+    if not linter.exists():
+        raise CannotRun("hadolint is not installed (scripts/setup packaging)")
+    run(linter, "--no-color", ROOT / "Dockerfile")
+    return run(linter, "--version").strip()
 
 
-def try_image(steps, tools, folder, binary):
-    names = {name: f"container: {name.replace('_', ' ')}" for name in ORDER}
+def try_image(steps, tools, folder, binary, rust=None):
+    with steps.step("container: hadolint") as figures:
+        figures.append(lint(tools))
     missing = [tool for tool in ("buildah", "podman", "runc") if not shutil.which(tool)]
     reason = "only root may (sudo make test-packaging)" if os.geteuid() else f"{', '.join(missing)}: not installed (scripts/setup packaging)" if missing else None
     if reason:
-        for name in names.values():
-            with steps.step(name):
-                raise CannotRun(reason)
+        steps.cannot("container", ORDER, reason)
         return
     with Broker(folder / "rabbitmq-beside-containers") as broker:
-        containers = Containers(folder / "containers", broker, tools, binary)
+        containers = Containers(folder / "containers", broker, tools, binary, rust)
         try:
-            stopped = None
-            for name in ORDER:
-                failed = len(steps.failed)
-                with steps.step(names[name]) as told:
-                    if stopped:
-                        raise CannotRun(f"the step before it did not pass: {stopped}")
-                    told += getattr(containers, name)() or []
-                if len(steps.failed) > failed and name != "hadolint":
-                    print(containers.log(), containers.podman("healthcheck", "run", "outboxd", check=False), file=sys.stderr)
-                    stopped = name
+            steps.walk("container", ORDER, containers)
         finally:
             containers.end()

@@ -30,6 +30,24 @@ class Steps:
             self.passed.append(name)
             self._say("ok     ", name, began, figures)
 
+    def walk(self, part, order, trial):
+        """Each step takes up where the one before it ended: behind one that failed none can be run."""
+        broken = None
+        for name in order:
+            failed = len(self.failed)
+            with self.step(f"{part}: {name.replace('_', ' ')}") as told:
+                if broken:
+                    raise CannotRun(f"the step before it failed: {broken}")
+                told += getattr(trial, name)() or []
+            if len(self.failed) > failed:
+                print(trial.log(), file=sys.stderr)
+                broken = name
+
+    def cannot(self, part, order, reason):
+        for name in order:
+            with self.step(f"{part}: {name.replace('_', ' ')}"):
+                raise CannotRun(reason)
+
     @staticmethod
     def _say(how, name, began, figures):
         told = "; ".join(figures)

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
-from beside import Beside, Broker
+from beside import Beside, Broker, configuration
 from machine import Machine
 from steps import CannotRun, until
 
@@ -19,22 +18,10 @@ Group=shop
 UMask={umask}
 ExecStart=/usr/bin/python3 /opt/shop.py /srv/shop/shop.db /srv/ledger/shop.ndjson 150
 """
-CONFIG = """[sources.shop]
-path = "/srv/shop/shop.db"
-preset = "outboxd"
-read = "outbox"
+CONFIG = """[daemon]
+control = "unix:/run/outboxd/outboxd.sock"
 
-[sinks.bus]
-type = "amqp"
-uri_file = "/run/credentials/outboxd.service/amqp-uri"
-exchange = "events"
-routing_key = "{type}"
-
-[relays.shop_to_bus]
-source = "shop"
-sink = "bus"
-start = "first"
-"""
+""" + configuration("/srv/shop/shop.db", "/run/credentials/outboxd.service/amqp-uri")
 LINES = """
 [sinks.lines]
 type = "file"
@@ -53,7 +40,8 @@ path = "/srv/shop/NAME/shop.db"
 preset = "outboxd"
 read = "outbox"
 """ + LINES.replace("/srv/shop/", "/srv/shop/NAME/")
-KILLS = 5
+ORDER = ["install", "without_its_secret", "credentials", "only_its_folder", "reload", "drain", "kills", "outage", "watchdog", "wrong_configuration", "weights",
+         "second_user", "tenants", "untouched"]
 
 
 class Trial(Beside):
@@ -64,11 +52,33 @@ class Trial(Beside):
     def log(self):
         return self.machine.journal("outboxd", 30)
 
-    def pid(self, unit="outboxd"):
+    def process(self, unit="outboxd"):
         return int(self.machine.show(unit, "MainPID")[0])
+
+    def proc(self, name):
+        return self.machine.tell("cat", f"/proc/{self.process()}/{name}")
+
+    def status(self):
+        return self.machine.tell("/usr/bin/outboxd", "status", "-c", "/etc/outboxd/outboxd.toml")
 
     def active(self, unit="outboxd"):
         return self.machine.show(unit, "ActiveState", "SubState") == ["active", "running"]
+
+    def healthy(self):
+        return self.active()
+
+    def stop(self):
+        self.machine.ctl("stop", "outboxd")
+        result, code = self.machine.show("outboxd", "Result", "ExecMainStatus")
+        return int(code) if result == "success" else result
+
+    def start(self):
+        self.machine.ctl("start", "outboxd")
+
+    def kill(self):
+        before = int(self.machine.show("outboxd", "NRestarts")[0])
+        self.machine.ctl("kill", "--signal=KILL", "outboxd")
+        until("systemd starts it again", 60, lambda: int(self.machine.show("outboxd", "NRestarts")[0]) > before and self.active())
 
     # -- steps
 
@@ -100,7 +110,7 @@ class Trial(Beside):
         self.machine.ctl("stop", "outboxd")
         self.machine.ctl("reset-failed", "outboxd", check=False)
 
-    def start(self):
+    def credentials(self):
         machine = self.machine
         machine.write("/etc/outboxd/credentials/amqp-uri", self.broker.uri, 0o600)
         began = time.monotonic()
@@ -109,18 +119,14 @@ class Trial(Beside):
         assert self.active(), machine.journal("outboxd")
         kind, status, user = machine.show("outboxd", "Type", "StatusText", "User")
         assert (kind, user) == ("notify", "shop") and status, (kind, status, user)
-        status = machine.tell("cat", f"/proc/{self.pid()}/status")
-        facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        shop = machine.tell("id", "-u", "shop").strip()
-        assert facts["Uid"].split() == [shop] * 4, facts["Uid"]
-        assert int(facts["CapEff"], 16) == 0 and int(facts["CapBnd"], 16) == 0 and facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2", facts
+        confined = self.confined(machine.tell("id", "-u", "shop").strip())
         log = machine.journal("outboxd")
         assert self.broker.uri not in log and "guest:guest" not in log, "the secret stands in the log"
-        return [f"ready after {ready:.2f} s", "no capabilities, seccomp on", *self.settle()]
+        return [f"ready after {ready:.2f} s", confined, *self.settle()]
 
     def only_its_folder(self):
         """In the daemon's own view of the files, as its own user."""
-        inside = ["nsenter", "-t", self.pid(), "-m", "-S", self.machine.tell("id", "-u", "shop").strip(), "--"]
+        inside = ["nsenter", "-t", self.process(), "-m", "-S", self.machine.tell("id", "-u", "shop").strip(), "--"]
         machine = self.machine
         secret = machine.tell(*inside, "cat", "/run/credentials/outboxd.service/amqp-uri")
         assert secret.strip() == self.broker.uri
@@ -135,7 +141,7 @@ class Trial(Beside):
         return ["its folder writable, all else read-only; its own copy of the secret readable, root's not"]
 
     def reload(self):
-        machine, pid = self.machine, self.pid()
+        machine, pid = self.machine, self.process()
         self.rate(150)
         machine.write("/etc/outboxd/outboxd.toml", CONFIG + LINES)
         machine.ctl("reload", "outboxd")
@@ -146,49 +152,22 @@ class Trial(Beside):
         assert "pretzel" in machine.journal("outboxd"), "nothing says why"
         assert self.active()
         self.writes_on()
-        assert self.pid() == pid, "it was started anew"
+        assert self.process() == pid, "it was started anew"
         machine.write("/etc/outboxd/outboxd.toml", CONFIG)
         machine.ctl("reload", "outboxd")
         return ["a new relay taken on, a wrong configuration refused, one process all the time", *self.settle()]
-
-    def drain(self):
-        """Stopped under load: it settles what is in flight, so nothing comes twice."""
-        slowest = 0.0
-        for _ in range(3):
-            self.rate(300)
-            self.writes_on()
-            began = time.monotonic()
-            self.machine.ctl("stop", "outboxd")
-            slowest = max(slowest, time.monotonic() - began)
-            result, code = self.machine.show("outboxd", "Result", "ExecMainStatus")
-            assert (result, code) == ("success", "0"), (result, code, self.machine.journal("outboxd", 20))
-            self.machine.ctl("start", "outboxd")
-        repeated = self.repeated
-        figures = self.settle()
-        assert self.repeated == repeated, f"{figures}: a drain sends nothing twice"
-        return [f"3 stops under load, the slowest {slowest:.2f} s", *figures]
-
-    def kills(self):
-        for _ in range(KILLS):
-            self.rate(300)
-            self.writes_on()
-            before = int(self.machine.show("outboxd", "NRestarts")[0])
-            self.machine.ctl("kill", "--signal=KILL", "outboxd")
-            until("systemd starts it again", 60, lambda: int(self.machine.show("outboxd", "NRestarts")[0]) > before and self.active())
-            self.writes_on()
-        return [f"{KILLS} kills", *self.settle()]
 
     def watchdog(self):
         """A process that hangs does not feed it."""
         self.rate(150)
         self.writes_on()
-        pid, before = self.pid(), int(self.machine.show("outboxd", "NRestarts")[0])
+        pid, before = self.process(), int(self.machine.show("outboxd", "NRestarts")[0])
         began = time.monotonic()
         self.machine.ctl("kill", "--kill-whom=main", "--signal=STOP", "outboxd")
         self.writes_on()
         until("systemd ends and starts it", 120, lambda: int(self.machine.show("outboxd", "NRestarts")[0]) > before and self.active())
         took = time.monotonic() - began
-        assert self.pid() != pid
+        assert self.process() != pid
         assert "Watchdog timeout" in self.machine.journal("outboxd"), self.machine.journal("outboxd", 30)
         return [f"at work again {took:.0f} s after it hung (WatchdogSec=30)", *self.settle()]
 
@@ -269,17 +248,17 @@ class Trial(Beside):
             until(f"{name}'s events arrive", 30, lambda lines=lines: lines.exists() and len(lines.read_text().splitlines()) >= 100)
             ids = [json.loads(line)["id"] for line in lines.read_text().splitlines()]
             assert ids == [f"{name}-{n}" for n in range(100)], ids[:5]
-            inside = ["nsenter", "-t", self.pid(f"outboxd@{name}"), "-m", "--"]
+            inside = ["nsenter", "-t", self.process(f"outboxd@{name}"), "-m", "--"]
             seen = machine.tell(*inside, "ls", "/srv/shop").split()
             assert seen == [name], f"{name} sees {seen}"
             told = machine.tell("/usr/bin/outboxd", "status", "-c", f"/etc/outboxd/{name}.toml")
             assert "shop_to_lines" in told, told
             assert other not in machine.tell(*inside, "ls", "/srv")
         # One is killed, the other one does not notice.
-        pid = self.pid("outboxd@globex")
+        pid = self.process("outboxd@globex")
         machine.ctl("kill", "--signal=KILL", "outboxd@acme")
         until("acme's is at work again", 60, lambda: machine.show("outboxd@acme", "NRestarts")[0] == "1" and self.active("outboxd@acme"))
-        assert self.pid("outboxd@globex") == pid
+        assert self.process("outboxd@globex") == pid
         machine.ctl("stop", "outboxd@acme", "outboxd@globex")
         return ["two tenants, each sees its own folder alone"]
 
@@ -297,31 +276,13 @@ class Trial(Beside):
 
 
 def try_units(steps, tools, folder, binary):
-    """Each step takes up where the one before it ended."""
-    order = ["install", "without_its_secret", "start", "only_its_folder", "reload", "drain", "kills", "watchdog", "wrong_configuration", "weights",
-             "second_user", "tenants"]
-    names = [f"systemd: {name.replace('_', ' ')}" for name in order]
-    last, begun = "systemd: the application's writes were untouched all the time", False
+    begun = False
     with steps.step("systemd: a machine boots in systemd-nspawn") as figures:
         began = time.monotonic()
         with Machine(tools, folder / "machine") as machine, Broker(folder / "rabbitmq") as broker:
             begun = True
             figures.append(f"{machine.ctl('--version').splitlines()[0]}")
-            trial = Trial(machine, broker, binary)
-            for at, name in enumerate(order):
-                failed = len(steps.failed)
-                with steps.step(names[at]) as told:
-                    told += getattr(trial, name)() or []
-                if len(steps.failed) > failed:
-                    print(machine.journal("outboxd", 25), file=sys.stderr)
-                    for rest in names[at + 1:]:
-                        with steps.step(rest):
-                            raise CannotRun(f"the step before it failed: {name}")
-                    break
-            with steps.step(last) as told:
-                told.append(trial.unharmed())
+            steps.walk("systemd", ORDER, Trial(machine, broker, binary))
             figures.append(f"{time.monotonic() - began:.0f} s with all steps in it")
     if not begun:
-        for name in [*names, last]:
-            with steps.step(name):
-                raise CannotRun("no machine was booted")
+        steps.cannot("systemd", ORDER, "no machine was booted")

@@ -4,7 +4,7 @@
 # and run it as the user that owns the database, if that is not 10001:   docker run --user 1000:1000 ...
 # The application and outboxd must share the machine and this mount: SQLite's locks do not work over network file systems.
 #
-#   docker run --read-only --tmpfs /run/outboxd:mode=1777 --cap-drop=ALL \
+#   docker run --read-only --tmpfs /control:mode=1777 --cap-drop=ALL \
 #     --security-opt=no-new-privileges --stop-timeout 45 -v ./outboxd:/etc/outboxd:ro -v ./data:/data outboxd
 #
 # In this version the admin address is on loopback only, that is, inside the container: the health check reaches it, a scraper
@@ -26,12 +26,13 @@ RUN cargo build --locked --release
 # no package manager: what is not there needs no updates and helps nobody. A new image has newer libraries.
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /image
-# /run/outboxd is for whoever the container runs as; podman's --tmpfs takes its mode from here.
+# /control is for whoever the container runs as; podman's --tmpfs takes its mode from here. Not below /run: with --read-only podman lays a memory of
+# its own over that, in which only root may make a file.
 RUN install -D /build/target/release/outboxd usr/bin/outboxd \
     && ldd usr/bin/outboxd | grep -o '/[^ ]*' | while read -r library; do install -D "$library" ".$library"; done \
     && install -D -m 0644 /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/ca-certificates.crt \
     && echo 'hosts: files dns' > etc/nsswitch.conf \
-    && install -d -m 1777 run/outboxd \
+    && install -d -m 1777 control \
     && install -d /data
 
 FROM scratch
@@ -43,8 +44,9 @@ USER 10001:10001
 WORKDIR /data
 ENV OUTBOXD_CONFIG=/etc/outboxd/outboxd.toml \
     OUTBOXD_DAEMON__ADMIN=127.0.0.1:9464 \
-    OUTBOXD_DAEMON__CONTROL=unix:/run/outboxd/outboxd.sock
+    OUTBOXD_DAEMON__CONTROL=unix:/control/outboxd.sock
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/bin/outboxd", "health"]
+# With the address it reads no configuration: a wrong one, which a reload refuses, does not make a daemon that works look unhealthy.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/bin/outboxd", "health", "--address", "127.0.0.1:9464"]
 ENTRYPOINT ["/usr/bin/outboxd"]
 CMD ["run"]

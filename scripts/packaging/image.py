@@ -6,6 +6,7 @@ program that was built outside. All else is done as the Dockerfile says it. With
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,22 @@ CARGO = """#!/bin/bash
 [[ "$*" == "build --locked --release" ]] || { echo "not what this stands for: cargo $*" >&2; exit 1; }
 install -D /opt/outboxd target/release/outboxd
 """
-ORDER = ["build", "what_the_image_says", "run_beside", "health", "kills", "drain", "outage", "restarted_together", "untouched"]
+DOCUMENTED = """[sources.shop]
+path = "/data/shop.db"
+preset = "outboxd"
+read = "outbox"
+
+[sinks.lines]
+type = "file"
+path = "/data/lines.ndjson"
+
+[relays.shop_to_lines]
+source = "shop"
+sink = "lines"
+start = "first"
+"""
+APPLICATIONS_USER = 1000
+ORDER = ["build", "what_the_image_says", "the_documented_command", "run_beside", "health", "kills", "drain", "outage", "restarted_together", "untouched"]
 
 
 class Containers(Beside):
@@ -46,7 +62,7 @@ class Containers(Beside):
 
     def run(self, name, *arguments):
         """Podman's own limits are more than a host may have."""
-        self.podman("run", "-d", f"--name={name}", f"--cgroup-parent=/{self.group}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", "-v", f"{self.folder}/data:/data", *arguments)
+        self.podman("run", "-d", f"--name={name}", f"--cgroup-parent=/{self.group}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096", *arguments)
 
     def log(self):
         done = self.podman("logs", "--tail", "30", "outboxd", check=False)
@@ -61,17 +77,16 @@ class Containers(Beside):
     def proc(self, name):
         return Path(f"/proc/{self.process()}/{name}").read_text()
 
-    def tell(self, *arguments, **more):
+    def tell(self, *arguments, name="outboxd", **more):
         """The image's one program, run beside the daemon."""
-        return self.podman("exec", "outboxd", "/usr/bin/outboxd", *arguments, **more)
+        return self.podman("exec", name, "/usr/bin/outboxd", *arguments, **more)
 
     def status(self):
         return self.tell("status")
 
-    def healthy(self):
-        """By the image's own check, and by what a kubelet is told to run."""
-        own = self.podman("healthcheck", "run", "outboxd", check=False)
-        return own.returncode == 0 and self.tell("health", "--address", "127.0.0.1:9464", check=False).returncode == 0
+    def healthy(self, name="outboxd"):
+        """By the image's own check, which is what a kubelet is told to run, too."""
+        return self.podman("healthcheck", "run", name, check=False).returncode == 0
 
     def running(self, name="outboxd"):
         return self.facts(name, "{{.State.Running}}") == "true"
@@ -118,7 +133,7 @@ class Containers(Beside):
         assert int(uid) and int(gid), config["User"]
         assert config["StopSignal"] in ("SIGTERM", "15"), config
         health = image.get("HealthCheck") or image.get("Healthcheck") or config.get("Healthcheck")
-        assert health["Test"] == ["CMD", "/usr/bin/outboxd", "health"], health
+        assert health["Test"] == ["CMD", "/usr/bin/outboxd", "health", "--address", "127.0.0.1:9464"], health
         assert config["Entrypoint"] == ["/usr/bin/outboxd"] and config["Cmd"] == ["run"], config
         mounted = Path(self.podman("image", "mount", IMAGE).strip())
         try:
@@ -134,24 +149,48 @@ class Containers(Beside):
         assert not owned, f"files that the daemon could write: {owned}"
         return [f"user {config['User']}, one program of {program:.1f} MB and {len(files) - 1} other files"]
 
+    def the_documented_command(self):
+        """That of the Dockerfile's head, word for word, as another user than the image's."""
+        lines = (ROOT / "Dockerfile").read_text().split("#   docker run ", 1)[1].splitlines()
+        words = shlex.split(" ".join(line.strip("# \\") for line in lines[:next(at for at, line in enumerate(lines) if not line.endswith("\\")) + 1]))
+        assert words[-1] == "outboxd" and "--read-only" in words, words
+        here = self.folder / "documented"
+        for name in ("outboxd", "data"):
+            (here / name).mkdir(parents=True)
+        (here / "outboxd" / "outboxd.toml").write_text(DOCUMENTED)
+        os.chown(here / "data", APPLICATIONS_USER, APPLICATIONS_USER)
+        mounts = [word.replace("./", f"{here}/") for word in words[:-1]]
+        self.run("documented", f"--user={APPLICATIONS_USER}:{APPLICATIONS_USER}", "--network=none", *mounts, IMAGE)
+        until("it is healthy", 60, lambda: self.healthy("documented"))
+        told = self.tell("status", name="documented")
+        self.podman("rm", "--force", "--time=45", "documented")
+        assert "shop_to_lines" in told, told
+        return [f"user {APPLICATIONS_USER}, an application that is not there yet"]
+
     def run_beside(self):
         secret = self.folder / "config" / "amqp-uri"
         secret.write_text(self.broker.uri)
         secret.chmod(0o400)
         os.chown(secret, USER, USER)
         (self.folder / "config" / "outboxd.toml").write_text(configuration("/data/shop.db", "/etc/outboxd/amqp-uri"))
-        self.run("shop", "--network=none", f"--user={USER}:{USER}", "-v", f"{self.folder}/ledger:/ledger", BASE,
+        self.run("shop", "--network=none", f"--user={USER}:{USER}", "-v", f"{self.folder}/data:/data", "-v", f"{self.folder}/ledger:/ledger", BASE,
                    "/usr/bin/python3", "/opt/shop.py", "/data/shop.db", "/ledger/shop.ndjson", "150")
         self.writes_on()
         # As the head of the Dockerfile says; the host's network, because the broker is on loopback.
         self.run("outboxd", "--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges",
-                   "--tmpfs=/run/outboxd:mode=1777", "-v", f"{self.folder}/config:/etc/outboxd:ro", IMAGE)
+                   "--tmpfs=/control:mode=1777", "-v", f"{self.folder}/data:/data", "-v", f"{self.folder}/config:/etc/outboxd:ro", IMAGE)
         until("it is healthy", 60, self.healthy)
         return [self.confined(USER), "read-only", *self.settle()]
 
     def health(self):
-        """Of a process that hangs it says so."""
+        """Of a process that hangs it says so; of a wrong configuration beside one that works it says nothing."""
         assert self.healthy()
+        config = self.folder / "config" / "outboxd.toml"
+        right = config.read_text()
+        config.write_text(right.replace("preset", "pretzel"))
+        assert self.tell("reload", check=False).returncode, "a wrong configuration is no failed reload"
+        assert self.healthy(), "a wrong configuration makes a daemon that works unhealthy"
+        config.write_text(right)
         self.podman("kill", "--signal=STOP", "outboxd")
         assert not self.healthy(), "a process that hangs counts as healthy"
         self.podman("kill", "--signal=CONT", "outboxd")

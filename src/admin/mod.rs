@@ -78,6 +78,7 @@ impl Board {
                 sink_blocked: status.blocked.is_some(),
                 state: status.state.as_str(),
                 states: &State::ALL,
+                position_is_ahead: status.position_is_ahead,
             }
             .set(&status.consumer);
         }

@@ -50,8 +50,8 @@ pub struct RestoreArgs {
     /// The job whose backups are meant, where there are several
     #[arg(value_name = "JOB")]
     pub job: Option<String>,
-    /// The newest backup that was begun by then, in ISO 8601; else the newest of all
-    #[arg(long, value_name = "TIME")]
+    /// The newest backup that was begun by then, in ISO 8601, or the one of this name; else the newest of all
+    #[arg(long, value_name = "TIME|BACKUP")]
     pub at: Option<String>,
     /// This file of the backup alone, by its name
     #[arg(long, value_name = "NAME")]
@@ -277,15 +277,23 @@ fn told(entry: &Entry, copied: &Copied, to: &Path) -> String {
 }
 
 pub fn choose(backups: &Backups, at: Option<&str>, from_target: bool) -> anyhow::Result<Entry> {
+    let mut entries = seen(backups)?;
+    entries.retain(|entry| entry.manifest.is_ok() && (!from_target || entry.lies != Lies::Here));
+    if let Some(named) = entries.iter().rposition(|entry| Some(&*entry.name) == at) {
+        return Ok(entries.swap_remove(named));
+    }
     let until = match at {
         None => i64::MAX,
         Some(text) => clock::parse_micros(text).ok_or_else(|| {
-            Failure::new(Exit::Usage, format!("{text:?} is no time"), "write it as 2026-11-21T03:00:00Z")
+            let reason = format!("{text:?} is no time, and no backup has this name");
+            Failure::new(
+                Exit::Usage,
+                reason,
+                "write it as 2026-11-21T03:00:00Z, or take a name of `outboxd backup list`",
+            )
         })?,
     };
-    let mut entries = seen(backups)?;
-    entries.retain(|entry| entry.time <= until && entry.manifest.is_ok());
-    entries.retain(|entry| !from_target || entry.lies != Lies::Here);
+    entries.retain(|entry| entry.time <= until);
     entries.pop().ok_or_else(|| {
         let reason = match at {
             None => "there is no backup".to_owned(),

@@ -72,20 +72,31 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 
 fn drawn(answer: Value) -> anyhow::Result<String> {
     let status: Status = serde_json::from_value(answer)?;
-    let warnings: Vec<String> = status
-        .consumers
-        .iter()
-        .flat_map(|consumer| {
-            consumer.warnings.iter().map(|warning| format!("{}: warning: {}\n", consumer.name, visible(warning)))
-        })
-        .collect();
+    let warnings = warnings(&status.consumers);
     let rows: Vec<Vec<String>> = status.consumers.into_iter().map(row).collect();
     let head = ["CONSUMER", "STATE", "LAG", "BACKLOG", "DELIVERED", "HELD", "DEAD", "DETAIL"];
     let jobs = if status.jobs.is_empty() { String::new() } else { format!("\n{}", job::table(status.jobs)) };
-    Ok(terminal::table(&head, &rows) + &warnings.concat() + &jobs)
+    Ok(terminal::table(&head, &rows) + &warnings + &jobs)
+}
+
+/// What is wrong with a file is said once, whoever reads it.
+fn warnings(consumers: &[Consumer]) -> String {
+    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, warning) in consumers.iter().flat_map(|of| of.warnings.iter().map(|warning| (&*of.name, &**warning))) {
+        match told.iter_mut().find(|(text, _)| *text == warning) {
+            Some((_, names)) => names.push(name),
+            None => told.push((warning, vec![name])),
+        }
+    }
+    told.iter().map(|(text, names)| format!("{}: warning: {}\n", names.join(", "), visible(text))).collect()
 }
 
 fn row(consumer: Consumer) -> Vec<String> {
+    // Nothing keeps it from running; dead letters wait for a person all the same.
+    let next = match consumer.dead_letters {
+        0 => String::new(),
+        _ => format!("`outboxd dead-letters list --consumer {}` tells why", consumer.name),
+    };
     vec![
         consumer.name,
         consumer.state,
@@ -94,7 +105,7 @@ fn row(consumer: Consumer) -> Vec<String> {
         consumer.delivered_total.to_string(),
         consumer.held_keys.to_string(),
         consumer.dead_letters.to_string(),
-        consumer.detail.unwrap_or_default(),
+        consumer.detail.filter(|detail| !detail.is_empty()).unwrap_or(next),
     ]
 }
 
@@ -119,13 +130,16 @@ mod tests {
     fn status_is_a_table() {
         let answer = json!({"ok": true, "consumers": [
             {"name": "shop_to_bus", "state": "running", "lag_seconds": 0.0042, "backlog_events": 3, "delivered_total": 120_000,
-             "held_keys": 1, "dead_letters": 2, "detail": null, "more": "is ignored"},
-            {"name": "b", "state": "halted", "lag_seconds": 90_061.0, "detail": "exchange \u{1b}[31m missing"},
+             "held_keys": 1, "dead_letters": 2, "detail": null, "more": "is ignored", "warnings": ["an old SQLite", "slow"]},
+            {"name": "b", "state": "halted", "lag_seconds": 90_061.0, "detail": "exchange \u{1b}[31m missing", "dead_letters": 1,
+             "warnings": ["an old SQLite"]},
         ]});
         let expected = "\
 CONSUMER     STATE    LAG    BACKLOG  DELIVERED  HELD  DEAD  DETAIL
-shop_to_bus  running  5ms    3        120000     1     2
-b            halted   1d 1h  -        0          0     0     exchange \\u{1b}[31m missing
+shop_to_bus  running  5ms    3        120000     1     2     `outboxd dead-letters list --consumer shop_to_bus` tells why
+b            halted   1d 1h  -        0          0     1     exchange \\u{1b}[31m missing
+shop_to_bus, b: warning: an old SQLite
+shop_to_bus: warning: slow
 ";
         assert_eq!(drawn(answer).unwrap(), expected);
     }

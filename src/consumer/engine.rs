@@ -89,7 +89,7 @@ struct Side {
 #[derive(Debug)]
 enum Stop {
     Shutdown,
-    Halted(String),
+    Halted(Halt),
     /// The tables of another definition are to be made anew.
     Rebuild,
     /// The whole daemon has to end: another one holds the file and waiting was not wanted.
@@ -159,7 +159,7 @@ impl Engine {
                                 Err(stop) => stop,
                             }
                         }
-                        End::Halted(detail) => Stop::Halted(detail),
+                        End::Halted(halt) => Stop::Halted(halt),
                     }
                 }
                 Err(stop) => stop,
@@ -175,9 +175,9 @@ impl Engine {
                 Stop::Shutdown => return Ok(()),
                 Stop::Rebuild => unreachable!("a rebuild asks for no other"),
                 Stop::Refused(detail) => return Err(Locked(detail)),
-                Stop::Halted(detail) => {
-                    tracing::error!(event = "consumer_halted", consumer = %self.settings.name, %detail);
-                    self.say(State::Halted, &detail);
+                Stop::Halted(halt) => {
+                    tracing::error!(event = "consumer_halted", consumer = %self.settings.name, detail = %halt.detail);
+                    self.say_of(State::Halted, &halt.detail, halt.position_is_ahead);
                     if !self.wait_for_resume(&side.wakes).await {
                         return Ok(());
                     }
@@ -215,8 +215,12 @@ impl Engine {
     }
 
     fn say(&self, state: State, detail: &str) {
+        self.say_of(state, detail, false);
+    }
+
+    fn say_of(&self, state: State, detail: &str, position_is_ahead: bool) {
         self.status.send_modify(|status| {
-            status.state = state;
+            (status.state, status.position_is_ahead) = (state, position_is_ahead);
             detail.clone_into(&mut status.detail);
             (status.sink_up, status.is_at_end) = (false, false);
             status.beat_micros = crate::clock::steady_micros();
@@ -320,7 +324,7 @@ impl Engine {
             _ => None,
         };
         let look = self.during(waits_for, async move { reader.look().await }).await?;
-        look.map_err(|halt: Halt| Stop::Halted(halt.detail))
+        look.map_err(Stop::Halted)
     }
 
     /// Waits for the lock on the state's file.
@@ -342,7 +346,7 @@ impl Engine {
                 )));
             }
             if !error.is_passing() {
-                return Err(Stop::Halted(error.to_string()));
+                return Err(Stop::Halted(Halt::new(error.to_string())));
             }
             let what = error.to_string();
             self.say(State::Waiting, &what);
@@ -460,7 +464,7 @@ fn blocked(writer: &Writer) -> impl Fn() -> Option<String> + use<> {
 }
 
 fn halted(error: JobError) -> Stop {
-    Stop::Halted(format!("the recorded state cannot be used: {error}"))
+    Stop::Halted(Halt::new(format!("the recorded state cannot be used: {error}")))
 }
 
 fn refuse(command: Command, why: &str) {

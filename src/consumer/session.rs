@@ -59,7 +59,7 @@ pub enum End {
     /// What was applied could not be committed, and is undone: it starts from the checkpoint.
     Undone(String),
     /// A person has to act.
-    Halted(String),
+    Halted(Halt),
 }
 
 /// What the run before may have sent.
@@ -410,6 +410,6 @@ pub fn reasons() -> Vec<&'static str> {
 
 impl From<Halt> for End {
     fn from(halt: Halt) -> Self {
-        End::Halted(halt.detail)
+        End::Halted(halt)
     }
 }

@@ -43,6 +43,8 @@ pub struct Status {
     pub state: State,
     /// Why it is in that state, with the remedy where there is one.
     pub detail: String,
+    /// It is halted because its position is not one of the database that is there.
+    pub position_is_ahead: bool,
     /// What is wrong with its source and does not keep it from running, each with its remedy.
     pub warnings: Vec<String>,
     /// How its transactions fare in the application's file, where that is worth a word.
@@ -117,6 +119,7 @@ impl Status {
             sink: settings.destination.name(),
             state: State::Starting,
             detail: String::new(),
+            position_is_ahead: false,
             warnings: Vec::new(),
             strain: None,
             position: 0,

@@ -125,9 +125,9 @@ impl Checkpointed {
                     "table {table} is gone. Nothing was passed over. Remedy: bring the table back, then `outboxd resume`"
                 ))));
             }
-            return Err(ReadFault::Halt(Halt::new(format!(
+            return Err(ReadFault::Halt(Halt::position_ahead(format!(
                 "table {table} went back: the checkpoint is at position {newest}, but the newest position ever given out is \
-                 {sequence}. The file was restored from an older copy, the table was rebuilt{or_pruned}. {REMEDY}",
+                 {sequence}. The file was restored from an older copy, or the table was rebuilt{or_pruned}. {REMEDY}",
                 or_pruned = if self.mapping.newest.is_some() { ", or its newest rows were deleted" } else { "" },
             ))));
         }
@@ -137,7 +137,7 @@ impl Checkpointed {
         for mark in marks.iter().filter(|mark| !mark.event_id.is_empty()) {
             let found = statement.query_row([mark.position.0], |row| self.mapping.id_of(row)).optional()?;
             if let Some(found) = found.filter(|found| *found != mark.event_id) {
-                return Err(ReadFault::Halt(Halt::new(format!(
+                return Err(ReadFault::Halt(Halt::position_ahead(format!(
                     "table {table} is not the one that was read: at position {position} stood event {expected}, now stands {found}. \
                      The file was restored or the table was rebuilt. {REMEDY}",
                     position = mark.position,
@@ -235,4 +235,4 @@ impl Checkpointed {
 }
 
 const REMEDY: &str = "Nothing was sent from it. Remedy: see which events the far side has, then choose where to go on with \
-                      `outboxd position set`";
+                      `outboxd position set`; where a backup was restored, `outboxd restore --reset-positions` knows it";

@@ -33,11 +33,21 @@ pub struct Halt {
     pub detail: String,
     /// A new look cannot cure it: only a restart does.
     pub is_final: bool,
+    /// The consumer's position is not one of this database: behind its end, or with another event in its place.
+    pub position_is_ahead: bool,
 }
 
 impl Halt {
     pub fn new(detail: String) -> Self {
-        Self { detail, is_final: false }
+        Self { detail, is_final: false, position_is_ahead: false }
+    }
+
+    pub fn for_good(detail: String) -> Self {
+        Self { is_final: true, ..Self::new(detail) }
+    }
+
+    pub fn position_ahead(detail: String) -> Self {
+        Self { position_is_ahead: true, ..Self::new(detail) }
     }
 }
 
@@ -198,7 +208,7 @@ impl Reader {
 
     fn ask(&self, request: Request) {
         if let Err(mpsc::SendError(request)) = self.requests.send(request) {
-            request.refuse(&Halt { detail: "the reader of this source has ended".into(), is_final: true });
+            request.refuse(&Halt::for_good("the reader of this source has ended".into()));
         }
         self.bell.0.ring();
     }
@@ -207,17 +217,13 @@ impl Reader {
     pub async fn look(&self) -> Result<Look, Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Look(reply));
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer.await.unwrap_or_else(|_| Err(Halt::for_good("the reader of this source has ended".into())))
     }
 
     pub async fn verify(&self, marks: Vec<Mark>) -> Result<(), Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Verify(marks, reply));
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer.await.unwrap_or_else(|_| Err(Halt::for_good("the reader of this source has ended".into())))
     }
 
     pub fn read(&self, request: ReadRequest) {
@@ -233,8 +239,6 @@ impl Reader {
     pub async fn fetch(&self, names: Names, event_bytes_max: usize) -> Result<Batch, Halt> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Fetch(names, event_bytes_max, reply));
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Halt { detail: "the reader of this source has ended".into(), is_final: true }))
+        answer.await.unwrap_or_else(|_| Err(Halt::for_good("the reader of this source has ended".into())))
     }
 }

@@ -251,7 +251,7 @@ pub struct Selection {
     pub heads_only: bool,
 }
 
-/// The rows that are meant, oldest first, without their payloads; at most `most`.
+/// The rows that are meant, without their payloads; at most `most`: heads before what waits behind them, the oldest first.
 pub fn select(
     connection: &Connection,
     consumer: &str,
@@ -263,7 +263,7 @@ pub fn select(
     let sql = format!(
         "SELECT {columns} FROM outboxd_held WHERE consumer = :consumer AND (:id IS NULL OR event_id = :id) \
          AND (:key IS NULL OR key = :key) AND (:before IS NULL OR held_at <= :before) \
-         AND (NOT :heads OR state <> 'waiting') ORDER BY held_at, key, ordinal LIMIT :most"
+         AND (NOT :heads OR state <> 'waiting') ORDER BY state = 'waiting', held_at, key, ordinal LIMIT :most"
     );
     let before = selection.older_than_micros.map(|age| clock::iso(clock::now_micros().saturating_sub(age)));
     let mut statement = connection.prepare_cached(&sql)?;

@@ -235,7 +235,9 @@ fn dead_letters_are_found_selected_and_revived() {
     assert_eq!(select(Selection { key: Some(b"e3".to_vec()), ..all.clone() }, 9), ["e3"]);
     let age = clock::now_micros() - clock::parse_micros("2020-02-02T03:15:20Z").unwrap();
     assert_eq!(select(Selection { older_than_micros: Some(age / 2), ..all.clone() }, 9).len(), 3);
-    assert_eq!(select(Selection { older_than_micros: Some(age * 2), ..all }, 9).len(), 0);
+    assert_eq!(select(Selection { older_than_micros: Some(age * 2), ..all.clone() }, 9).len(), 0);
+    held::insert(&connection, "r", &named("d", HeldState::Waiting, RowKey::Integer(4))).unwrap();
+    assert_eq!(select(all, 9), ["e1", "e2", "d", "e3"], "what waits comes behind what was refused");
 
     for id in ["e1", "e2", "e3"] {
         let row = of_id(&connection, id);

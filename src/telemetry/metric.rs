@@ -33,6 +33,7 @@ metrics_table! {
     REDELIVERED_TOTAL = "outboxd_redelivered_total", "counter", ["consumer"], "Events that were sent again and may have been delivered before.";
     EVENT_TO_ACK_SECONDS = "outboxd_event_to_ack_seconds", "histogram", ["consumer"], "From the event's time (else from its reading) to its acknowledgement; at most 64 evenly spaced events of a flight stand for the rest.";
     CONSUMER_STATE = "outboxd_consumer_state", "gauge", ["consumer", "state"], "1 for the state that the consumer is in: starting, waiting, running, unavailable, halted, paused, stopped.";
+    CONSUMER_POSITION_AHEAD = "outboxd_consumer_position_ahead", "gauge", ["consumer"], "1 while the consumer is halted because its position is not one of the database that is there (the file was restored or the table made anew): behind its end, or with another event in its place.";
     HELD_KEYS = "outboxd_held_keys", "gauge", ["consumer"], "Keys whose head was refused; later events of them wait.";
     HELD_OLDEST_SECONDS = "outboxd_held_oldest_seconds", "gauge", ["consumer"], "Age of the oldest hold; 0 when there is none.";
     DEAD_LETTERS = "outboxd_dead_letters", "gauge", ["consumer"], "Events whose attempts are spent and whose keys wait behind them (those that `on_reject = \"skip\"` passed over: `outboxd_events_total`, outcome `skipped`).";
@@ -289,6 +290,7 @@ pub struct ConsumerGauges<'a> {
     pub sink_blocked: bool,
     pub state: &'a str,
     pub states: &'a [&'static str],
+    pub position_is_ahead: bool,
 }
 
 impl ConsumerGauges<'_> {
@@ -303,6 +305,7 @@ impl ConsumerGauges<'_> {
         gauge!(DEAD_LETTER_COPIES, own()).set(self.dead_letter_copies as f64);
         gauge!(SINK_UP, own()).set(f64::from(u8::from(self.sink_up)));
         gauge!(SINK_BLOCKED, own()).set(f64::from(u8::from(self.sink_blocked)));
+        gauge!(CONSUMER_POSITION_AHEAD, own()).set(f64::from(u8::from(self.position_is_ahead)));
         for state in self.states {
             let labels = vec![label("consumer", consumer), label("state", state)];
             gauge!(CONSUMER_STATE, labels).set(f64::from(u8::from(*state == self.state)));

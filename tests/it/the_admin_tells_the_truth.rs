@@ -47,9 +47,15 @@ fn every_metric_is_there_and_zeros_stand_from_the_start() {
     let (code, before) = daemon.get("/metrics");
     assert_eq!(code, 200);
     let of_consumer = |series: &str| format!("outboxd_{series}{{consumer=\"to_lines\"");
-    for series in
-        ["held_keys", "held_oldest_seconds", "dead_letters", "lag_seconds", "backlog_events", "in_flight_events"]
-    {
+    for series in [
+        "held_keys",
+        "held_oldest_seconds",
+        "dead_letters",
+        "lag_seconds",
+        "backlog_events",
+        "in_flight_events",
+        "consumer_position_ahead",
+    ] {
         assert!(before.contains(&format!("{}}} 0\n", of_consumer(series))), "{series}:\n{before}");
     }
     for outcome in ["delivered", "retrying", "dead", "skipped", "waiting"] {
@@ -194,6 +200,100 @@ fn a_consumer_that_was_halted_while_it_was_level_falls_behind() {
     daemon.until_state("to_lines", "halted", Duration::from_secs(10));
     application.write(10);
     falls_behind(&daemon, "to_lines");
+}
+
+/// An older copy is put in place while nobody looks; then another table under the same name; then under the running daemon. Each time
+/// the gauge says it of that consumer alone, until somebody chooses.
+#[test]
+fn a_position_ahead_of_its_database_is_told_until_it_is_set() {
+    let _machine = shared_machine();
+    let other = SHOP.split("[sources.shop]").nth(1).unwrap().replace("app.db", "other.db");
+    let config = [
+        SHOP,
+        "[sources.other]",
+        &other,
+        &file("lines"),
+        &relay("lines", ""),
+        &file("others"),
+        &relay("others", "").replace("source = \"shop\"", "source = \"other\""),
+    ]
+    .concat();
+    let scene = Scene::new(&config);
+    assert!(scene.outboxd(&["init", "other.db"]).status.success());
+    let ahead = |daemon: &Daemon| {
+        ["to_lines", "to_others"].map(|consumer| {
+            daemon.metric(&format!("outboxd_consumer_position_ahead{{consumer=\"{consumer}\"}}")).unwrap()
+        })
+    };
+    let older = scene.path("older.db");
+    let put_back = || {
+        for end in ["-wal", "-shm"] {
+            drop(std::fs::remove_file(scene.path(&format!("app.db{end}"))));
+        }
+        std::fs::copy(&older, scene.path("coming.db")).unwrap();
+        std::fs::rename(scene.path("coming.db"), scene.path("app.db")).unwrap();
+    };
+    let patience = Duration::from_secs(20);
+    let halts = |daemon: &mut Daemon, why: &str| {
+        daemon.until("to_lines", why, patience, |status| {
+            status["state"] == "halted" && status["detail"].as_str().unwrap().contains(why)
+        });
+        assert_eq!(ahead(daemon), [1.0, 0.0], "{why}");
+        assert_eq!(daemon.metric("outboxd_consumer_state{consumer=\"to_others\",state=\"running\"}"), Some(1.0));
+    };
+    let chosen = |daemon: &mut Daemon, place: &str, head: i64| {
+        assert!(scene.outboxd(&["position", "set", "to_lines", place, "--yes"]).status.success());
+        daemon.until_settled("to_lines", head, patience);
+        daemon.until_state("to_lines", "running", patience);
+        assert_eq!(ahead(daemon), [0.0, 0.0]);
+    };
+
+    let mut application = Application::open(&scene.path("app.db"), 5);
+    application.write(10);
+    rusqlite::Connection::open(scene.path("app.db"))
+        .unwrap()
+        .execute("VACUUM INTO ?1", [older.to_str().unwrap()])
+        .unwrap();
+    // As backups of outboxd's are.
+    rusqlite::Connection::open(&older).unwrap().pragma_update(None, "journal_mode", "wal").unwrap();
+    application.write(10);
+    let mut daemon = scene.daemon();
+    daemon.until_settled("to_lines", 20, patience);
+    daemon.until_state("to_others", "running", patience);
+    assert_eq!(ahead(&daemon), [0.0, 0.0]);
+    daemon.kill();
+    drop(application);
+
+    put_back();
+    let mut daemon = scene.daemon();
+    daemon.until_state("to_others", "running", patience);
+    halts(&mut daemon, "went back");
+    assert!(scene.outboxd(&["resume", "to_lines"]).status.success());
+    halts(&mut daemon, "went back");
+    chosen(&mut daemon, "10", 10);
+    daemon.kill();
+
+    // Of the same length, with other events.
+    put_back();
+    rusqlite::Connection::open(scene.path("app.db"))
+        .unwrap()
+        .execute("UPDATE outbox SET id = 'new-' || id", [])
+        .unwrap();
+    let mut daemon = scene.daemon();
+    daemon.until_state("to_others", "running", patience);
+    halts(&mut daemon, "is not the one that was read");
+    chosen(&mut daemon, "head", 10);
+    Application::open(&scene.path("app.db"), 5).write(5);
+    daemon.until_settled("to_lines", 15, patience);
+
+    // Whether it still fits is known when somebody lets it look.
+    put_back();
+    let replaced = daemon.until_state("to_lines", "halted", patience);
+    assert!(replaced["detail"].as_str().unwrap().contains("replaced by another file"), "{replaced}");
+    assert_eq!(ahead(&daemon), [0.0, 0.0]);
+    assert!(scene.outboxd(&["resume", "to_lines"]).status.success());
+    halts(&mut daemon, "went back");
+    chosen(&mut daemon, "first", 10);
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Engine {
             };
             open::fenced(connection, |connection| connection.prepare(&sql).map(drop))?.map_err(said)
         });
-        self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(error.to_string()))
+        self.during(blocked(writer), tried).await?.map_err(|error| Stop::Halted(Halt::new(error.to_string())))
     }
 
     /// The tables of a projection are made with its first checkpoint.
@@ -46,7 +46,9 @@ impl Engine {
     /// With `on_reject = "halt"`, a dead letter keeps the consumer halted until it is retried or discarded.
     pub(super) fn check_dead_letters(&self, first_dead: Option<&HeldRow>) -> Result<(), Stop> {
         match first_dead {
-            Some(row) if self.settings.on_reject == OnReject::Halt => Err(Stop::Halted(session::halted_by(row))),
+            Some(row) if self.settings.on_reject == OnReject::Halt => {
+                Err(Stop::Halted(Halt::new(session::halted_by(row))))
+            }
             _ => Ok(()),
         }
     }
@@ -60,7 +62,7 @@ impl Engine {
             if tables.on_change == OnChange::Rebuild && checkpoint.source == self.settings.source {
                 return Err(Stop::Rebuild);
             }
-            return Err(Stop::Halted(format!(
+            return Err(Stop::Halted(Halt::new(format!(
                 "{name} has another definition than its tables in {} were made with: source {}, {}; now source {}, {definition}. What stands \
                  there would be of two kinds. Remedy: `outboxd plan {name}` tells what differs, `outboxd rebuild {name}` makes the tables anew; \
                  `outboxd consumer accept {name}` goes on with them as they are",
@@ -69,9 +71,9 @@ impl Engine {
                 checkpoint.definition,
                 self.settings.source,
                 name = self.settings.name,
-            )));
+            ))));
         }
-        Err(Stop::Halted(format!(
+        Err(Stop::Halted(Halt::new(format!(
             "the checkpoint of {name} was taken with another mapping: source {old_source}, {old}; now source {source}, {definition}. \
              Positions and keys may mean something else. Remedy: `outboxd consumer accept {name}` when they mean the same, \
              `outboxd position set {name}` when they do not",
@@ -79,7 +81,7 @@ impl Engine {
             old_source = checkpoint.source,
             old = checkpoint.definition,
             source = self.settings.source,
-        )))
+        ))))
     }
 
     pub(super) async fn verify(&mut self, checkpoint: &Checkpoint) -> Result<(), Stop> {
@@ -91,14 +93,15 @@ impl Engine {
         let reader = self.reader.clone();
         let verified = self.during(|| None, async move { reader.verify(marks).await }).await?;
         let name = &self.settings.name;
-        let told = |halt: Halt| match self.settings.destination.tables() {
-            Some(_) => format!(
-                "{}. What its tables hold of the events that went is not undone by that: `outboxd rebuild {name}` makes them anew from what is there",
-                halt.detail
-            ),
-            None => halt.detail,
-        };
-        verified.map_err(|halt| Stop::Halted(told(halt)))
+        let has_tables = self.settings.destination.tables().is_some();
+        verified.map_err(|mut halt| {
+            if has_tables {
+                halt.detail.push_str(&format!(
+                    ". What its tables hold of the events that went is not undone by that: `outboxd rebuild {name}` makes them anew from what is there"
+                ));
+            }
+            Stop::Halted(halt)
+        })
     }
 
     pub(super) fn first_checkpoint(&self, look: &Look) -> Result<Checkpoint, Stop> {
@@ -108,11 +111,11 @@ impl Engine {
             (Some(Start::First), true) => Mark { position: look.before_first, event_id: String::new() },
             (Some(Start::Head), true) => Mark { position: look.head, event_id: look.head_id.clone() },
             (None, true) => {
-                return Err(Stop::Halted(format!(
+                return Err(Stop::Halted(Halt::new(format!(
                     "source {} already has events and {} has no checkpoint: say where to begin. Remedy: start = \"first\" (send all of \
                      them) or start = \"head\" (only what comes from now on) in [relays.{}], and restart",
                     self.settings.source, self.settings.name, self.settings.name
-                )));
+                ))));
             }
         };
         Ok(Checkpoint {

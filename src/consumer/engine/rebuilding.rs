@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 use super::{Engine, FILE_RETRY, Stop};
 use crate::consumer::control::{self, Operation};
 use crate::consumer::rebuild::{Failed, Purpose, Scratch};
+use crate::source::reader::Halt;
 
 impl Engine {
     pub(super) async fn rebuild(&mut self) -> Result<(), Stop> {
-        let refused =
-            |error: &dyn std::fmt::Display| Stop::Halted(format!("its tables could not be made anew: {error}"));
+        let refused = |error: &dyn std::fmt::Display| {
+            Stop::Halted(Halt::new(format!("its tables could not be made anew: {error}")))
+        };
         let tables = self.settings.destination.tables().expect("only projections are rebuilt").clone();
         tracing::info!(event = "rebuild_began", consumer = %self.settings.name, definition = %tables.hash());
         // Written by the run, read by whoever is told what is waited for.

@@ -77,7 +77,7 @@ impl Session {
             }
             ReadNews::Revived(rows) => self.revive(rows, around),
             ReadNews::Halted(halt) => {
-                self.end.get_or_insert(End::Halted(halt.detail));
+                self.end.get_or_insert(End::Halted(halt));
             }
         }
     }

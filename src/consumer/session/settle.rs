@@ -12,7 +12,7 @@ use crate::controls::{self, Seam};
 use crate::event::{Batch, Event, Rejection, RowKey};
 use crate::retry;
 use crate::sink::format::envelope;
-use crate::source::reader::Mark;
+use crate::source::reader::{Halt, Mark};
 use crate::sqlite::writer::JobError;
 use crate::state::held::{HeldRow, HeldState, PAYLOAD_BYTES_MAX};
 use crate::state::settlement::{Advance, HeldChange, RowMark, Settlement};
@@ -232,7 +232,7 @@ impl Session {
             return;
         }
         if let Err(error) = result {
-            self.end = Some(End::Halted(format!("the settlement was refused: {error}")));
+            self.end = Some(End::Halted(Halt::new(format!("the settlement was refused: {error}"))));
             return;
         }
         controls::reach(Seam::Settled);
@@ -290,7 +290,7 @@ impl Session {
             tracing::warn!(event = "events_refused", consumer = %self.settings.name, retrying, dead, skipped, repeated);
         }
         if let Some(why) = settling.halts {
-            self.end = Some(End::Halted(why));
+            self.end = Some(End::Halted(Halt::new(why)));
         }
     }
 

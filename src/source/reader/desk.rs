@@ -436,13 +436,10 @@ impl Desk {
         if strict && open.durable_version != Some(version) {
             let began = Instant::now();
             if let Err(detail) = self.barrier.raise() {
-                let halt = Halt {
-                    detail: format!(
-                        "what was read cannot be made durable: {detail}. Nothing of it was sent; a later success would prove nothing. \
-                         Remedy: mend the disk, see that the application's data is whole, restart outboxd"
-                    ),
-                    is_final: true,
-                };
+                let halt = Halt::for_good(format!(
+                    "what was read cannot be made durable: {detail}. Nothing of it was sent; a later success would prove nothing. \
+                     Remedy: mend the disk, see that the application's data is whole, restart outboxd"
+                ));
                 return Err((Request::Read(request), ReadFault::Halt(halt)));
             }
             metric::barrier(&self.settings.name, began.elapsed());

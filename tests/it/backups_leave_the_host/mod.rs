@@ -229,4 +229,10 @@ fn nothing_that_is_there_is_overwritten(far: Far) {
     told(&scene.outboxd(&["restore", "--at", "2026-01-01T12:00:00Z", "--to", "new.db"]));
     let rows: i64 = open(&scene.path("new.db")).query_row("SELECT count(*) FROM outbox", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 50);
+    // By its name, too, although a newer one is there.
+    assert!(kept(&scene).len() > 1);
+    let said = told(&scene.outboxd(&["restore", "--at", name, "--to", "named.db"]));
+    assert!(said.contains(&**name), "{said}");
+    let said = ended_with(&scene.outboxd(&["restore", "--at", "nightly", "--to", "nowhere.db"]), 64);
+    assert!(said.contains("no backup has this name"), "{said}");
 }

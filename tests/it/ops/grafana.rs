@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use outboxd::telemetry::metric;
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -80,6 +81,16 @@ fn panels_have_units_and_lead_to_the_runbook() {
         .map(|variable| variable["name"].as_str().unwrap())
         .collect();
     assert_eq!(variables, ["datasource", "job", "instance", "consumer", "runbook"]);
+}
+
+/// Whoever adds a metric says where it is looked at.
+#[test]
+fn every_metric_is_on_the_dashboard() {
+    let text = read("ops/grafana/outboxd.json");
+    let words: Vec<_> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let is_shown = |name: &str| ["", "_bucket", "_sum"].iter().any(|end| words.contains(&&*format!("{name}{end}")));
+    let missing: Vec<_> = metric::ALL.iter().map(|metric| metric.name).filter(|name| !is_shown(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// Debian's Prometheus with our alerts, which scrapes one daemon each second. It ends with the test.
@@ -172,6 +183,25 @@ files = ["app.db"]
 target = "file://BACKUPS"
 every = "1h"
 
+[jobs.elsewhere]
+type = "backup"
+files = ["app.db"]
+folder = "backups"
+target = "file://ELSEWHERE"
+every = "1h"
+
+[jobs.old]
+type = "archive"
+source = "log"
+every = "1s"
+
+[jobs.tidy]
+type = "retention"
+source = "shop"
+what = "published"
+older_than = "720h"
+every = "1s"
+
 [jobs.sound]
 type = "integrity"
 source = "log"
@@ -188,8 +218,9 @@ fn append(application: &Connection, stream: &str, event: &str) {
 #[test]
 fn every_query_of_the_dashboard_has_an_answer_and_a_dead_letter_is_an_alert() {
     let _machine = shared_machine();
-    let backups = tempfile::tempdir().unwrap();
+    let (backups, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let more = READ_MODEL.replace("BACKUPS", &backups.path().display().to_string());
+    let more = more.replace("ELSEWHERE", &elsewhere.path().display().to_string());
     let scene = Scene::new(&[SHOP, &file("lines"), &relay("lines", ""), &more].concat());
     let mut daemon = scene.daemon();
     daemon.until_state("to_lines", "running", Duration::from_secs(30));
@@ -201,9 +232,13 @@ fn every_query_of_the_dashboard_has_an_answer_and_a_dead_letter_is_an_alert() {
     for panel in panels(&dashboard) {
         for target in panel["targets"].as_array().unwrap() {
             let mut query = target["expr"].as_str().unwrap().replace("consumer=\"$consumer\"", "consumer=\"to_lines\"");
-            for (variable, value) in
-                [("$job", ".*"), ("$instance", ".*"), ("$consumer", ".*"), ("$__rate_interval", "1m")]
-            {
+            for (variable, value) in [
+                ("$job", ".*"),
+                ("$instance", ".*"),
+                ("$consumer", ".*"),
+                ("$__rate_interval", "1m"),
+                ("$__interval", "1m"),
+            ] {
                 query = query.replace(variable, value);
             }
             assert!(!query.contains('$'), "{query}");

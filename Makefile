@@ -3,8 +3,10 @@
 CARGO ?= cargo
 TESTED = --locked --no-default-features --features kafka,amqp,http,s3,controls
 TIMED = scripts/timed
+# OpenSSL's build is a good part of a first one: the machine's is taken where it can be.
+VENDORED = $(shell pkg-config --exists openssl 2>/dev/null || echo ,vendored)
 
-.PHONY: help demo build test test-packaging lint fmt bench mutants soak setup clean-tools tested
+.PHONY: help demo quick build test test-packaging lint fmt bench mutants soak setup clean-tools tested
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -13,10 +15,15 @@ help: ## this list
 demo: ## a complete example in one process: an application, a relay to a file, a projection into a table
 	$(CARGO) run --locked --profile quick --no-default-features -- demo
 
+FEATURES ?= kafka
+
+quick: ## a binary to try things with, built in a fraction of the time: target/quick/outboxd, with Kafka (FEATURES=amqp: RabbitMQ)
+	$(CARGO) build --locked --profile quick --no-default-features --features $(FEATURES)$(VENDORED)
+
 build: ## the release binary, with Kafka and RabbitMQ, in target/release/outboxd
 	$(CARGO) build --locked --release
 
-setup: ## what the tests need: Debian packages, Kafka's jars, a Python environment (only what is missing)
+setup: ## what the tests need: Debian packages, Kafka's jars, Python environments, a Go driver (only what is missing)
 	@$(TIMED) setup scripts/setup
 
 lint: ## clippy and formatting, as `make test` asks for them

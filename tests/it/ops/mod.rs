@@ -2,6 +2,7 @@
 
 mod documents;
 mod grafana;
+mod named;
 mod prometheus;
 mod systemd;
 

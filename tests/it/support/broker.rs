@@ -30,8 +30,7 @@ impl Broker {
 
     /// Kafka nodes that make one cluster, each to be killed and started by itself.
     pub fn cluster(nodes: usize) -> Vec<Broker> {
-        let free = || (10_240..30_000).rev().filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
-        let controllers: Vec<String> = free().step_by(7).take(nodes).map(|port| port.to_string()).collect();
+        let controllers: Vec<String> = Self::free_ports().step_by(7).take(nodes).map(|port| port.to_string()).collect();
         let controllers = controllers.join(",");
         let start = |node: usize| {
             let (node, controllers) = (node.to_string(), controllers.as_str());
@@ -42,6 +41,11 @@ impl Broker {
             let starting: Vec<_> = (1..=nodes).map(|node| scope.spawn(move || start(node))).collect();
             starting.into_iter().map(|node| node.join().unwrap()).collect()
         })
+    }
+
+    /// None of those that the system gives out by itself.
+    pub fn free_ports() -> impl Iterator<Item = u16> {
+        (10_240..30_000).rev().filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
     }
 
     /// The one that tests share which do not disturb it.

@@ -46,12 +46,7 @@ impl Session {
             return (State::Paused, "by an operator; `outboxd resume` goes on".into());
         }
         if let Some(why) = &self.blocked {
-            return (
-                State::Unavailable,
-                format!(
-                    "the broker asks publishers to stop: {why}. It goes on by itself when the broker's alarm is over: `rabbitmq-diagnostics alarms` there"
-                ),
-            );
+            return (State::Unavailable, format!("the broker asks publishers to stop: {why}"));
         }
         if let Some(fault) = self.fault.as_ref().or(self.unproved.as_ref()) {
             let state = if fault.class == FaultClass::Fatal { State::Halted } else { State::Unavailable };

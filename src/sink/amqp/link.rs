@@ -211,7 +211,9 @@ async fn watch(link: Arc<Link>) {
             _ = state.wait_for(|state| state.is_cut) => return,
         };
         match event {
-            Some(Event::ConnectionBlocked(reason)) => link.blocked(Some(reason)),
+            Some(Event::ConnectionBlocked(reason)) => link.blocked(Some(format!(
+                "{reason}. It goes on by itself when the broker's alarm is over: `rabbitmq-diagnostics alarms` there"
+            ))),
             Some(Event::ConnectionUnblocked) => link.blocked(None),
             // Of one channel: whoever works on that channel is told, and knows what it was about.
             Some(Event::Error(error)) if is_of_a_channel(&error) => {}

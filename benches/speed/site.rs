@@ -54,6 +54,7 @@ impl FarSide {
                 heartbeat: Duration::from_secs(10),
                 ack_timeout: ACK_TIMEOUT,
                 message_bytes_max: amqp::MESSAGE_BYTES_MAX,
+                management: None,
             }),
         }
     }

@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import certificates
@@ -79,6 +81,8 @@ def configuration(home, state):
             "ssl_options.verify = verify_peer",
             f"ssl_options.fail_if_no_peer_cert = {'true' if state['tls_client'] else 'false'}",
         ]
+    if state.get("management_port"):
+        lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {state['management_port']}"]
     return "\n".join(lines + state["conf"]) + "\n"
 
 
@@ -97,7 +101,7 @@ def start(script, directory, options):
 
 
 def first_state(options):
-    port, tls_port, epmd_port, dist_port, ctl_port = process.free_ports(5)
+    port, tls_port, epmd_port, dist_port, ctl_port, management_port = process.free_ports(6)
     return {
         "port": options.port or port,
         "tls": options.tls or options.tls_client,
@@ -106,6 +110,7 @@ def first_state(options):
         "epmd_port": epmd_port,
         "dist_port": dist_port,
         "ctl_port": ctl_port,
+        "management_port": management_port if options.management else None,
         "conf": [],
     }
 
@@ -121,7 +126,7 @@ def boot(home, state):
     if state["tls"]:
         certificates.make(path / "tls")
     (path / "rabbitmq.conf").write_text(configuration(home, state))
-    (path / "enabled_plugins").write_text("[].\n")
+    (path / "enabled_plugins").write_text("[rabbitmq_management].\n" if state.get("management_port") else "[].\n")
     (path / "env.conf").touch()
     (path / "advanced.config").write_text("[].\n")
     (path / "rabbitmq.pid").unlink(missing_ok=True)
@@ -136,6 +141,8 @@ def boot(home, state):
     home.save(state)
     try:
         process.wait_until(lambda: speaks_amqp(state["port"]), state["process"], READY_SECONDS, "rabbitmq", log)
+        if state.get("management_port"):
+            process.wait_until(lambda: manages(state["management_port"]), state["process"], READY_SECONDS, "rabbitmq's management API", log)
     except Failed:
         process.kill(state["process"])
         process.kill(state["epmd"])
@@ -152,6 +159,17 @@ def connects(port):
         return True
     except OSError:
         return False
+
+
+def manages(port):
+    """The management API answers, if only that one has to say who one is."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/overview", timeout=2).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except OSError:
+        return False
+    return True
 
 
 def speaks_amqp(port):
@@ -175,6 +193,8 @@ def describe(home, state):
         "dir": str(home.path),
         "log": str(home.path / "rabbitmq.log"),
     }
+    if state.get("management_port"):
+        answer |= {"management": f"http://127.0.0.1:{state['management_port']}"}
     if state["tls"]:
         answer |= {
             "tls_port": state["tls_port"],

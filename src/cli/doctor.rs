@@ -85,8 +85,8 @@ fn of_configuration(context: &Context, offline: bool) -> anyhow::Result<Vec<Foun
 async fn of_sinks(loaded: &Loaded, offline: bool) -> Vec<Found> {
     let mut found = Vec::new();
     for relay in &loaded.config.relays {
-        for (name, sink) in relay.sinks() {
-            found.push(sinks::look(relay, name, sink, offline).await);
+        if let Some(source) = loaded.config.sources.get(&relay.source) {
+            found.extend(sinks::look(relay, source, offline).await);
         }
     }
     found

@@ -3,8 +3,9 @@
 //! One list of checks (`OUTSIDE`, `INSIDE`), each a function in a file of its own: what was found with its evidence, the remedy, and where
 //! there are any the commands that carry it out. A new check is such a function and its line.
 //!
-//! Invariants (`tests/it/a_doctor_finds_faults.rs`):
-//! 1. Nothing is changed. A file whose opening could lock its application out is not opened.
+//! Invariants (`tests/it/a_doctor_finds_faults.rs`, at the far side `tests/it/a_doctor_looks_at_sinks.rs`):
+//! 1. Nothing is changed. A file whose opening could lock its application out is not opened. (A Kafka cluster that makes topics by itself makes a
+//!    constant one when it is asked for by what `check` asks.)
 //! 2. A look into the file is over within [`LOOK_MAX`]; what was not seen in that time is said.
 //! 3. What keeps a source from being read is told in the words of a start and of `check`: they ask the same functions
 //!    ([`crate::source::inspection`], [`crate::source::fit`], [`sinks::ask`]).
@@ -27,6 +28,7 @@ mod plans;
 mod positions;
 mod rebuilt;
 mod room;
+mod sample;
 pub mod sinks;
 mod tables;
 mod values;

@@ -1,15 +1,23 @@
-//! Whether a sink answers, and takes what a relay would send: asked as the relay asks it before its first event. Nothing is sent.
+//! Whether a sink answers, and takes what a relay would send: asked as the relay asks it before its first event, and then what the sink's own
+//! room remarks of the far side ([`crate::sink::survey`]). Nothing is sent.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Found, Told};
-use crate::consumer;
+use super::sample::Events;
+use super::{Found, Told, Verdict};
+use crate::event::Destination;
+use crate::sink::survey::{Remark, Sample, Weight};
 use crate::sink::{self, FaultClass, Port};
+use crate::{consumer, source};
 
 const SINK_WAIT: Duration = Duration::from_secs(10);
+const SURVEY_WAIT: Duration = Duration::from_secs(10);
+/// So many destinations are named.
+const PLACES_MAX: usize = 10;
 
 /// What a sink says.
 pub enum Answer {
@@ -22,22 +30,45 @@ pub enum Answer {
 }
 
 pub async fn ask(relay: &consumer::Settings, sink: &sink::Settings, offline: bool) -> Answer {
+    asked(relay, sink, offline, None).await.0
+}
+
+/// With what the sink remarks of these events, where it is looked at.
+async fn asked(
+    relay: &consumer::Settings,
+    sink: &sink::Settings,
+    offline: bool,
+    sample: Option<&Sample<'_>>,
+) -> (Answer, Vec<Remark>) {
     if let sink::Settings::File(file) = sink {
-        return file_answer(file.path.as_deref());
+        return (file_answer(file.path.as_deref()), Vec::new());
     }
     if offline {
-        return Answer::Good("not looked at (--offline)".into());
+        return (Answer::Good("not looked at (--offline)".into()), Vec::new());
     }
     let (news, _keep) = mpsc::unbounded_channel();
     let port = Port { news, consumer: relay.name.clone(), source: relay.source.clone() };
     let mut sink = sink::open(sink, port);
-    let checked = sink.check(SINK_WAIT).await;
-    sink.close().await;
-    match checked {
+    let answer = match sink.check(SINK_WAIT).await {
         Ok(()) => Answer::Good(format!("answers ({})", relay.name)),
         Err(fault) if fault.class == FaultClass::Unavailable => Answer::Away(fault.detail),
         Err(fault) => Answer::Refused(fault.detail),
-    }
+    };
+    let remarks = match (sample, &answer) {
+        (None, _) | (_, Answer::Away(_)) => Vec::new(),
+        (Some(sample), _) => {
+            let surveyed = tokio::time::timeout(2 * SURVEY_WAIT, sink.survey(sample, SURVEY_WAIT)).await;
+            let late = |_| {
+                vec![Remark::advice(
+                    "it took too long to be looked at more closely",
+                    "ask again when it has less to do",
+                )]
+            };
+            surveyed.unwrap_or_else(late)
+        }
+    };
+    sink.close().await;
+    (answer, remarks)
 }
 
 /// Opening the file would make it: only its folder is looked at.
@@ -54,18 +85,85 @@ fn file_answer(path: Option<&Path>) -> Answer {
     }
 }
 
-/// The same as the doctor says it.
-pub async fn look(relay: &consumer::Settings, name: &str, sink: &sink::Settings, offline: bool) -> Found {
-    let told = match ask(relay, sink, offline).await {
-        Answer::Good(evidence) => Told::ok(evidence),
-        Answer::Away(detail) => Told::danger(
-            detail,
-            "see whether it runs and can be reached from here; relays wait for it, and lose nothing",
-        ),
-        Answer::Refused(detail) if !detail.contains(" Remedy: ") => {
-            Told::danger(detail, "mend it at the sink, or in its section of the configuration; relays wait for it")
-        }
-        Answer::Refused(detail) | Answer::Unwritable(detail) => Told::of_text(&detail, Told::danger),
+/// What the doctor says of a relay's events, and of its sinks.
+pub async fn look(relay: &consumer::Settings, source: &source::Settings, offline: bool) -> Vec<Found> {
+    let events = Events::of(relay, source);
+    let told = match &events {
+        Ok(events) => events.told(),
+        Err(why) => vec![Told::ok(format!("not looked at: {why}"))],
     };
-    Found { check: "sink", subject: format!("sink {name} of relay {}", relay.name), told }
+    let subject = format!("events of relay {}", relay.name);
+    let mut found: Vec<Found> =
+        told.into_iter().map(|told| Found { check: "events", subject: subject.clone(), told }).collect();
+    let sample = match &events {
+        Ok(events) => events.sample(&relay.source),
+        Err(_) => Sample { source: &relay.source, events: Vec::new() },
+    };
+    let own = relay.destination.sink().map(std::ptr::from_ref);
+    for (name, sink) in relay.sinks() {
+        let subject = format!("sink {name} of relay {}", relay.name);
+        let (answer, remarks) = asked(relay, sink, offline, Some(&sample)).await;
+        let routed = events.as_ref().ok().and_then(|events| routed(events, sink, relay, own == Some(sink)));
+        let is_refused = !matches!(answer, Answer::Good(_));
+        // Of one that is refused only what is wrong.
+        let remarks = remarks.into_iter().filter(|remark| !is_refused || remark.weight != Weight::Fine).map(Told::from);
+        let told = [answer.told()].into_iter().chain(routed).chain(remarks);
+        found.extend(told.map(|told| Found { check: "sink", subject: subject.clone(), told }));
+    }
+    found
+}
+
+/// Where the newest events would go.
+fn routed(events: &Events, sink: &sink::Settings, relay: &consumer::Settings, is_own: bool) -> Option<Told> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut count = 0;
+    for event in events.newest() {
+        count += 1;
+        let place = match sink.destination(&event, &relay.source) {
+            Destination::Unknown => continue,
+            Destination::Topic(topic) => format!("topic {topic}"),
+            Destination::Exchange { exchange, routing_key } if exchange.is_empty() => format!("queue {routing_key}"),
+            Destination::Exchange { exchange, routing_key } => format!("exchange {exchange} by {routing_key:?}"),
+        };
+        *counts.entry(place).or_default() += 1;
+    }
+    let what = if is_own { "events" } else { "events, if they became dead letters, in copies," };
+    let mut places: Vec<(String, usize)> = counts.into_iter().collect();
+    places.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let named: Vec<String> =
+        places.iter().take(PLACES_MAX).map(|(place, count)| format!("{place} ({count})")).collect();
+    let more = match places.len().saturating_sub(PLACES_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let to = if named.is_empty() { "there".to_owned() } else { format!("to {}{more}", named.join(", ")) };
+    (count > 0).then(|| Told::ok(format!("the last {count} {what} would go {to}")))
+}
+
+impl Answer {
+    fn told(self) -> Told {
+        match self {
+            Answer::Good(evidence) => Told::ok(evidence),
+            Answer::Away(detail) => Told::danger(
+                detail,
+                "see whether it runs and can be reached from here; relays wait for it, and lose nothing",
+            ),
+            Answer::Refused(detail) if !detail.contains(" Remedy: ") => {
+                Told::danger(detail, "mend it at the sink, or in its section of the configuration; relays wait for it")
+            }
+            Answer::Refused(detail) | Answer::Unwritable(detail) => Told::of_text(&detail, Told::danger),
+        }
+    }
+}
+
+impl From<Remark> for Told {
+    fn from(remark: Remark) -> Self {
+        let Remark { weight, evidence, remedy, commands } = remark;
+        let verdict = match weight {
+            Weight::Fine => Verdict::Ok,
+            Weight::Advice => Verdict::Advice,
+            Weight::Danger => Verdict::Danger,
+        };
+        Self { verdict, evidence, remedy, commands }
+    }
 }

@@ -1,6 +1,6 @@
 //! Sinks: where a relay ends.
 //!
-//! The port is [`Sink`]: `check`, `send`, `close`. A sink takes a [`Flight`] of events, and writes one [`Outcome`] into each of
+//! The port is [`Sink`]: `check`, `send`, `close`, and `survey` for the doctor. A sink takes a [`Flight`] of events, and writes one [`Outcome`] into each of
 //! its slots as the far side answers, in any order; when the last slot is filled the flight comes back to the engine
 //! as [`News::Landed`]. There is no future, lock or channel message per event.
 //!
@@ -28,6 +28,7 @@ pub mod kafka;
 )]
 mod keys;
 mod registry;
+pub mod survey;
 pub mod template;
 pub mod tls;
 
@@ -38,6 +39,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use registry::{Keys, Settings, Told, Type, is_left_out, open, types};
+use survey::{Remark, Sample};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::controls::{self, Seam};
@@ -54,6 +56,12 @@ pub trait Sink: Send {
     /// Takes a flight and returns at once; its slots are filled later. Without a connection the slots are filled with
     /// [`Outcome::Unavailable`].
     fn send(&mut self, flight: Arc<Flight>);
+
+    /// Looks at the far side with the eyes of a doctor: what of it would refuse, hold up or lose events like these. Sends nothing, changes
+    /// nothing, and ends within `timeout` or says what it did not see. Called behind a [`Sink::check`], whatever that said.
+    fn survey<'a>(&'a mut self, _: &'a Sample<'a>, _timeout: Duration) -> BoxFuture<'a, Vec<Remark>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
 
     /// Lets go of the far side. What is still in flight stays unanswered and is forgotten.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;

@@ -1,5 +1,7 @@
 //! All rows of a source, page by page, for whoever compares them with something else. Nothing is written, waited for or marked.
 
+mod newest;
+
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use super::Settings;
@@ -13,6 +15,7 @@ use super::mapping::Mapping;
 use super::reader::{Mark, ReadFault};
 use crate::event::{Batch, BatchBuilder, Position};
 use crate::sqlite::open;
+pub use newest::Largest;
 
 const PAGE_EVENTS_MAX: usize = 1_000;
 const PAGE_BYTES_MAX: usize = 4 << 20;
@@ -80,6 +83,11 @@ pub struct Page {
 impl Scan {
     pub fn open(settings: &Settings) -> Result<Self, ScanError> {
         Self::within(settings, EVENT_BYTES_MAX)
+    }
+
+    /// All that is there; larger events are not read whole.
+    pub fn bounded(settings: &Settings, event_bytes_max: usize) -> Result<Self, ScanError> {
+        Self::within(settings, event_bytes_max)
     }
 
     /// What was delivered and is still there: where rows move to an archive, that. Larger events are not read whole.

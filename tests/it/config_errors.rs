@@ -875,6 +875,19 @@ uri = "amqp://u:p@rabbit.example.com""#
        the password would travel unencrypted to rabbit.example.com
   fix: write amqps://; or write allow_plaintext = true if the network between is safe"#
     );
+    for (address, told) in [
+        ("http://rabbit.example.com:15672", "the password would travel unencrypted to rabbit.example.com"),
+        ("https://u:p@rabbit.example.com", "there is a user in the address"),
+        ("rabbit.example.com:15672", "this is not an address of HTTP"),
+        ("http://:15672", "this address cannot be read"),
+        ("https://rabbit.example.com?x", "this address cannot be read"),
+    ] {
+        let said = errors(&sink(&format!(
+            "type = \"amqp\"\nexchange = \"e\"\nrouting_key = \"k\"\nuri = \"amqps://u:p@rabbit.example.com\"\nmanagement = \"{address}\""
+        )));
+        assert!(said.starts_with("error: sinks.lines.management") && said.contains(told), "{said}");
+        assert!(!said.contains("u:p"), "no password is told: {said}");
+    }
     assert_eq!(
         errors(
             &(sink(

@@ -4,6 +4,7 @@
 
 mod a_bad_network_loses_nothing;
 mod a_doctor_finds_faults;
+mod a_doctor_looks_at_sinks;
 mod a_forgetful_kafka_is_found_again;
 mod an_upgrade_goes_on;
 mod archives_pass_nobody;

@@ -53,6 +53,8 @@ section! {
         heartbeat: Span, Value(r#""10s""#), r#""10s""#;
         /// The broker's `max_message_size`: a larger message would close the channel, and so it is rejected before it is sent.
         message_bytes_max: Size, Value(r#""128MiB""#), r#""16MiB""#;
+        /// RabbitMQ's management API, which `outboxd doctor` asks for queues and bindings, as the user of `uri` (who needs the tag `management` there). Nothing else uses it.
+        management: String, Absent("not asked"), r#""http://127.0.0.1:15672""#;
     }
 }
 
@@ -92,6 +94,9 @@ impl sink::Keys for Amqp {
         if let Some(uri) = &uri {
             check_uri(name, uri, raw, checker);
         }
+        if let Some(address) = &raw.management {
+            check_management(&key("management"), address, raw, checker);
+        }
         let mut template = |part: &str, said: Option<&String>| {
             let text = checker.require(&key(part), said)?;
             let template = keys::template(&key(part), &text, checker)?;
@@ -130,6 +135,7 @@ impl sink::Keys for Amqp {
             // The relay's, when it is known which one it is.
             ack_timeout: keys::ACK_TIMEOUT,
             message_bytes_max: message_bytes_max(&key("message_bytes_max"), raw.message_bytes_max, checker),
+            management: raw.management.clone(),
         }))
     }
 }
@@ -196,7 +202,8 @@ fn check_uri(name: &str, uri: &Secret, raw: &Amqp, checker: &mut Checker<'_>) {
     if host.is_empty() || uri.reveal().parse::<lapin::uri::AMQPUri>().is_err() {
         return checker.refuse(key, "this address cannot be read", shape);
     }
-    if raw.tls.is_some() && !is_encrypted {
+    let is_managed = raw.management.as_ref().is_some_and(|address| address.starts_with("https://"));
+    if raw.tls.is_some() && !is_encrypted && !is_managed {
         checker.refuse(
             KeyPath::of(["sinks", name, "tls"]),
             "`tls` is said, but the address begins with amqp://",
@@ -204,5 +211,22 @@ fn check_uri(name: &str, uri: &Secret, raw: &Amqp, checker: &mut Checker<'_>) {
         );
     } else if user.contains(':') && !is_encrypted && !is_loopback(host) && raw.allow_plaintext != Some(true) {
         keys::refuse_plaintext_password(key, host, "write amqps://", checker);
+    }
+}
+
+/// It is sent the password that stands in `uri`.
+fn check_management(key: &KeyPath, address: &str, raw: &Amqp, checker: &mut Checker<'_>) {
+    let shape = "write http://host:15672, or https://host:15671";
+    let Some((scheme @ ("http" | "https"), rest)) = address.split_once("://") else {
+        return checker.refuse(key.clone(), "this is not an address of HTTP", shape);
+    };
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let host = authority.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).map_or(authority, |(host, _)| host);
+    if host.is_empty() || rest.contains(['?', '#']) {
+        checker.refuse(key.clone(), "this address cannot be read", shape);
+    } else if authority.contains('@') {
+        checker.refuse(key.clone(), "there is a user in the address", format!("the one of `uri` is used: {shape}"));
+    } else if scheme == "http" && !is_loopback(host) && raw.allow_plaintext != Some(true) {
+        keys::refuse_plaintext_password(key.clone(), host, "write https://", checker);
     }
 }

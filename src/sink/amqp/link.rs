@@ -115,6 +115,22 @@ impl Link {
         Ok(())
     }
 
+    /// What the broker says of one thing that may be there, on a channel of its own, because a refusal closes the channel.
+    pub async fn ask<T, F>(&self, question: impl FnOnce(Channel) -> F) -> Result<Result<T, lapin::Error>, Fault>
+    where
+        F: Future<Output = Result<T, lapin::Error>>,
+    {
+        let asking = async {
+            let channel = self.connection.create_channel().await.map_err(|error| fault("opening a channel", &error))?;
+            let answer = question(channel.clone()).await;
+            if answer.is_ok() {
+                let _ = channel.close(200, "done".into()).await;
+            }
+            Ok(answer)
+        };
+        self.answered(asking).await
+    }
+
     /// As the broker and the client have agreed.
     pub fn frame_bytes_max(&self) -> usize {
         self.connection.configuration().frame_max() as usize

@@ -15,8 +15,15 @@ pub mod config;
 mod fault;
 mod lane;
 mod link;
+#[cfg(feature = "http")]
+mod management;
 mod message;
 mod properties;
+#[cfg(feature = "http")]
+mod queue;
+#[cfg(feature = "http")]
+mod routes;
+mod survey;
 
 /// For fuzzing.
 #[cfg(feature = "controls")]
@@ -30,6 +37,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
 
 use super::format::{Dress, Format, HeaderField, Wire};
+use super::survey::{Remark, Sample};
 use super::template::Template;
 use super::tls::Tls;
 use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
@@ -67,6 +75,8 @@ pub struct Settings {
     pub ack_timeout: Duration,
     /// The broker's `max_message_size`: what is larger is refused before it is sent, because it would close the channel.
     pub message_bytes_max: usize,
+    /// Where the management API is, for the doctor alone.
+    pub management: Option<String>,
 }
 
 pub struct Amqp {
@@ -159,6 +169,21 @@ impl Sink for Amqp {
             return flight.fill_rest(&Outcome::Unavailable(fault.expect("without a connection there is a fault")));
         };
         split(&flight, |lane, slots| live.post(lane, Chunk { flight: flight.clone(), slots }));
+    }
+
+    fn survey<'a>(&'a mut self, sample: &'a Sample<'a>, timeout: Duration) -> BoxFuture<'a, Vec<Remark>> {
+        Box::pin(async move {
+            let known = self.live.as_ref().map(|live| live.link.clone());
+            let link = match &known {
+                Some(link) => Ok(link.clone()),
+                // What was there did not pass: it is asked all the same.
+                None => Link::connect(&self.settings, &self.dress, &self.port).await,
+            };
+            let own = link.as_ref().ok().filter(|_| known.is_none()).cloned();
+            let remarks = survey::survey(&self.settings, &self.dress, link, sample, timeout).await;
+            own.iter().for_each(Link::let_go);
+            remarks
+        })
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -15,7 +15,7 @@ fn refused(address: IpAddr) -> String {
 /// What an address says of itself.
 #[derive(Debug)]
 pub struct Target {
-    pub(super) url: Url,
+    pub(in crate::sink) url: Url,
     pub host: String,
     pub is_encrypted: bool,
 }

@@ -14,16 +14,16 @@
 //! probe does not pass before the time that `Retry-After` names, or before a pause that grows. Start reading at `Lane`.
 
 mod address;
+mod client;
 pub mod config;
 mod field;
 
-use std::error::Error as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
@@ -33,8 +33,9 @@ use super::{BoxFuture, Fault, FaultClass, Flight, Outcome, Port, Sink};
 use crate::event::{Reason, Rejection};
 use crate::retry::Pace;
 use crate::secret::Secret;
-use address::{REFUSED_ADDRESS, Resolver};
+use address::REFUSED_ADDRESS;
 pub use address::{Target, target};
+pub(super) use client::{built, client, told};
 use field::{field_name, field_value};
 
 /// What a receiver said is quoted up to here.
@@ -95,34 +96,8 @@ impl Settings {
     }
 
     fn client(&self) -> Result<Client, Fault> {
-        let unreadable = |what: &str, error: &dyn std::fmt::Display| Fault::fatal(format!("{what}: {error}"));
-        // The first one to be installed stays; they are all the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            .user_agent(concat!("outboxd/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .http1_only()
-            .timeout(self.ack_timeout)
-            .dns_resolver(Resolver { allow_link_local: self.allow_link_local })
-            .pool_max_idle_per_host(self.connections);
-        if let Some(tls) = &self.tls {
-            let read = |path: &std::path::Path| {
-                std::fs::read(path).map_err(|error| unreadable(&path.display().to_string(), &error))
-            };
-            if let Some(path) = &tls.ca_file {
-                let roots = Certificate::from_pem_bundle(&read(path)?)
-                    .map_err(|error| unreadable(&path.display().to_string(), &error))?;
-                builder = builder.tls_certs_only(roots);
-            }
-            if let Some(identity) = &tls.identity {
-                let pem = [read(&identity.key_file)?, read(&identity.cert_file)?].join(&b'\n');
-                let identity = Identity::from_pem(&pem)
-                    .map_err(|error| unreadable(&identity.cert_file.display().to_string(), &error))?;
-                builder = builder.identity(identity);
-            }
-        }
-        builder.build().map_err(|error| unreadable("the HTTP client cannot be made", &error))
+        let builder = client(self.tls.as_ref(), self.ack_timeout, self.allow_link_local)?;
+        built(builder.pool_max_idle_per_host(self.connections))
     }
 }
 
@@ -342,17 +317,7 @@ impl Shared {
     }
 
     fn away(&self, error: &reqwest::Error) -> Fault {
-        let mut causes = Vec::new();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            causes.push(cause.to_string());
-            next = cause.source();
-        }
-        let why = match causes.pop() {
-            _ if error.is_timeout() => "no answer in time".to_owned(),
-            Some(cause) => cause,
-            None => "the request failed".to_owned(),
-        };
+        let why = told(error);
         let detail = format!("{}: {why}", self.place());
         let needs_a_person = ["certificate", "fatal alert", REFUSED_ADDRESS].iter().any(|word| why.contains(word));
         if needs_a_person { Fault::fatal(detail) } else { Fault::unavailable(detail) }

@@ -13,6 +13,8 @@ mod aloft;
 pub mod config;
 mod reports;
 mod settings;
+mod survey;
+mod topic;
 mod verdict;
 
 use std::sync::atomic::Ordering;
@@ -28,6 +30,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::{oneshot, watch};
 
 use super::format::{Dress, Value, Wire};
+use super::survey::{Remark, Sample};
 use super::template::Template;
 use super::{BoxFuture, Fault, FaultClass, Flight, Outcome, Port, Sink};
 use crate::controls::{self, Protection};
@@ -178,6 +181,10 @@ impl Sink for Kafka {
             // It was given up meanwhile, and reports nothing any more.
             flight.fill_rest(&Outcome::Unavailable(Fault::unavailable("the Kafka producer was given up")));
         }
+    }
+
+    fn survey<'a>(&'a mut self, sample: &'a Sample<'a>, timeout: Duration) -> BoxFuture<'a, Vec<Remark>> {
+        Box::pin(survey::survey(&self.settings, &self.dress, sample, timeout))
     }
 
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {

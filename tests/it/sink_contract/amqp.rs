@@ -60,6 +60,7 @@ pub fn settings(uri: &str, exchange: &str, routing_key: &str) -> Settings {
         heartbeat: Duration::from_secs(10),
         ack_timeout: Duration::from_secs(10),
         message_bytes_max: outboxd::sink::amqp::MESSAGE_BYTES_MAX,
+        management: None,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod event;
 pub mod maintenance;
 pub mod projection;
+pub mod remark;
 pub mod retry;
 pub mod secret;
 pub mod setting;

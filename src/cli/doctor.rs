@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::{Context, Exit, Failure, init, terminal};
 use crate::config as configuration;
 use crate::config::Loaded;
-use crate::doctor::{self, Found, Patient, Verdict, sinks};
+use crate::doctor::{self, Found, Patient, sinks};
+use crate::remark::Verdict;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,7 +23,7 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         Some(file) => of_file(file)?,
         None => (of_configuration(context, args.offline)?, None),
     };
-    let worst = found.iter().map(|found| found.told.verdict).max().unwrap_or(Verdict::Ok);
+    let worst = found.iter().map(|found| found.remark.verdict).max().unwrap_or(Verdict::Ok);
     if context.json {
         terminal::print_json(&serde_json::json!({ "verdict": worst, "findings": found, "proposal": proposal }))?;
     } else {
@@ -36,7 +37,7 @@ pub fn execute(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 }
 
 fn danger(found: &[Found]) -> Exit {
-    let dangers = || found.iter().filter(|found| found.told.verdict == Verdict::Danger);
+    let dangers = || found.iter().filter(|found| found.remark.verdict == Verdict::Danger);
     if dangers().any(|found| found.check == "configuration") {
         Exit::Config
     } else if dangers().all(|found| found.check == "sink") {
@@ -98,29 +99,29 @@ const MARGIN: &str = "                         ";
 fn text(found: &[Found], proposal: Option<&str>) -> String {
     let mut text = String::new();
     let mut subject = "";
-    for Found { check, subject: of, told } in found {
+    for Found { check, subject: of, remark } in found {
         if subject != of {
             subject = of;
             text.push_str(&format!("{}\n", terminal::visible(of)));
         }
-        let verdict = match told.verdict {
+        let verdict = match remark.verdict {
             Verdict::Ok => "ok",
             Verdict::Advice => "advice",
             Verdict::Danger => "DANGER",
         };
-        let mut lines = told.evidence.lines().map(terminal::visible);
+        let mut lines = remark.evidence.lines().map(terminal::visible);
         text.push_str(&format!("  {verdict:6}  {check:15}{}\n", lines.next().unwrap_or_default()));
         lines.for_each(|line| text.push_str(&format!("{MARGIN}{line}\n")));
-        if let Some(remedy) = &told.remedy {
+        if let Some(remedy) = &remark.remedy {
             text.push_str(&format!("          {:15}{}\n", "remedy:", terminal::visible(remedy)));
         }
-        for command in &told.commands {
+        for command in &remark.commands {
             // Further lines belong to a word in quotes: they stand as they are.
             let lines: Vec<String> = command.lines().map(terminal::visible).collect();
             text.push_str(&format!("{MARGIN}$ {}\n", lines.join("\n")));
         }
     }
-    let count = |verdict| found.iter().filter(|found| found.told.verdict == verdict).count();
+    let count = |verdict| found.iter().filter(|found| found.remark.verdict == verdict).count();
     let (dangers, advice, fine) = (count(Verdict::Danger), count(Verdict::Advice), count(Verdict::Ok));
     text.push_str(&format!("danger: {dangers}, advice: {advice}, ok: {fine}\n"));
     if let Some(proposal) = proposal {

@@ -1,17 +1,18 @@
 //! Foreign keys: whether the rows keep to them. That a connection has turned them on does not stand in the file.
 
 use super::chart::Chart;
-use super::{Told, sqlite3};
+use super::sqlite3;
+use crate::remark::Remark;
 use crate::source::fit::{literal, quoted};
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     if chart.journal != "wal" {
-        return Ok(vec![Told::ok("not looked at: in this journal mode the application would have to wait for it")]);
+        return Ok(vec![Remark::ok("not looked at: in this journal mode the application would have to wait for it")]);
     }
     let sql = "SELECT count(*) FROM sqlite_schema s, pragma_foreign_key_list(s.name) WHERE s.type = 'table'";
     let declared: i64 = chart.connection.query_row(sql, [], |row| row.get(0))?;
     if declared == 0 {
-        return Ok(vec![Told::ok("no table declares foreign keys")]);
+        return Ok(vec![Remark::ok("no table declares foreign keys")]);
     }
     let sql =
         "SELECT \"table\", parent, count(*), count(rowid) FROM pragma_foreign_key_check GROUP BY 1, 2 ORDER BY 1, 2";
@@ -36,11 +37,11 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
             literal(&table),
             literal(&parent)
         );
-        let one = Told::danger(evidence, remedy);
-        told.push(if named == count { one.with(sqlite3(chart.patient.path, &sql)) } else { one });
+        let one = Remark::danger(evidence, remedy);
+        told.push(if named == count { one.with([sqlite3(chart.patient.path, &sql)]) } else { one });
     }
     if told.is_empty() {
-        told.push(Told::ok(format!("{declared} are declared, and all rows keep to them")));
+        told.push(Remark::ok(format!("{declared} are declared, and all rows keep to them")));
     }
     Ok(told)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use super::Told;
 use super::chart::Chart;
+use crate::remark::Remark;
 use crate::sqlite::holders::{self, Holder};
 
 const LOOKS: u32 = 20;
@@ -13,7 +13,7 @@ const BETWEEN: Duration = Duration::from_millis(10);
 /// Of the looks: whoever wants to write then waits more often than not.
 const HELD_MIN: u32 = LOOKS / 2;
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     if chart.journal != "wal" {
         return Ok(Vec::new());
     }
@@ -27,7 +27,7 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
     let times: u32 = held.values().sum();
     let most = held.iter().max_by_key(|(_, times)| **times).map(|(pid, _)| Holder::of(*pid));
     Ok(vec![match most.filter(|_| times >= HELD_MIN) {
-        None => Told::ok(format!("the write lock was free in {} of {LOOKS} looks", LOOKS - times)),
+        None => Remark::ok(format!("the write lock was free in {} of {LOOKS} looks", LOOKS - times)),
         Some(holder) => {
             let evidence = format!(
                 "in {times} of {LOOKS} looks within {:?} the write lock was held, mostly by {holder}: there is one writer at a time",
@@ -35,7 +35,7 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
             );
             let remedy = "let transactions that write be short, without waiting for anything else in between, and let several changes share one; where that \
                           is so and the lock stays taken, it is time to think of a database server (docs/LIMITS.md)";
-            Told::advice(evidence, remedy)
+            Remark::advice(evidence, remedy)
         }
     }])
 }

@@ -37,6 +37,7 @@ mod wal;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::remark::{Remark, Verdict, word};
 use crate::source;
 use crate::sqlite::premises;
 use chart::Chart;
@@ -44,62 +45,22 @@ use chart::Chart;
 /// How long each look into the file may take.
 pub const LOOK_MAX: Duration = Duration::from_secs(2);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    Ok,
-    /// It works, and could be better, or safer.
-    Advice,
-    /// Events, or the file, can be lost by it; or nothing is relayed.
-    Danger,
-}
-
-/// What a check says.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Told {
-    pub verdict: Verdict,
-    /// May have several lines.
-    pub evidence: String,
-    pub remedy: Option<String>,
-    /// For a shell, as they stand.
-    pub commands: Vec<String>,
-}
-
-/// The same, with who says it of what.
+/// What a check says of what.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Found {
     pub check: &'static str,
     pub subject: String,
     #[serde(flatten)]
-    pub told: Told,
+    pub remark: Remark,
 }
 
-impl Told {
-    pub fn ok(evidence: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Ok, evidence: evidence.into(), remedy: None, commands: Vec::new() }
-    }
-
-    pub fn advice(evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Advice, remedy: Some(remedy.into()), ..Self::ok(evidence) }
-    }
-
-    pub fn danger(evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Danger, remedy: Some(remedy.into()), ..Self::ok(evidence) }
-    }
-
-    pub fn with(mut self, command: String) -> Self {
-        self.commands.push(command);
-        self
-    }
-
-    /// Of a text with its remedy behind `Remedy: `, as sources tell what they cannot read.
-    fn of_text(text: &str, tell: fn(String, String) -> Self) -> Self {
-        let (evidence, remedy) = text.split_once(" Remedy: ").unwrap_or((text, "see docs/SOURCES.md"));
-        tell(evidence.trim_end_matches('.').to_owned(), remedy.to_owned())
-    }
+/// Of a text with its remedy behind `Remedy: `, as sources tell what they cannot read.
+fn of_text(text: &str, tell: fn(String, String) -> Remark) -> Remark {
+    let (evidence, remedy) = text.split_once(" Remedy: ").unwrap_or((text, "see docs/SOURCES.md"));
+    tell(evidence.trim_end_matches('.').to_owned(), remedy.to_owned())
 }
 
-impl From<premises::Finding> for Told {
+impl From<premises::Finding> for Remark {
     fn from(finding: premises::Finding) -> Self {
         let verdict = if finding.is_refusal() { Verdict::Danger } else { Verdict::Advice };
         Self { verdict, remedy: Some(finding.remedy), ..Self::ok(finding.evidence) }
@@ -114,8 +75,8 @@ pub struct Patient<'a> {
     pub source: Option<&'a source::Settings>,
 }
 
-type Outside = fn(&Patient<'_>) -> Vec<Told>;
-type Inside = fn(&Chart<'_>) -> rusqlite::Result<Vec<Told>>;
+type Outside = fn(&Patient<'_>) -> Vec<Remark>;
+type Inside = fn(&Chart<'_>) -> rusqlite::Result<Vec<Remark>>;
 
 /// Asked before the file is opened.
 const OUTSIDE: [(&str, Outside); 3] = [("place", place::look), ("owners", owners::look), ("clock", clock::look)];
@@ -150,16 +111,16 @@ pub fn examine(patient: &Patient<'_>) -> Report {
         Some(source) => format!("source {} ({})", source.name, patient.path.display()),
         None => patient.path.display().to_string(),
     };
-    let found = |check: &'static str, told: Told| Found { check, subject: subject.clone(), told };
+    let found = |check: &'static str, remark: Remark| Found { check, subject: subject.clone(), remark };
     if !patient.path.exists() && owners::look(patient).iter().all(|told| told.verdict == Verdict::Ok) {
-        let told = Told::advice("it is not there yet", "let the application make it; `outboxd run` waits for it");
+        let told = Remark::advice("it is not there yet", "let the application make it; `outboxd run` waits for it");
         return Report { found: vec![found("place", told)], readable: Vec::new() };
     }
     let mut all: Vec<Found> =
         OUTSIDE.iter().flat_map(|(check, look)| look(patient).into_iter().map(|told| found(check, told))).collect();
-    let locks_out = all.iter().any(|found| found.check != "clock" && found.told.verdict == Verdict::Danger);
+    let locks_out = all.iter().any(|found| found.check != "clock" && found.remark.verdict == Verdict::Danger);
     if locks_out {
-        let told = Told::advice(
+        let told = Remark::advice(
             "what is in it was not looked at: opening it could do harm, by what is said above",
             "mend that first, and ask again",
         );
@@ -170,7 +131,7 @@ pub fn examine(patient: &Patient<'_>) -> Report {
         Ok(chart) => chart,
         Err(error) => {
             let remedy = "name the application's SQLite file; if it is one, see docs/BACKUP.md about restoring it";
-            all.push(found("contents", Told::danger(format!("it cannot be read: {error}"), remedy)));
+            all.push(found("contents", Remark::danger(format!("it cannot be read: {error}"), remedy)));
             return Report { found: all, readable: Vec::new() };
         }
     };
@@ -182,22 +143,17 @@ pub fn examine(patient: &Patient<'_>) -> Report {
     Report { found: all, readable: chart.readable() }
 }
 
-fn not_seen(error: &rusqlite::Error) -> Told {
+fn not_seen(error: &rusqlite::Error) -> Remark {
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::OperationInterrupted) => Told::ok(format!("not seen within {LOOK_MAX:?}")),
+        Some(rusqlite::ErrorCode::OperationInterrupted) => Remark::ok(format!("not seen within {LOOK_MAX:?}")),
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
-            Told::advice(format!("not seen: {error}"), "ask again when the application writes less")
+            Remark::advice(format!("not seen: {error}"), "ask again when the application writes less")
         }
-        _ => Told::danger(
+        _ => Remark::danger(
             format!("it cannot be read: {error}"),
             "see what a job of type `integrity` says of the file (docs/JOBS.md); if it is damaged, docs/BACKUP.md",
         ),
     }
-}
-
-/// A word of a command line.
-fn word(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn sqlite3(path: &Path, sql: &str) -> String {

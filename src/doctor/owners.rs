@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
 
-use super::{Patient, Told, word};
+use super::Patient;
+use crate::remark::{Remark, word};
 use crate::source::{StatePlace, inspection};
 use crate::sqlite::place::{beside, folder_of};
 use crate::sqlite::premises::{self, Use};
@@ -14,12 +15,12 @@ use crate::sqlite::premises::{self, Use};
 const STICKY: u32 = 0o1000;
 const BY_OTHERS: u32 = 0o002;
 
-pub(super) fn look(patient: &Patient<'_>) -> Vec<Told> {
+pub(super) fn look(patient: &Patient<'_>) -> Vec<Remark> {
     let found = match patient.source {
         Some(source) => inspection::rights_before_opening(source),
         None => premises::rights_of_file(patient.path, Use::Read),
     };
-    let mut told: Vec<Told> = found.into_iter().map(Told::from).collect();
+    let mut told: Vec<Remark> = found.into_iter().map(Remark::from).collect();
     let real = fs::canonicalize(patient.path).unwrap_or_else(|_| patient.path.to_owned());
     let folder = folder_of(&real);
     let mut files = vec![folder.clone(), real.clone()];
@@ -31,10 +32,10 @@ pub(super) fn look(patient: &Patient<'_>) -> Vec<Told> {
         let words: Vec<String> = names.iter().map(|name| word(name)).collect();
         let evidence = format!("anybody on this machine may write {}", names.join(", "));
         let remedy = "let only the application and outboxd write: events are what stands there";
-        told.push(Told::advice(evidence, remedy).with(format!("chmod o-w {}", words.join(" "))));
+        told.push(Remark::advice(evidence, remedy).with([format!("chmod o-w {}", words.join(" "))]));
     }
     if told.is_empty() {
-        told.push(Told::ok("nobody is locked out"));
+        told.push(Remark::ok("nobody is locked out"));
     }
     if let Some(first) = told.first_mut() {
         first.evidence.push_str(&table(&files));

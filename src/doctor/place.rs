@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Patient, Told, word};
+use super::Patient;
+use crate::remark::{Remark, word};
 use crate::sqlite::{place, premises};
 
 /// Types of `statfs` (linux/magic.h).
@@ -19,10 +20,10 @@ const KNOWN: [(u32, &str); 6] = [
 const TMPFS: u32 = 0x0102_1994;
 const OVERLAY: u32 = 0x794C_7630;
 
-pub(super) fn look(patient: &Patient<'_>) -> Vec<Told> {
+pub(super) fn look(patient: &Patient<'_>) -> Vec<Remark> {
     let Ok(real) = fs::canonicalize(patient.path) else { return Vec::new() };
     let allow = patient.source.is_some_and(|source| source.allow_network_filesystem);
-    let mut told: Vec<Told> = premises::network(&real, allow).map(Told::from).into_iter().collect();
+    let mut told: Vec<Remark> = premises::network(&real, allow).map(Remark::from).into_iter().collect();
     let kind = rustix::fs::statfs(&real).map_or(0, |stat| stat.f_type as u32);
     let name = KNOWN
         .iter()
@@ -31,15 +32,15 @@ pub(super) fn look(patient: &Patient<'_>) -> Vec<Told> {
     let path = real.display();
     const VOLUME: &str = "keep its folder on a disk or a volume of its own, which application and outboxd both mount";
     if kind == OVERLAY {
-        told.push(Told::advice(format!("{path} lies in a layer of a container ({name}), and goes with it"), VOLUME));
+        told.push(Remark::advice(format!("{path} lies in a layer of a container ({name}), and goes with it"), VOLUME));
     }
     if kind == TMPFS {
-        told.push(Told::advice(format!("{path} lies in memory ({name}), and is gone with the next start"), VOLUME));
+        told.push(Remark::advice(format!("{path} lies in memory ({name}), and is gone with the next start"), VOLUME));
     }
     if is_mounted_alone(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), &real) {
         let evidence =
             format!("{path} is mounted by itself: the -wal and -shm beside it are others than the application's");
-        told.push(Told::danger(evidence, "mount its folder, for the application and for outboxd"));
+        told.push(Remark::danger(evidence, "mount its folder, for the application and for outboxd"));
     }
     let names = fs::metadata(&real).map_or(1, |found| found.nlink());
     if names > 1 {
@@ -53,12 +54,15 @@ pub(super) fn look(patient: &Patient<'_>) -> Vec<Told> {
             word(&real.file_name().unwrap_or_default().to_string_lossy())
         );
         told.push(
-            Told::danger(evidence, "remove all but the one that the application uses; this finds those in its folder")
-                .with(find),
+            Remark::danger(
+                evidence,
+                "remove all but the one that the application uses; this finds those in its folder",
+            )
+            .with([find]),
         );
     }
     if told.is_empty() {
-        told.push(Told::ok(name));
+        told.push(Remark::ok(name));
     }
     told
 }

@@ -1,16 +1,16 @@
 //! Room on the disk: for a backup, and for a VACUUM.
 
-use super::Told;
 use super::chart::Chart;
+use crate::remark::Remark;
 use crate::sqlite::sizes::Figures;
 
 const MIB: u64 = 1 << 20;
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     Ok(vec![judge(Figures::of(&chart.connection, chart.patient.path))])
 }
 
-fn judge(figures: Figures) -> Told {
+fn judge(figures: Figures) -> Remark {
     let Figures { main, wal, disk_free, .. } = figures;
     let backup = main + main / 10 + wal;
     let vacuum = 2 * main + wal;
@@ -20,19 +20,19 @@ fn judge(figures: Figures) -> Told {
             "{free}; a copy of the file takes {} MiB, and when the disk is full nothing is written, and not even deleted",
             backup / MIB
         );
-        return Told::danger(evidence, "make room; let backups go to another file system (`target`, docs/BACKUP.md)");
+        return Remark::danger(evidence, "make room; let backups go to another file system (`target`, docs/BACKUP.md)");
     }
     if disk_free < vacuum {
         let evidence = format!("{free}; a VACUUM takes up to {} MiB beside the file", vacuum / MIB);
-        return Told::advice(evidence, "make room before one is needed");
+        return Remark::advice(evidence, "make room before one is needed");
     }
-    Told::ok(format!("{free}: enough for a copy and for a VACUUM"))
+    Remark::ok(format!("{free}: enough for a copy and for a VACUUM"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::remark::Verdict;
 
     #[test]
     fn room_is_judged_by_what_a_copy_and_a_vacuum_take() {

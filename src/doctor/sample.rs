@@ -1,8 +1,9 @@
 //! The newest events that a relay takes, and the largest one: what a sink is asked about.
 
-use super::{LOOK_MAX, Told};
+use super::LOOK_MAX;
 use crate::consumer;
 use crate::event::{Batch, Event};
+use crate::remark::Remark;
 use crate::sink::survey;
 use crate::source;
 use crate::source::filter::Filter;
@@ -53,10 +54,10 @@ impl Events {
     }
 
     /// What was looked at, and which of it can never be sent.
-    pub fn told(&self) -> Vec<Told> {
+    pub fn told(&self) -> Vec<Remark> {
         let defects =
             [&self.newest, &self.largest.batch].map(|batch| (0..batch.len()).find_map(|index| batch.defect(index)));
-        let mut told = vec![Told::ok(self.looked_at())];
+        let mut told = vec![Remark::ok(self.looked_at())];
         let unread = (0..self.newest.len()).filter(|index| self.newest.defect(*index).is_some()).count();
         if let Some(defect) = defects.into_iter().flatten().next() {
             let of = match unread {
@@ -65,7 +66,7 @@ impl Events {
             };
             let evidence =
                 format!("{of} would be made dead letters before a sink sees them; one says: {}", defect.detail);
-            told.push(Told::danger(evidence, "mend the row, or what is said of the source (docs/SOURCES.md)"));
+            told.push(Remark::danger(evidence, "mend the row, or what is said of the source (docs/SOURCES.md)"));
         }
         told
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::Found;
 use super::sample::Events;
-use super::{Found, Told, Verdict};
 use crate::event::Destination;
-use crate::sink::survey::{Remark, Sample, Weight};
+use crate::remark::{Remark, Verdict};
+use crate::sink::survey::Sample;
 use crate::sink::{self, FaultClass, Port};
 use crate::{consumer, source};
 
@@ -90,11 +91,11 @@ pub async fn look(relay: &consumer::Settings, source: &source::Settings, offline
     let events = Events::of(relay, source);
     let told = match &events {
         Ok(events) => events.told(),
-        Err(why) => vec![Told::ok(format!("not looked at: {why}"))],
+        Err(why) => vec![Remark::ok(format!("not looked at: {why}"))],
     };
     let subject = format!("events of relay {}", relay.name);
     let mut found: Vec<Found> =
-        told.into_iter().map(|told| Found { check: "events", subject: subject.clone(), told }).collect();
+        told.into_iter().map(|remark| Found { check: "events", subject: subject.clone(), remark }).collect();
     let sample = match &events {
         Ok(events) => events.sample(&relay.source),
         Err(_) => Sample { source: &relay.source, events: Vec::new() },
@@ -106,15 +107,15 @@ pub async fn look(relay: &consumer::Settings, source: &source::Settings, offline
         let routed = events.as_ref().ok().and_then(|events| routed(events, sink, relay, own == Some(sink)));
         let is_refused = !matches!(answer, Answer::Good(_));
         // Of one that is refused only what is wrong.
-        let remarks = remarks.into_iter().filter(|remark| !is_refused || remark.weight != Weight::Fine).map(Told::from);
+        let remarks = remarks.into_iter().filter(|remark| !is_refused || remark.verdict != Verdict::Ok);
         let told = [answer.told()].into_iter().chain(routed).chain(remarks);
-        found.extend(told.map(|told| Found { check: "sink", subject: subject.clone(), told }));
+        found.extend(told.map(|remark| Found { check: "sink", subject: subject.clone(), remark }));
     }
     found
 }
 
 /// Where the newest events would go.
-fn routed(events: &Events, sink: &sink::Settings, relay: &consumer::Settings, is_own: bool) -> Option<Told> {
+fn routed(events: &Events, sink: &sink::Settings, relay: &consumer::Settings, is_own: bool) -> Option<Remark> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut count = 0;
     for event in events.newest() {
@@ -137,33 +138,22 @@ fn routed(events: &Events, sink: &sink::Settings, relay: &consumer::Settings, is
         more => format!(", and {more} more"),
     };
     let to = if named.is_empty() { "there".to_owned() } else { format!("to {}{more}", named.join(", ")) };
-    (count > 0).then(|| Told::ok(format!("the last {count} {what} would go {to}")))
+    (count > 0).then(|| Remark::ok(format!("the last {count} {what} would go {to}")))
 }
 
 impl Answer {
-    fn told(self) -> Told {
+    fn told(self) -> Remark {
         match self {
-            Answer::Good(evidence) => Told::ok(evidence),
-            Answer::Away(detail) => Told::danger(
+            Answer::Good(evidence) => Remark::ok(evidence),
+            Answer::Away(detail) => Remark::danger(
                 detail,
                 "see whether it runs and can be reached from here; relays wait for it, and lose nothing",
             ),
-            Answer::Refused(detail) if !detail.contains(" Remedy: ") => {
-                Told::danger(detail, "mend it at the sink, or in its section of the configuration; relays wait for it")
-            }
-            Answer::Refused(detail) | Answer::Unwritable(detail) => Told::of_text(&detail, Told::danger),
+            Answer::Refused(detail) if !detail.contains(" Remedy: ") => Remark::danger(
+                detail,
+                "mend it at the sink, or in its section of the configuration; relays wait for it",
+            ),
+            Answer::Refused(detail) | Answer::Unwritable(detail) => super::of_text(&detail, Remark::danger),
         }
-    }
-}
-
-impl From<Remark> for Told {
-    fn from(remark: Remark) -> Self {
-        let Remark { weight, evidence, remedy, commands } = remark;
-        let verdict = match weight {
-            Weight::Fine => Verdict::Ok,
-            Weight::Advice => Verdict::Advice,
-            Weight::Danger => Verdict::Danger,
-        };
-        Self { verdict, evidence, remedy, commands }
     }
 }

@@ -1,20 +1,20 @@
 //! What could be relayed here: tables that are known by name. Asked of a file that no configuration names.
 
-use super::Told;
 use super::chart::Chart;
+use crate::remark::Remark;
 
 /// Of tables that are not known so many are named.
 const NAMED_MAX: usize = 10;
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     if chart.patient.source.is_some() {
         return Ok(Vec::new());
     }
     let known = chart.tables.iter().filter_map(|table| Some((table.preset.as_ref()?, &table.fitted)));
-    let told: Vec<Told> = known
+    let told: Vec<Remark> = known
         .map(|((preset, read), fitted)| {
             let known = format!("known: preset = \"{preset}\", read = \"{read}\"");
-            Told::ok(match fitted {
+            Remark::ok(match fitted {
                 Ok((mapping, _)) => format!("{known}, of table {}", mapping.table),
                 Err(_) => format!("{known}; it cannot be read as it is (`positions` says why)"),
             })
@@ -38,5 +38,5 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
         count if count > NAMED_MAX => format!("none of its {count} tables is known by name: {some}, ..."),
         _ => format!("none of its tables is known by name: {some}"),
     };
-    Ok(vec![Told::advice(evidence, remedy)])
+    Ok(vec![Remark::advice(evidence, remedy)])
 }

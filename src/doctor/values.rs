@@ -4,16 +4,17 @@
 use rusqlite::Connection;
 
 use super::chart::Chart;
-use super::{Told, sqlite3};
+use super::sqlite3;
+use crate::remark::Remark;
 use crate::source::fit::quoted;
 
 /// The newest rows of each table.
 const ROWS: i64 = 1_000;
 const TABLES_MAX: i64 = 100;
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     if chart.journal != "wal" {
-        return Ok(vec![Told::ok("not looked at: in this journal mode the application would have to wait for it")]);
+        return Ok(vec![Remark::ok("not looked at: in this journal mode the application would have to wait for it")]);
     }
     // STRICT tables have no such values; those of others are none of the application's.
     let sql = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND NOT strict AND NOT wr \
@@ -25,7 +26,7 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
         told.extend(of_table(chart, table)?);
     }
     if told.is_empty() {
-        told.push(Told::ok(format!("as declared, in the newest {ROWS} rows of {} tables", names.len())));
+        told.push(Remark::ok(format!("as declared, in the newest {ROWS} rows of {} tables", names.len())));
     }
     Ok(told)
 }
@@ -45,7 +46,7 @@ fn kinds(declared: &str) -> Option<&'static str> {
     }
 }
 
-fn of_table(chart: &Chart<'_>, table: &str) -> rusqlite::Result<Vec<Told>> {
+fn of_table(chart: &Chart<'_>, table: &str) -> rusqlite::Result<Vec<Remark>> {
     let columns = columns(&chart.connection, table)?;
     let counts: Vec<String> = columns
         .iter()
@@ -76,7 +77,7 @@ fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String
     known.collect()
 }
 
-fn one(chart: &Chart<'_>, table: &str, column: &str, kinds: &str, others: i64, blobs: i64) -> Told {
+fn one(chart: &Chart<'_>, table: &str, column: &str, kinds: &str, others: i64, blobs: i64) -> Remark {
     let (name, column_name) = (quoted(table), quoted(column));
     let evidence = format!(
         "of the newest {ROWS} rows of {table}, {others} have in {column} something else than {}: it is not equal to what looks the same, and sorts apart",
@@ -88,13 +89,13 @@ fn one(chart: &Chart<'_>, table: &str, column: &str, kinds: &str, others: i64, b
         );
         let remedy =
             "let the application bind text, not bytes; where the bytes are text (UTF-8), this makes text of them";
-        return Told::advice(evidence, remedy).with(sqlite3(chart.patient.path, &sql));
+        return Remark::advice(evidence, remedy).with([sqlite3(chart.patient.path, &sql)]);
     }
     let sql = format!(
         "SELECT rowid, typeof({column_name}), {column_name} FROM {name} WHERE typeof({column_name}) NOT IN ({kinds}, 'null')"
     );
     let remedy = "let the application write what the column declares, and mend these rows; this shows them";
-    Told::advice(evidence, remedy).with(sqlite3(chart.patient.path, &sql))
+    Remark::advice(evidence, remedy).with([sqlite3(chart.patient.path, &sql)])
 }
 
 #[cfg(test)]

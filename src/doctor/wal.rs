@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use super::Told;
 use super::chart::Chart;
+use crate::remark::Remark;
 use crate::sqlite::holders::{self, Holder};
 use crate::sqlite::log::{self, Log};
 use crate::sqlite::sizes::Figures;
@@ -12,19 +12,19 @@ use crate::sqlite::sizes::Figures;
 /// A read transaction that is there before and after is no short one.
 const BETWEEN: Duration = Duration::from_millis(300);
 
-pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
+pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Remark>> {
     let path = chart.patient.path;
     if chart.journal != "wal" {
         return Ok(Vec::new());
     }
-    let mut told: Vec<Told> =
-        Figures::of(&chart.connection, path).wal_advice(path).map(Told::from).into_iter().collect();
+    let mut told: Vec<Remark> =
+        Figures::of(&chart.connection, path).wal_advice(path).map(Remark::from).into_iter().collect();
     // Where the -shm cannot be written, SQLite does not tell.
     let backlog = || Log::of(&chart.connection).map_or(0, Log::backlog);
     let before = backlog();
     if before < log::DUE_PAGES {
         if told.is_empty() {
-            told.push(Told::ok(format!("{before} pages wait to be copied into the file")));
+            told.push(Remark::ok(format!("{before} pages wait to be copied into the file")));
         }
         return Ok(told);
     }
@@ -40,11 +40,11 @@ pub(super) fn look(chart: &Chart<'_>) -> rusqlite::Result<Vec<Told>> {
     if stay.is_empty() {
         let remedy = "see that the application checkpoints (PRAGMA wal_autocheckpoint is 1000 unless it says otherwise), and that no process out of \
                       sight, as in another container, reads for long";
-        told.push(Told::advice(format!("{evidence}, and no process is seen that reads for long"), remedy));
+        told.push(Remark::advice(format!("{evidence}, and no process is seen that reads for long"), remedy));
     }
     told.extend(stay.iter().map(|holder| {
         let remedy = "let it end its read transaction (an open cursor, a forgotten BEGIN); the application's next commits then empty the -wal";
-        Told::advice(format!("{evidence}, and {holder} reads for long"), remedy)
+        Remark::advice(format!("{evidence}, and {holder} reads for long"), remedy)
     }));
     Ok(told)
 }

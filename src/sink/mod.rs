@@ -39,7 +39,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use registry::{Keys, Settings, Told, Type, is_left_out, open, types};
-use survey::{Remark, Sample};
+use survey::Sample;
+
+use crate::remark::Remark;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::controls::{self, Seam};

@@ -4,44 +4,7 @@
 //! looks where that would go. What it may not see it says, and does not guess (`what_may_not_be_seen_of_a_topic_is_said`).
 
 use crate::event::{Event, Rejection};
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Weight {
-    Fine,
-    /// It works, and could be better, or safer.
-    Advice,
-    /// Events would be refused, held up, or lost behind the acknowledgement.
-    Danger,
-}
-
-/// One thing that was seen.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Remark {
-    pub weight: Weight,
-    pub evidence: String,
-    pub remedy: Option<String>,
-    /// For a shell.
-    pub commands: Vec<String>,
-}
-
-impl Remark {
-    pub fn fine(evidence: impl Into<String>) -> Self {
-        Self { weight: Weight::Fine, evidence: evidence.into(), remedy: None, commands: Vec::new() }
-    }
-
-    pub fn advice(evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { weight: Weight::Advice, remedy: Some(remedy.into()), ..Self::fine(evidence) }
-    }
-
-    pub fn danger(evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { weight: Weight::Danger, remedy: Some(remedy.into()), ..Self::fine(evidence) }
-    }
-
-    pub fn with(mut self, commands: impl IntoIterator<Item = String>) -> Self {
-        self.commands.extend(commands);
-        self
-    }
-}
+use crate::remark::Remark;
 
 /// Events that a relay sends, or has sent: the newest ones of its source, and the largest that was found.
 #[derive(Debug)]
@@ -76,13 +39,4 @@ impl Refused {
             "mend the sink's section (docs/CONFIG.md), or let the application write what it needs; `types` leaves events out",
         ))
     }
-}
-
-/// A word of a command line.
-pub fn word(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }

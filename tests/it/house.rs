@@ -8,10 +8,11 @@ use outboxd::controls::Protection;
 use outboxd::telemetry::metric;
 
 /// docs/ARCHITECTURE.md explains them.
-const RANKS: [(&str, u8); 25] = [
+const RANKS: [(&str, u8); 26] = [
     ("clock", 0),
     ("controls", 0),
     ("event", 0),
+    ("remark", 0),
     ("retry", 0),
     ("secret", 0),
     ("shutdown", 0),

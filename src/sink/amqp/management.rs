@@ -13,9 +13,9 @@ use super::Settings;
 use super::queue::{self, Place, Told};
 use super::routes::{Binding, Exchange, Routes};
 use super::survey::{Wanted, declared_queue, lost, of_these, vhost};
+use crate::remark::{Remark, word};
 use crate::secret::Secret;
 use crate::sink::http;
-use crate::sink::survey::{Remark, word};
 
 /// Exchanges, and queues, that are looked at.
 const NAMES_MAX: usize = 50;
@@ -210,7 +210,7 @@ fn judge(settings: &Settings, wanted: &Wanted, seen: &Seen) -> Vec<Remark> {
     let undecided: Vec<String> = undecided.into_iter().collect();
     if !undecided.is_empty() {
         remarks
-            .push(Remark::fine(format!("whether a queue takes these events is not decided: {}", undecided.join("; "))));
+            .push(Remark::ok(format!("whether a queue takes these events is not decided: {}", undecided.join("; "))));
     }
     let mut kept = Vec::new();
     for (told, bindings) in seen.queues.values().flatten() {
@@ -221,10 +221,8 @@ fn judge(settings: &Settings, wanted: &Wanted, seen: &Seen) -> Vec<Remark> {
         remarks.extend(found);
     }
     if !kept.is_empty() {
-        remarks.push(Remark::fine(format!(
-            "queues that keep what they take until it is acknowledged: {}",
-            kept.join(", ")
-        )));
+        remarks
+            .push(Remark::ok(format!("queues that keep what they take until it is acknowledged: {}", kept.join(", "))));
     }
     remarks
 }

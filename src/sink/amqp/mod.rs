@@ -37,10 +37,11 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
 
 use super::format::{Dress, Format, HeaderField, Wire};
-use super::survey::{Remark, Sample};
+use super::survey::Sample;
 use super::template::Template;
 use super::tls::Tls;
 use super::{BoxFuture, Fault, Flight, Outcome, Port, Sink};
+use crate::remark::Remark;
 use crate::secret::Secret;
 use lane::{Chunk, Lane};
 use link::Link;

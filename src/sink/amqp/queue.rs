@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::survey::{declared_exchange, declared_queue};
-use crate::sink::survey::{Remark, word};
+use crate::remark::{Remark, word};
 
 /// A queue, an exchange or a binding, as the management API tells it.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -231,7 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sink::survey::Weight::{Advice, Danger};
+    use crate::remark::Verdict::{Advice, Danger};
 
     fn told(more: Value) -> Told {
         let mut all = json!({ "name": "q.1", "type": "quorum", "durable": true, "arguments": [], "effective_policy_definition": [] });
@@ -266,7 +266,7 @@ mod tests {
         let rule = |rules: &str| {
             format!("rabbitmqctl --vhost / set_policy keep-q.1 '^q\\.1$' '{rules}' --priority 100 --apply-to queues")
         };
-        for (more, weight, words, command) in [
+        for (more, verdict, words, command) in [
             (json!({ "type": "classic", "durable": false }), Danger, "restart", anew.to_owned()),
             (json!({ "type": "classic", "auto_delete": true }), Danger, "last consumer", anew.to_owned()),
             (
@@ -296,7 +296,7 @@ mod tests {
             ),
         ] {
             let remarks = looked(more.clone(), 3);
-            assert!(remarks.len() == 1 && remarks[0].weight == weight, "{more}: {remarks:#?}");
+            assert!(remarks.len() == 1 && remarks[0].verdict == verdict, "{more}: {remarks:#?}");
             assert!(remarks[0].evidence.contains(words), "{more}: {remarks:#?}");
             assert_eq!(remarks[0].commands[0], command, "{more}");
             assert!(

@@ -16,8 +16,9 @@ use super::fault::{Answer, answer};
 use super::link::Link;
 use super::{Settings, message};
 use crate::event::Event;
+use crate::remark::{Remark, word};
 use crate::sink::format::Dress;
-use crate::sink::survey::{Refused, Remark, Sample, word};
+use crate::sink::survey::{Refused, Sample};
 use crate::sink::{Fault, Pick};
 
 /// Exchanges, and queues, that are asked for one by one.
@@ -209,7 +210,7 @@ async fn behind(_: &Settings, _: &Wanted, _: Duration) -> Vec<Remark> {
 }
 
 fn not_seen(how: &str) -> Remark {
-    Remark::fine(format!(
+    Remark::ok(format!(
         "AMQP does not tell whether a queue takes these events, and what it does with them: to have that looked at, {how} \
          (management = \"http://127.0.0.1:15672\")"
     ))

@@ -30,11 +30,12 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::{oneshot, watch};
 
 use super::format::{Dress, Value, Wire};
-use super::survey::{Remark, Sample};
+use super::survey::Sample;
 use super::template::Template;
 use super::{BoxFuture, Fault, FaultClass, Flight, Outcome, Port, Sink};
 use crate::controls::{self, Protection};
 use crate::event::{Event, Reason, Rejection};
+use crate::remark::Remark;
 use aloft::Aloft;
 use reports::{Context, Reports};
 pub use settings::{Mechanism, OWNED, Sasl, Security, Settings, check_property, check_topic, partition_of};

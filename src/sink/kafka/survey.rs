@@ -14,9 +14,10 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::topic::{self, Client, Configs, Part, Topic, Wanted};
 use super::{Settings, check_topic, partition_of};
 use crate::event::{Event, Reason, Rejection};
+use crate::remark::{Remark, word};
 use crate::sink::Pick;
 use crate::sink::format::{Dress, Value};
-use crate::sink::survey::{Refused, Remark, Sample, word};
+use crate::sink::survey::{Refused, Sample};
 
 /// Topics that are looked at.
 const TOPICS_MAX: usize = 50;
@@ -69,7 +70,7 @@ pub(super) async fn survey(settings: &Settings, dress: &Dress, sample: &Sample<'
         Err(error) => vec![unseen(&error.to_string())],
     });
     if left > 0 {
-        remarks.push(Remark::fine(format!("{left} more topics, which these events name, were not looked at")));
+        remarks.push(Remark::ok(format!("{left} more topics, which these events name, were not looked at")));
     }
     remarks
 }

@@ -1,7 +1,7 @@
 //! What follows from how a topic is set. Pure.
 
 use super::Settings;
-use crate::sink::survey::{Remark, word};
+use crate::remark::{Remark, word};
 
 /// Kafka's own default for `max.message.bytes`.
 const MESSAGE_BYTES: usize = 1_048_588;
@@ -207,7 +207,7 @@ fn fine(topic: &Topic<'_>, configs: &Configs) -> Remark {
             format!("{replicas} replicas on {brokers} brokers, min.insync.replicas {least}")
         }
     };
-    Remark::fine(format!(
+    Remark::ok(format!(
         "topic {name}: {} partitions, {copies}; max.message.bytes {}{largest}",
         topic.parts.len(),
         told(configs.message_bytes_max)
@@ -368,7 +368,7 @@ fn size(topic: &Topic<'_>, configs: &Configs) -> Option<Remark> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::survey::Weight::{Advice, Danger, Fine};
+    use crate::remark::Verdict::{self, Advice, Danger};
 
     const PART: Part = Part { id: 0, has_leader: true, replicas: 3, in_sync: 3 };
 
@@ -390,8 +390,8 @@ mod tests {
             let part = Part { replicas, in_sync: replicas, ..PART };
             told(part, 3, Configs { min_in_sync: Some(least), ..configs() }, &nothing)
         };
-        for (replicas, least, weight, words) in [
-            (3, 2, Fine, "3 replicas on 3 brokers"),
+        for (replicas, least, verdict, words) in [
+            (3, 2, Verdict::Ok, "3 replicas on 3 brokers"),
             (3, 1, Advice, "lost with one broker"),
             (3, 3, Advice, "with one broker away"),
             (3, 4, Danger, "nothing is ever acknowledged"),
@@ -401,16 +401,16 @@ mod tests {
         ] {
             let remarks = copies(replicas, least);
             assert!(remarks.len() == 1, "{replicas} {least}: {remarks:#?}");
-            assert!(remarks[0].weight == weight && remarks[0].evidence.contains(words), "{remarks:#?}");
+            assert!(remarks[0].verdict == verdict && remarks[0].evidence.contains(words), "{remarks:#?}");
         }
         let alone = Part { replicas: 1, in_sync: 1, ..PART };
-        assert_eq!(told(alone, 1, Configs { min_in_sync: Some(1), ..configs() }, &nothing)[0].weight, Fine);
+        assert_eq!(told(alone, 1, Configs { min_in_sync: Some(1), ..configs() }, &nothing)[0].verdict, Verdict::Ok);
         for (part, words) in [
             (Part { in_sync: 1, ..PART }, "fewer replicas in sync"),
             (Part { has_leader: false, in_sync: 0, ..PART }, "no leader"),
         ] {
             let remarks = told(part, 3, configs(), &nothing);
-            assert!(remarks.len() == 1 && remarks[0].weight == Danger, "{remarks:#?}");
+            assert!(remarks.len() == 1 && remarks[0].verdict == Danger, "{remarks:#?}");
             assert!(remarks[0].evidence.contains(words), "{remarks:#?}");
         }
     }
@@ -419,13 +419,16 @@ mod tests {
     fn what_compaction_and_size_mean_depends_on_the_events() {
         let mut wanted = Wanted::default();
         let compacted = Configs { is_compacted: true, ..configs() };
-        assert_eq!(told(PART, 3, compacted.clone(), &wanted)[0].weight, Fine, "nothing is sent there");
+        assert_eq!(told(PART, 3, compacted.clone(), &wanted)[0].verdict, Verdict::Ok, "nothing is sent there");
         wanted.note("e1", 100, true);
-        assert_eq!(told(PART, 3, compacted.clone(), &wanted)[0].weight, Advice);
+        assert_eq!(told(PART, 3, compacted.clone(), &wanted)[0].verdict, Advice);
         wanted.note("e2", 300, false);
         assert!(told(PART, 3, compacted, &wanted)[0].evidence.ends_with("one is e2"));
         let small = |bytes| told(PART, 3, Configs { message_bytes_max: Some(bytes), ..configs() }, &wanted).remove(0);
-        assert_eq!((small(299).weight, small(300).weight, small(CLIENT_BYTES).weight), (Danger, Advice, Fine));
+        assert_eq!(
+            (small(299).verdict, small(300).verdict, small(CLIENT_BYTES).verdict),
+            (Danger, Advice, Verdict::Ok)
+        );
         assert!(small(299).commands[0].ends_with("--add-config max.message.bytes=1048588"));
     }
 

@@ -1,5 +1,7 @@
 //! Connections: how each is opened, and what it may do.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -204,8 +206,10 @@ pub fn appender(path: &Path, durable: Durable) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Opens our own state file, made when it is not there, in WAL mode.
+/// Opens our own state file, made when it is not there, in WAL mode. It has payloads in it: whatever the umask says, others may not read it.
 pub fn state_file(path: &Path) -> rusqlite::Result<Connection> {
+    // What keeps it from being made, SQLite tells. (Of a file that was there nothing is opened, and so no lock is lost.)
+    let _ = File::options().write(true).create_new(true).mode(0o660).open(path);
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;

@@ -1,15 +1,18 @@
 //! A password stands in no log at any level, no metric, no answer and no error; nor does a payload.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use base64::Engine as _;
+use outboxd::consumer::status::State;
 
 use crate::sink_contract::rig::unique;
 use crate::support::application::{Application, Row};
 use crate::support::broker::Broker;
 use crate::support::process::{SHOP, Scene, shared_machine};
 use crate::support::relays::{amqp, kafka, relay};
+use crate::support::rig::Rig;
 use crate::support::topology;
 
 /// A word, and every form in which it could slip out.
@@ -184,5 +187,18 @@ fn what_a_panic_could_print_of_the_configuration_has_no_password() {
     assert!(printed.contains("alice") && printed.contains("***"), "{printed}");
     for password in ["kaf/ka&Canary+one", "rab/bit&Canary+three"] {
         Canary::new(password).assert_absent("Debug", &printed);
+    }
+}
+
+/// Held events and their payloads stand in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_is_not_for_others_to_read() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    rig.is(State::Running).await;
+    let state = rig.source.state_path();
+    for path in [state.clone(), format!("{}-wal", state.display()).into()] {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{}: {mode:o}", path.display());
     }
 }

@@ -335,7 +335,12 @@ pub fn said(error: &dyn std::error::Error) -> Option<String> {
 
 /// The connection has to be opened anew.
 pub fn is_stale(error: &rusqlite::Error) -> bool {
-    said(error).is_some_and(|said| said == ANEW)
+    said(error).is_some_and(|said| is_moved(&said))
+}
+
+/// The same, of what was said.
+pub fn is_moved(said: &str) -> bool {
+    said == ANEW
 }
 
 /// An error of SQLite's as it is told.

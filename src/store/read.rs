@@ -36,6 +36,10 @@ impl Reader {
 
     /// A stream's events from a version on, archived ones as if they had not moved. None for a stream that is not there.
     pub async fn load(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
+        anew(|| self.load_once(stream, from)).await
+    }
+
+    async fn load_once(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
         // What is compared comes from one snapshot.
         let mut transaction = self.0.begin().await?;
         let Some((newest, _)) = newest(&mut transaction, stream).await? else { return Ok(Vec::new()) };
@@ -44,6 +48,10 @@ impl Reader {
 
     /// The same, as far as they have 64 MiB. None: there are no more.
     pub async fn load_some(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
+        anew(|| self.load_some_once(stream, from)).await
+    }
+
+    async fn load_some_once(&self, stream: &str, from: i64) -> Result<Vec<StoredEvent>, ReadError> {
         let mut transaction = self.0.begin().await?;
         let Some((newest, _)) = newest(&mut transaction, stream).await? else { return Ok(Vec::new()) };
         let rows = sqlx::query_as(sql::OF_STREAM).bind(stream).bind(from.max(1)).fetch(&mut *transaction);
@@ -60,17 +68,25 @@ impl Reader {
 
     /// The newest position; 0 where there is no event.
     pub async fn head(&self) -> Result<i64, ReadError> {
-        Ok(sqlx::query_scalar(sql::HEAD).fetch_one(&self.0).await?)
+        anew(|| async { Ok(sqlx::query_scalar(sql::HEAD).fetch_one(&self.0).await?) }).await
     }
 
     /// Events of all streams behind a position, in order, up to a number; fewer where they have more than 64 MiB. None: there are no more.
     pub async fn read_all(&self, after: i64, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
+        anew(|| self.read_all_once(after, limit)).await
+    }
+
+    async fn read_all_once(&self, after: i64, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
         let rows = sqlx::query_as(sql::OF_ALL).bind(after).bind(limit as i64).fetch(&self.0);
         merge::of_all(page(rows, |one, other| one.position == other.position).await?.0)
     }
 
     /// A stream's newest snapshot and the events behind it; `None` for a stream that is not there.
     pub async fn state(&self, stream: &str) -> Result<Option<State>, ReadError> {
+        anew(|| self.state_once(stream)).await
+    }
+
+    async fn state_once(&self, stream: &str) -> Result<Option<State>, ReadError> {
         let mut transaction = self.0.begin().await?;
         let Some((version, stream_type)) = newest(&mut transaction, stream).await? else { return Ok(None) };
         let row: Option<(i64, String, String, String, bool)> =
@@ -104,6 +120,14 @@ impl Reader {
 
     pub(super) async fn close(&self) {
         self.0.close().await;
+    }
+}
+
+/// The archive may become another file between a connection's being looked at and its first statement: the next one is opened anew.
+async fn anew<T, F: Future<Output = Result<T, ReadError>>>(read: impl Fn() -> F) -> Result<T, ReadError> {
+    match read().await {
+        Err(ReadError::Archive(said)) if archive_file::is_moved(&said) => read().await,
+        done => done,
     }
 }
 
@@ -142,4 +166,41 @@ async fn behind(
 
 fn event((position, id, stream, stream_type, version, kind, data, metadata, time): EventRow) -> StoredEvent {
     StoredEvent { position, id, stream, stream_type, version, kind, data, metadata, time }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_met_the_archive_becoming_another_file_is_read_once_more() {
+        // Where no archive is attached, the words are those of a connection that was looked at before there was one.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shop.db");
+        crate::store::init(&path).await.unwrap();
+        let live = open::writer(&path, open::Durable::Full).unwrap();
+        let before = open::visitor(&path).unwrap();
+        archive_file::attach(&before, &path).unwrap();
+        live.execute("INSERT INTO archive_file VALUES (1, 'a', 'a.db', 1)", []).unwrap();
+        let moved = before.query_row("SELECT count(*) FROM archived_events", [], |row| row.get::<_, i64>(0));
+        let said = archive_file::said(&moved.unwrap_err()).unwrap();
+
+        let asked = Cell::new(0);
+        let read = |said: &'static [&'static str]| {
+            asked.set(0);
+            anew(|| async {
+                asked.set(asked.get() + 1);
+                match said.get(asked.get() - 1) {
+                    Some(said) => Err(ReadError::Archive((*said).to_owned())),
+                    None => Ok(asked.get()),
+                }
+            })
+        };
+        let said: &'static str = said.leak();
+        assert_eq!(read(vec![said].leak()).await.unwrap(), 2);
+        assert!(read(vec![said, said].leak()).await.is_err(), "not for ever");
+        assert!(read(&["it is missing"]).await.is_err() && asked.get() == 1, "what is wrong is told");
+    }
 }

@@ -116,7 +116,7 @@ fn go_run(code: &str, scene: &Scene) {
     }
     scene.write("main.go", code);
     let mut go = Command::new("/usr/bin/go");
-    go.args(["run", "."]).env("GOENV", place(".tools/go/env")).env("GOPROXY", "off");
+    go.args(["run", "."]).env("GOENV", place(".tools/go/env")).env("GOPROXY", "off").env_remove("GOFLAGS");
     told(&go.current_dir(scene.path("")).output().unwrap());
 }
 

@@ -12,13 +12,11 @@ use serde::de::DeserializeOwned;
 use super::Settings;
 use super::queue::{self, Place, Told};
 use super::routes::{Binding, Exchange, Routes};
-use super::survey::{Wanted, declared_queue, lost, of_these, vhost};
+use super::survey::{NAMES_MAX, Wanted, declared_queue, left_out, lost, of_these, vhost};
 use crate::remark::{Remark, word};
 use crate::secret::Secret;
 use crate::sink::http;
 
-/// Exchanges, and queues, that are looked at.
-const NAMES_MAX: usize = 50;
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Routing keys that are named.
 const KEYS_MAX: usize = 10;
@@ -133,6 +131,7 @@ struct Seen {
     /// `None`: it is not there.
     queues: BTreeMap<String, Option<(Told, Vec<Told>)>>,
     nodes: Option<usize>,
+    reached_queues: usize,
 }
 
 impl Seen {
@@ -168,6 +167,7 @@ impl Seen {
 
     async fn queues(&mut self, api: &Api, wanted: &Wanted) -> Result<(), Fault> {
         let reached: BTreeSet<String> = self.reached(wanted).flat_map(|(_, _, taken)| taken.queues).collect();
+        self.reached_queues = reached.len();
         for name in reached.into_iter().take(NAMES_MAX) {
             let told: Option<Told> = api.get(&["queues", &api.vhost, &name]).await?;
             let bindings = match told {
@@ -212,6 +212,7 @@ fn judge(settings: &Settings, wanted: &Wanted, seen: &Seen) -> Vec<Remark> {
         remarks
             .push(Remark::ok(format!("whether a queue takes these events is not decided: {}", undecided.join("; "))));
     }
+    remarks.extend(left_out(seen.reached_queues, "queues"));
     let mut kept = Vec::new();
     for (told, bindings) in seen.queues.values().flatten() {
         let found = queue::queue(told, &Place { vhost: &seen.vhost, nodes: seen.nodes, bindings });

@@ -22,7 +22,7 @@ use crate::sink::survey::{Refused, Sample};
 use crate::sink::{Fault, Pick};
 
 /// Exchanges, and queues, that are asked for one by one.
-const NAMES_MAX: usize = 50;
+pub(super) const NAMES_MAX: usize = 50;
 
 /// Where events of the sample go: how many, by exchange and routing key.
 #[derive(Debug, Default)]
@@ -34,6 +34,11 @@ impl Wanted {
     fn note(&mut self, exchange: &str, routing_key: &str) {
         let keys = self.exchanges.entry(exchange.to_owned()).or_default();
         *keys.entry(routing_key.to_owned()).or_default() += 1;
+    }
+
+    /// How many exchanges, without the default one.
+    fn names(&self) -> usize {
+        self.exchanges.keys().filter(|name| !name.is_empty()).count()
     }
 }
 
@@ -72,6 +77,8 @@ pub(super) async fn survey(
         }
     };
     remarks.extend(missing.remarks);
+    remarks.extend(left_out(wanted.names(), "exchanges"));
+    remarks.extend(left_out(wanted.exchanges.get("").map_or(0, BTreeMap::len), "queues of the default exchange"));
     wanted.exchanges.retain(|exchange, _| !missing.exchanges.contains(exchange));
     if let Some(keys) = wanted.exchanges.get_mut("") {
         keys.retain(|queue, _| !missing.queues.contains(queue));
@@ -160,6 +167,12 @@ fn not_told(what: &str, name: &str, error: Option<lapin::Error>) -> Remark {
         "let the user of `uri` see it; the relay itself needs to write to the exchange, and no more. Without that it is not known whether the {what} is there"
     );
     Remark::advice(format!("{what} {name} may not be asked for{why}"), remedy)
+}
+
+/// Of so many only the first are looked at.
+pub(super) fn left_out(count: usize, what: &str) -> Option<Remark> {
+    let left = count.saturating_sub(NAMES_MAX);
+    (left > 0).then(|| Remark::ok(format!("{left} more {what}, to which these events lead, were not looked at")))
 }
 
 /// None of them, where the configuration alone says where to.

@@ -31,10 +31,9 @@ use tokio::sync::{oneshot, watch};
 
 use super::format::{Dress, Value, Wire};
 use super::survey::Sample;
-use super::template::Template;
 use super::{BoxFuture, Fault, FaultClass, Flight, Outcome, Port, Sink};
 use crate::controls::{self, Protection};
-use crate::event::{Event, Reason, Rejection};
+use crate::event::{Reason, Rejection};
 use crate::remark::Remark;
 use aloft::Aloft;
 use reports::{Context, Reports};
@@ -322,7 +321,8 @@ impl Sender<'_> {
     fn send(&self, flight: &Flight, slot: usize, ticket: usize, text: &mut Text) -> Result<(), Outcome> {
         let event = flight.event(slot);
         let Text { topic, key, body, number } = text;
-        let topic = self.topic(&event, topic).map_err(Outcome::Rejected)?;
+        let source = &self.dress.source;
+        let topic = self.settings.topic_of(&event, source, topic).map_err(Outcome::Rejected)?;
         let mut headers = Some(OwnedHeaders::new_with_capacity(4));
         let dressed = self.dress.each(&event, flight.picks[slot], |name, value| {
             let value = match value {
@@ -338,41 +338,10 @@ impl Sender<'_> {
         dressed.map_err(Outcome::Rejected)?;
         let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, ticket);
         record.headers = headers.filter(|headers| !is_empty(headers));
-        record.payload = self.settings.format.body(&event, &self.dress.source, body);
-        record.key = match &self.settings.key {
-            None => event.key,
-            Some(template) => {
-                key.clear();
-                template.render(&event, &self.dress.source, key).map_err(Outcome::Rejected)?;
-                Some(key.as_bytes())
-            }
-        };
-        if let Some(template) = &self.settings.partition {
-            record.partition = Some(self.partition(&event, template, number).map_err(Outcome::Rejected)?);
-        }
+        record.payload = self.settings.format.body(&event, source, body);
+        record.key = self.settings.key_of(&event, source, key).map_err(Outcome::Rejected)?;
+        record.partition = self.settings.partition_for(&event, source, number).map_err(Outcome::Rejected)?;
         self.live.client.send(record).map_err(|(error, record)| self.refusal(&error, record.topic, record.partition))
-    }
-
-    fn partition(&self, event: &Event<'_>, template: &Template, buffer: &mut String) -> Result<i32, Rejection> {
-        buffer.clear();
-        template.render(event, &self.dress.source, buffer)?;
-        partition_of(buffer).ok_or_else(|| {
-            let detail = format!(
-                "{buffer:?}, which `{template}` gives, is no partition: a whole number is wanted, not negative"
-            );
-            Rejection::new(Reason::Unroutable, detail)
-        })
-    }
-
-    fn topic<'t>(&'t self, event: &Event<'_>, buffer: &'t mut String) -> Result<&'t str, Rejection> {
-        let template: &Template = &self.settings.topic;
-        if let Some(topic) = template.constant() {
-            return Ok(topic);
-        }
-        buffer.clear();
-        template.render(event, &self.dress.source, buffer)?;
-        check_topic(buffer).map_err(|why| Rejection::new(Reason::Unroutable, why))?;
-        Ok(buffer)
     }
 
     /// What the client says at once is about this very message, or about the client as a whole.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 
+use crate::event::{Event, Reason, Rejection};
 use crate::secret::Secret;
 use crate::sink::Fault;
 use crate::sink::format::{Format, HeaderField};
@@ -147,6 +148,53 @@ pub fn partition_of(text: &str) -> Option<i32> {
 }
 
 impl Settings {
+    /// Where an event goes; the buffer holds the name, where it is made.
+    pub fn topic_of<'t>(
+        &'t self,
+        event: &Event<'_>,
+        source: &str,
+        buffer: &'t mut String,
+    ) -> Result<&'t str, Rejection> {
+        if let Some(topic) = self.topic.constant() {
+            return Ok(topic);
+        }
+        buffer.clear();
+        self.topic.render(event, source, buffer)?;
+        check_topic(buffer).map_err(|why| Rejection::new(Reason::Unroutable, why))?;
+        Ok(buffer)
+    }
+
+    pub fn key_of<'t>(
+        &self,
+        event: &Event<'t>,
+        source: &str,
+        buffer: &'t mut String,
+    ) -> Result<Option<&'t [u8]>, Rejection> {
+        let Some(template) = &self.key else { return Ok(event.key) };
+        buffer.clear();
+        template.render(event, source, buffer)?;
+        Ok(Some(buffer.as_bytes()))
+    }
+
+    /// `None`: the client chooses, by the key.
+    pub fn partition_for(
+        &self,
+        event: &Event<'_>,
+        source: &str,
+        buffer: &mut String,
+    ) -> Result<Option<i32>, Rejection> {
+        let Some(template) = &self.partition else { return Ok(None) };
+        buffer.clear();
+        template.render(event, source, buffer)?;
+        let no_partition = || {
+            let detail = format!(
+                "{buffer:?}, which `{template}` gives, is no partition: a whole number is wanted, not negative"
+            );
+            Rejection::new(Reason::Unroutable, detail)
+        };
+        partition_of(buffer).map(Some).ok_or_else(no_partition)
+    }
+
     /// Whether the client library takes all properties; connects nothing.
     pub fn verify(&self) -> Result<(), String> {
         for (name, value) in &self.properties {

@@ -11,8 +11,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::Settings;
 use super::topic::{self, Client, Configs, Part, Topic, Wanted};
-use super::{Settings, check_topic, partition_of};
 use crate::event::{Event, Reason, Rejection};
 use crate::remark::{Remark, word};
 use crate::sink::Pick;
@@ -81,27 +81,13 @@ fn unseen(what: &str) -> Remark {
 
 fn compose(settings: &Settings, dress: &Dress, event: &Event<'_>) -> Result<Message, Rejection> {
     let (mut topic, mut key, mut number, mut body) = (String::new(), String::new(), String::new(), Vec::new());
-    settings.topic.render(event, &dress.source, &mut topic)?;
-    check_topic(&topic).map_err(|why| Rejection::new(Reason::Unroutable, why))?;
-    let key_bytes = match &settings.key {
-        None => event.key.map(<[u8]>::len),
-        Some(template) => {
-            template.render(event, &dress.source, &mut key)?;
-            Some(key.len())
-        }
-    };
-    let partition = match &settings.partition {
-        None => None,
-        Some(template) => {
-            template.render(event, &dress.source, &mut number)?;
-            let why =
-                || Rejection::new(Reason::Unroutable, format!("{number:?}, which `{template}` gives, is no partition"));
-            Some(partition_of(&number).ok_or_else(why)?)
-        }
-    };
+    let source = &dress.source;
+    let topic = settings.topic_of(event, source, &mut topic)?.to_owned();
+    let key_bytes = settings.key_of(event, source, &mut key)?.map(<[u8]>::len);
+    let partition = settings.partition_for(event, source, &mut number)?;
     let mut headers = Vec::new();
     dress.each(event, Pick::first(0), |name, value: Value<'_>| headers.push((name.len(), value.to_string().len())))?;
-    let body_bytes = settings.format.body(event, &dress.source, &mut body).map(<[u8]>::len);
+    let body_bytes = settings.format.body(event, source, &mut body).map(<[u8]>::len);
     Ok(Message {
         topic,
         content: key_bytes.unwrap_or(0) + body_bytes.unwrap_or(0),
